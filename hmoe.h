@@ -1,0 +1,2440 @@
+/* hmoe.h - a heterogeneous mixture-of-experts transformer in one C header: forward and backward.
+
+WHAT IT IS
+
+   A language model in the LLaMA form whose feed-forward layers are mixtures of experts of
+   *different widths*. A router sends each token to a few of them; narrow experts are cheap, wide
+   ones strong, and a loss on the router decides who gets the work. Two papers define it:
+
+     HMoE    Wang et al., Heterogeneous Mixture of Experts for Language Modeling, arXiv 2408.10681
+     MoDSE   Sun et al., Mixture of Diverse Size Experts, arXiv 2409.12210
+
+   Everything is here: the layers, their gradients, the router and its losses, AdamW, generation
+   with a key/value cache. (Files are next door, in hmoe_checkpoint.h.) It needs libc, and OpenMP
+   where there is one. It is no tensor library, automatic differentiator, tokenizer or server: one
+   model is in it. No expert has a capacity, no token is dropped, nothing is padded.
+
+HOW TO USE IT
+
+   In *one* C or C++ file write
+
+       #define HMOE_IMPLEMENTATION
+       #include "hmoe.h"
+
+   and a plain #include "hmoe.h" anywhere else. Compile with -O3 -march=native -ffp-contract=fast
+   -fno-math-errno -fopenmp (the Makefile finds out which of these the compiler knows); link -lm.
+
+A WHOLE PROGRAM
+
+       #define HMOE_IMPLEMENTATION
+       #include "hmoe.h"
+       #include <stdio.h>
+       int main(void)
+       {
+           static int text[33] = { 7, 4, 11, 11, 14, 26, 22, 14, 17, 11, 3, 26 };   // then zeros
+           hmoe_config config = hmoe_default_config();  // 8 experts of unequal widths, two a token
+           hmoe_adamw adamw = hmoe_default_adamw();
+           hmoe_model model = { 0 };
+           config.V = 27;                               // tokens are 0 .. 26
+           if (hmoe_create(&model, &config, 1337, 1, 1)) { puts(model.message); return 1; }
+           for (int step = 1; step <= 40; step++) {
+               if (hmoe_forward(&model, HMOE_TRAIN, text, text + 1, 1, 32)    // inputs, targets
+                   || hmoe_backward(&model, 1) || hmoe_update(&model, &adamw)) break;
+               printf("step %d  cross-entropy %f\n", step, model.losses.ce);
+           }
+           puts(model.message);                         // empty where all went well
+           hmoe_free(&model);
+           return 0;
+       }
+
+CONTENTS (search for the words in capitals; IMPLEMENTATION and all below it come after the API)
+
+       CONFIGURATION    what a model is made of              THE API           what a program calls
+       THE ROUTES       the router's decision, as data       THE STEPS         the seam for a GPU
+       IMPLEMENTATION
+       UTILITIES        messages, random numbers             PRODUCTS          the one hot loop
+       LAYERS           norm, RoPE, attention, SwiGLU,       EXPERT SIZES      how wide each is
+                        embedding, cross-entropy             ROUTER            who gets a token
+       EXPERTS          gather, products, combine            LOSSES            balance, penalty, ...
+       THE MODEL        tensors, memory                      FORWARD           tokens in, loss out
+       BACKWARD         the same page upside down            OPTIMIZER         clip, AdamW, schedule
+       INSPECTION       who did what                         INFERENCE         cache, sampling
+
+SYMBOLS, the same everywhere
+
+       B, T, N = B*T    sequences, their length, tokens      C, V, L   width, vocabulary, layers
+       NH, hs           heads, head size (C = NH * hs)       E, K      experts, experts per token
+       H[e]             hidden width of expert e             r, P      router logits and softmax
+       S[t], g[t][e]    experts chosen for token t, their gates: the weights of their outputs
+
+MACROS, to be defined before the #include
+
+       HMOE_REAL                      type of every number: float, unless defined as double (for
+                                      gradient checks); the same in every file
+       HMOE_MALLOC(n), HMOE_FREE(p)   another allocator       } where HMOE_IMPLEMENTATION
+       HMOE_SIMD                      -fopenmp-simd is on     } is defined
+
+OWNERSHIP AND ERRORS
+
+   The caller owns every struct and array it passes; the library copies what it keeps. What
+   hmoe_create and hmoe_cache_create allocate, hmoe_free and hmoe_cache_free free.
+   Functions that can fail return a status, 0 being HMOE_OK, and leave one line on what is wrong and
+   what would be right in the model's `message` (or in a `message` of HMOE_MESSAGE_SIZE chars, which
+   may be NULL). Nothing exits, prints or keeps global state. assert() guards the library's own
+   invariants, never its input.
+
+THREADS AND REPRODUCIBILITY
+
+   OpenMP's threads share the work (omp_set_num_threads). One model is used by one caller at a time;
+   several models are independent. No sum depends on the number of threads, and everything random
+   is a function of the seed and of what it is for: the same seed and build give the same bits.
+
+LIMITS
+
+   Sizes: HMOE_MAX_* below. Numbers in texts are read and written as LC_NUMERIC says: leave that
+   at "C", as it is unless setlocale() is called.
+
+CHANGES   1.0   the model, training, generation
+
+LICENCE   MIT, at the end of this file. */
+
+#ifndef HMOE_H
+#define HMOE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifndef HMOE_REAL
+#define HMOE_REAL float
+#endif
+typedef HMOE_REAL hmoe_real;
+
+#define HMOE_VERSION "1.0"
+#define HMOE_MESSAGE_SIZE 512
+#define HMOE_NAME_SIZE 96       /* of a tensor's name, with its terminating zero */
+#define HMOE_MAX_EXPERTS 256
+#define HMOE_MAX_DIM (1 << 20)  /* V, T, C, and the widths of all experts together */
+#define HMOE_MAX_LAYERS 1024
+#define HMOE_MAX_TOKENS (1 << 24) /* in one batch */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum hmoe_status {
+    HMOE_OK = 0,
+    HMOE_BAD_ARGUMENT,     /* a value that no call of this kind can work with */
+    HMOE_OUT_OF_MEMORY,
+    HMOE_NOT_FINITE,       /* a NaN or an infinity came up: the step was not made */
+    HMOE_IO,               /* the system refused to read or write */
+    HMOE_BAD_FILE          /* a file is not what it should be */
+} hmoe_status;
+
+/* ---------------------------------------------------------------------------------------------
+   CONFIGURATION - what a model is made of. Start from hmoe_default_config() and change it. */
+
+typedef enum hmoe_routing {
+    HMOE_TOP_K,            /* the K experts of largest P             HMoE eq. 8, MoDSE eq. 2 */
+    HMOE_TOP_P             /* the fewest whose P add up to top_p     HMoE eq. 9 to 11 */
+} hmoe_routing;
+
+typedef enum hmoe_gate {
+    HMOE_GATE_DEFAULT,     /* norm, but raw for Top-K with K = 1: there norm would make every gate 1
+                              and cut the router off from the language model's loss */
+    HMOE_GATE_NORM,        /* g = P divided by its sum over the chosen experts */
+    HMOE_GATE_RAW          /* g = P */
+} hmoe_gate;
+
+typedef struct hmoe_config {
+    int V;                        /* vocabulary: tokens are 0 .. V-1. No default */
+    int T;                        /* context: the longest sequence */
+    int C;                        /* width of the model, a multiple of NH; C / NH is even (RoPE) */
+    int L;                        /* layers */
+    int NH;                       /* attention heads */
+    int E;                        /* experts per layer, 1 .. HMOE_MAX_EXPERTS; 1 is a dense model */
+    int K;                        /* experts per token under Top-K, 1 .. E */
+    int H[HMOE_MAX_EXPERTS];      /* hidden width of each expert (hmoe_expert_sizes); same in every
+                                     layer */
+    hmoe_routing routing;
+    double top_p;                 /* under Top-P: in (0, 1]; 1 takes all experts */
+    hmoe_gate gate;
+    int noisy_gating;             /* 1: MoDSE eq. 3 to 5, noise on the logits while training */
+    double lb_coef;               /* coefficients of the router's losses: load balancing, */
+    double pp_coef;               /*   parameter penalty, */
+    double ent_coef;              /*   entropy, */
+    double z_coef;                /*   z-loss */
+    double rms_norm_eps;          /* added to the mean square in RMSNorm */
+    double rope_theta;            /* base of RoPE's wavelengths */
+    int vocab_size;               /* how many entries of vocab are set: V, or 0 for none */
+    unsigned char vocab[256];     /* token i is byte vocab[i]; for the programs and the checkpoint */
+} hmoe_config;
+
+/* The smallest useful HMoE: C 128, L 4, NH 4, T 64; 8 experts of arithmetic widths, 172 on average,
+   Top-2 with normalised gates, P-Penalty. V is left 0 and must be set. */
+hmoe_config hmoe_default_config(void);
+
+/* Fills H[0..E-1] with widths that follow a strategy and add up to `total` exactly:
+     "homogeneous"   all equal                             "arithmetic"  9 11 13 ... 23   (HMoE)
+     "geometric"     1 2 4 8 ...                 (HMoE)    "hybrid"      1 1 1 1 2 2 4 4  (HMoE)
+     "modse"         4.5 0.5 4 1 ..., pairs      (MoDSE)   "3,1,2.5"     E ratios of one's own
+   Widths are multiples of 8 where the total allows it. */
+hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strategy, char *message);
+
+/* Sets V, vocab_size and vocab to the distinct bytes of a text, in ascending order. */
+hmoe_status hmoe_byte_vocab(hmoe_config *config, const unsigned char *text, size_t n,
+                            char *message);
+
+/* Are these values a model? HMOE_OK, or HMOE_BAD_ARGUMENT and what would be right. */
+hmoe_status hmoe_check_config(const hmoe_config *config, char *message);
+
+/* ---------------------------------------------------------------------------------------------
+   THE ROUTES - the router's decision for the N tokens of one layer, as data. Everything after
+   hmoe__choose reads it, the backward pass too; nothing changes or repeats it. */
+
+typedef struct hmoe_routes {
+    int slots;                /* most experts a token can have: K under Top-K, E under Top-P */
+    hmoe_real *logits;        /* [N, E]      r = W_r x (+ noise); backward: their gradient */
+    hmoe_real *P;             /* [N, E]      softmax of r over all experts */
+    hmoe_real *lse;           /* [N]         log of the sum of exp(r), for the z-loss */
+    hmoe_real *entropy;       /* [N]         -sum over e of P ln P, in nats */
+    int *count;               /* [N]         |S[t]|, 1 .. slots */
+    int *expert;              /* [N, slots]  S[t], by descending P; the first `count` are set */
+    hmoe_real *gate;          /* [N, slots]  g of those experts */
+    /* the same, seen from the experts: rows, sorted by expert and then by token */
+    int *expert_start;        /* [E + 1]     expert e works on rows expert_start[e] .. [e+1]-1 */
+    int *row_token;           /* [N * slots] the token of each row */
+    hmoe_real *row_gate;      /* [N * slots] its gate */
+    int *row;                 /* [N, slots]  and back: where slot s of token t has its row */
+} hmoe_routes;
+
+/* ---------------------------------------------------------------------------------------------
+   THE STEPS - every computation on big arrays goes through this table, so that a backend (a GPU)
+   can put its functions and its memory in place of the processor's. Host code touches the arrays
+   only by fetch and store. */
+
+/* One member of a list of linear maps, y = x W^T on rows rows[0] .. rows[1]-1 of x and y. A dense
+   layer is a list of one; unequal experts are a list whose members differ. No two members of a
+   list write to the same place. */
+typedef struct hmoe_linear {
+    hmoe_real *x;             /* [.., in]    row stride ldx */
+    hmoe_real *w;             /* [out, in] */
+    hmoe_real *y;             /* [.., out]   row stride ldy */
+    const int *rows;          /* two ints in the backend's memory, such as &expert_start[e] */
+    int in, out, ldx, ldy;
+    int add;                  /* 1: forward adds to y, backward_input to x (weight: always to w) */
+} hmoe_linear;
+
+struct hmoe__rates;               /* what AdamW multiplies with, under OPTIMIZER */
+
+typedef struct hmoe_steps {
+    const char *name;         /* "cpu" */
+    const char *(*error)(void);   /* waits; what went wrong since the last call, or NULL */
+    /* memory */
+    void *(*get)(size_t bytes);   /* NULL where there is none */
+    void (*give_back)(void *array);
+    void (*fetch)(void *host, const void *array, size_t bytes);
+    void (*store)(void *array, const void *host, size_t bytes);
+    void (*copy)(void *to, const void *from, size_t bytes);
+    void (*zero)(void *array, size_t bytes);
+    /* the three products of a linear map */
+    void (*linear_forward)(const hmoe_linear *list, int n);          /* y  = x W^T */
+    void (*linear_backward_input)(const hmoe_linear *list, int n);   /* x  = y W     (gradients) */
+    void (*linear_backward_weight)(const hmoe_linear *list, int n);  /* W += y^T x   (gradients) */
+    /* the layers; every pair is explained where it is written, under LAYERS */
+    void (*embed_forward)(hmoe_real *x, const int *tokens, const hmoe_real *w, int N, int C);
+    void (*embed_backward)(hmoe_real *dw, const int *tokens, const hmoe_real *dx, int N, int C);
+    void (*rmsnorm_forward)(hmoe_real *y, hmoe_real *rrms, const hmoe_real *x, const hmoe_real *w,
+                            double eps, int N, int C);
+    void (*rmsnorm_backward)(hmoe_real *dx, hmoe_real *dw, const hmoe_real *dy, const hmoe_real *x,
+                             const hmoe_real *w, const hmoe_real *rrms, int N, int C);
+    void (*rope)(hmoe_real *qkv, const hmoe_real *angles, int direction, int B, int T, int NH,
+                 int hs);
+    void (*attention_forward)(hmoe_real *out, hmoe_real *att, const hmoe_real *qkv, int B, int T,
+                              int NH, int hs);
+    void (*attention_backward)(hmoe_real *dqkv, hmoe_real *datt, const hmoe_real *dout,
+                               const hmoe_real *out, const hmoe_real *att, const hmoe_real *qkv,
+                               int B, int T, int NH, int hs);
+    void (*swiglu_forward)(hmoe_real *h, const hmoe_real *u, const hmoe_routes *routes,
+                           const int *H, int E, int ldh);
+    void (*swiglu_backward)(hmoe_real *u, hmoe_real *h, hmoe_real *dgate, const hmoe_real *dh,
+                            const hmoe_routes *routes, const int *H, int E, int ldh);
+    void (*cross_entropy_forward)(hmoe_real *ce, const hmoe_real *logits, const int *targets,
+                                  int N, int V);
+    void (*cross_entropy_backward)(hmoe_real *logits, const int *targets, double scale, int N,
+                                   int V);
+    /* the router and the experts, under ROUTER and EXPERTS */
+    void (*noise_forward)(const hmoe_routes *routes, const hmoe_real *raw, const hmoe_real *gain,
+                          double eps, uint64_t key, int first, int N, int E);
+    void (*noise_backward)(hmoe_real *draw, hmoe_real *dgain, const hmoe_routes *routes,
+                           const hmoe_real *raw, const hmoe_real *gain, double eps, uint64_t key,
+                           int first, int N, int E);
+    void (*router_softmax)(const hmoe_routes *routes, int N, int E);
+    void (*choose)(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p, int norm,
+                   int N, int E);
+    void (*dispatch)(const hmoe_routes *routes, int N, int E);
+    void (*router_sums)(double *sums, const hmoe_routes *routes, int N, int E);
+    void (*router_backward)(const hmoe_routes *routes, const hmoe_real *dgate,
+                            const hmoe_real *dP_all, double d_entropy, double d_lse2, int norm,
+                            int N, int E);
+    void (*gather)(hmoe_real *rows, const hmoe_real *x, const hmoe_routes *routes, int C, int E);
+    void (*combine_forward)(hmoe_real *y, const hmoe_real *x, const hmoe_real *rows,
+                            const hmoe_routes *routes, int N, int C);
+    void (*combine_backward)(hmoe_real *dx, const hmoe_real *drows, const hmoe_routes *routes,
+                             int N, int C);
+    /* the optimizer */
+    double (*squared_norm)(const hmoe_real *g, size_t n);
+    void (*adamw)(hmoe_real *w, hmoe_real *g, hmoe_real *m, hmoe_real *v, size_t n,
+                  const struct hmoe__rates *rates);
+} hmoe_steps;
+
+/* ---------------------------------------------------------------------------------------------
+   THE API - what a program calls. */
+
+/* One tensor. The table of all of them is what initialising, weight decay, saving, loading and
+   gradient checks walk over. */
+typedef struct hmoe_tensor {
+    char name[HMOE_NAME_SIZE];    /* as in a Mixtral checkpoint */
+    int dims, rows, cols;         /* shape [rows] (dims 1, cols 1) or [rows, cols] (dims 2) */
+    size_t offset;                /* where it starts in params, grads, exp_avg and exp_avg_sq */
+    double mean, std;             /* initial values are mean + std * N(0, 1) */
+} hmoe_tensor;
+
+/* The loss and its parts: total = ce + lb_coef * lb + pp_coef * pp + ent_coef * ent + z_coef * z.
+   ce: mean over tokens, in nats. The others: sums over the layers. */
+typedef struct hmoe_losses {
+    double total, ce, lb, pp, ent, z;
+} hmoe_losses;
+
+typedef struct hmoe_model {
+    char message[HMOE_MESSAGE_SIZE];  /* why the last call failed; empty otherwise */
+    hmoe_config config;               /* read only, once created */
+    const hmoe_steps *steps;          /* who computes; set before hmoe_create, NULL: the CPU */
+
+    hmoe_tensor *tensors;             /* [tensor_count], by offset */
+    size_t tensor_count;
+    size_t param_count;
+    hmoe_real *params;                /* [param_count], in the backend's memory, as are */
+    hmoe_real *grads;                 /*   the gradients (NULL in a model for inference), */
+    hmoe_real *exp_avg, *exp_avg_sq;  /*   and AdamW's two moments */
+
+    hmoe_losses losses;               /* of the last hmoe_forward that had targets */
+    double grad_norm;                 /* of all gradients, before clipping, at the last update */
+
+    /* The state of a run. Saved with it; a program may set what it keeps account of. */
+    uint64_t seed;
+    int64_t step;                     /* updates made */
+    int64_t tokens;                   /* tokens seen in training */
+    double flops;                     /* spent in training: 6 * activated * tokens, and attention */
+    double seconds;                   /* for the program: time spent in training */
+    double best_val_loss;             /* for the program: lowest so far, in nats; DBL_MAX at first */
+
+    /* inside */
+    int max_tokens;                   /* most tokens in a batch */
+    int B, sequence_length, mode;     /* of the last forward pass; mode -1: none */
+    int had_targets;
+    double pass_flops;
+    int64_t sequences;                /* passed backward since the last update: numbers the noise */
+    int by_width[HMOE_MAX_EXPERTS];   /* experts, widest first */
+    double *usage;                    /* what hmoe_layer_usage reports, [L][2 E + 3] and tokens */
+    struct hmoe__layer *layers;       /* per layer: where its tensors start, its activations */
+    struct hmoe__buffers *buffers;    /* the other activations */
+    void *arena;                      /* the backend's memory behind all activations */
+    size_t head;                      /* offset of the last tensor */
+} hmoe_model;
+
+/* Makes a model, with weights drawn from the seed. Zero *m first (and set m->steps to choose a
+   backend). max_B: most sequences of config->T tokens in one batch; 0: it can only generate.
+   training: 1 makes room for gradients, moments and what the backward pass needs. After a failure
+   nothing is left to free. */
+hmoe_status hmoe_create(hmoe_model *m, const hmoe_config *config, uint64_t seed, int max_B,
+                        int training);
+void hmoe_free(hmoe_model *m);  /* also of a model that is zero, or freed already */
+
+/* Bytes that such a model takes beyond parameters, gradients and moments. */
+size_t hmoe_activation_bytes(const hmoe_config *config, int max_B, int training);
+
+typedef enum hmoe_mode { HMOE_EVALUATE, HMOE_TRAIN } hmoe_mode;
+
+/* Runs B sequences of T tokens, [B, T] each: any B and T with T <= config.T and B * T <= max_B *
+   config.T. targets: the tokens that should come next, or NULL (then there are no losses).
+   HMOE_TRAIN keeps what hmoe_backward needs and adds the noise of noisy gating. */
+hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const int *targets,
+                         int B, int T);
+
+/* Adds `scale` times the gradient of the last training pass's losses.total to grads; once per pass.
+   Gradient accumulation: hmoe_forward and hmoe_backward with scale = 1 / n for each of n
+   micro-batches, then one hmoe_update. Cross-entropy, entropy, z-loss and noise are then those of
+   the uncut batch; load balancing and P-Penalty are not: f_e and Phat_e are each micro-batch's. */
+hmoe_status hmoe_backward(hmoe_model *m, double scale);
+
+/* AdamW (Loshchilov and Hutter 2019) as in PyTorch. */
+typedef struct hmoe_adamw {
+    double lr;
+    double beta1, beta2;          /* decay of the two moments */
+    double weight_decay;          /* on tensors of two dimensions */
+    double clip;                  /* gradients are scaled by clip / norm where their norm exceeds
+                                     it; 0: never */
+} hmoe_adamw;
+
+hmoe_adamw hmoe_default_adamw(void);
+
+/* Clips, makes one step of AdamW, clears the gradients, counts the step. Where a gradient is not
+   finite it changes nothing and says HMOE_NOT_FINITE. */
+hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *adamw);
+
+/* The schedule: for step = 1, 2, ... lr * step / warmup up to warmup, then a cosine down to min_lr
+   at `steps`. */
+double hmoe_learning_rate(int64_t step, int64_t warmup, int64_t steps, double lr, double min_lr);
+
+/* Random bits: a function of the seed, of what they are for (programs: below 2^16; the library:
+   above) and of two indices; nothing depends on how many were drawn before. */
+uint64_t hmoe_random(uint64_t seed, uint64_t what, uint64_t i, uint64_t j);
+
+/* What the last forward pass computed; arrays are the caller's. */
+hmoe_status hmoe_get_logits(hmoe_model *m, hmoe_real *logits);   /* [N, V]; not after backward */
+hmoe_status hmoe_get_token_losses(hmoe_model *m, hmoe_real *ce); /* [N], nats; needs targets */
+
+/* The choice for one token in one layer. */
+typedef struct hmoe_route {
+    int count;                        /* |S[t]| */
+    int expert[HMOE_MAX_EXPERTS];     /* the first `count`: the experts, by descending P, */
+    double gate[HMOE_MAX_EXPERTS];    /*   and their gates; their widths are config.H[expert] */
+    double P[HMOE_MAX_EXPERTS];       /* the whole softmax, [E] */
+} hmoe_route;
+hmoe_status hmoe_get_route(hmoe_model *m, int layer, int token, hmoe_route *route);
+
+/* How the experts of one layer were used, over all tokens since hmoe_reset_usage. */
+typedef struct hmoe_usage {
+    int64_t tokens;
+    double share[HMOE_MAX_EXPERTS];   /* f_e: share of the tokens that chose expert e */
+    double compute[HMOE_MAX_EXPERTS]; /* its share of the experts' work: f_e H[e], sums to 1 */
+    double P[HMOE_MAX_EXPERTS];       /* mean router probability */
+    int dead;                         /* experts that no token chose */
+    double entropy;                   /* of the router, mean per token, in nats */
+    double experts;                   /* mean |S| */
+    double width;                     /* mean over tokens of the chosen experts' added widths */
+} hmoe_usage;
+void hmoe_get_usage(const hmoe_model *m, int layer, hmoe_usage *usage);
+void hmoe_reset_usage(hmoe_model *m);
+
+/* Activated parameters per token: attention, norms, router, head, one embedding row, and 3 C H[e]
+   of the experts chosen since hmoe_reset_usage (before the first token: as if all were chosen
+   equally often). */
+double hmoe_activated(const hmoe_model *m);
+
+/* One expert alone: y = W2 (silu(W1 x) * (W3 x)) on rows of the caller's; x, y: [rows, C]. */
+hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x, hmoe_real *y,
+                            int rows);
+
+/* Generation, one token at a time. A cache holds the keys and values of the last T tokens of one
+   sequence; several caches may share a model. */
+typedef struct hmoe_cache {
+    int64_t position;                 /* tokens so far */
+    hmoe_real *keys, *values;         /* [L, T, C], at position mod T; keys are rotated already */
+    hmoe_real *angles;                /* [2, hs/2], RoPE's at this position */
+} hmoe_cache;
+hmoe_status hmoe_cache_create(hmoe_cache *cache, hmoe_model *m);
+void hmoe_cache_free(hmoe_cache *cache);
+
+/* Takes one token, gives the logits [V] of the one after it. */
+hmoe_status hmoe_next(hmoe_model *m, hmoe_cache *cache, int token, hmoe_real *logits);
+
+/* Draws a token from logits [V], which it overwrites. temperature 0: the largest. top_k > 0: among
+   the k largest. top_p < 1: among the fewest whose probabilities reach top_p. The draw depends on
+   the seed and the position alone. */
+int hmoe_sample(hmoe_real *logits, int V, double temperature, int top_k, double top_p,
+                uint64_t seed, int64_t position);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* HMOE_H */
+
+/* =============================================================================================
+   IMPLEMENTATION */
+#ifdef HMOE_IMPLEMENTATION
+#ifndef HMOE_IMPLEMENTED
+#define HMOE_IMPLEMENTED
+
+#include <assert.h>
+#include <float.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifndef HMOE_MALLOC
+#define HMOE_MALLOC(n) malloc(n)
+#define HMOE_FREE(p) free(p)
+#endif
+
+/* Every parallel loop below writes, in each of its iterations, to places of that iteration's own,
+   and adds them up in one order: so no thread can race, and none can change a bit. */
+#if defined(_OPENMP) || defined(HMOE_SIMD)
+#define HMOE__PRAGMA(text) _Pragma(#text)
+#else
+#define HMOE__PRAGMA(text)
+#endif
+#ifdef _OPENMP
+#define HMOE__PARALLEL_FOR(n) HMOE__PRAGMA(omp parallel for schedule(static) if ((n) > 1))
+#define HMOE__PARALLEL_FOR_UNEVEN(chunk, much) \
+    HMOE__PRAGMA(omp parallel for schedule(dynamic, chunk) if (much))
+#else
+#define HMOE__PARALLEL_FOR(n)
+#define HMOE__PARALLEL_FOR_UNEVEN(chunk, much) (void)(much);
+#endif
+#define HMOE__SIMD HMOE__PRAGMA(omp simd)
+#define HMOE__SIMD_SUM(s) HMOE__PRAGMA(omp simd reduction(+ : s))
+#if defined(__clang__)   /* cannot, as long as NaNs count; and at -O1 says of each loop that it did not */
+#pragma clang diagnostic ignored "-Wpass-failed"
+#define HMOE__SIMD_MAX(s)
+#else
+#define HMOE__SIMD_MAX(s) HMOE__PRAGMA(omp simd reduction(max : s))
+#endif
+
+#if defined(__GNUC__)
+#define HMOE__INLINE static inline __attribute__((always_inline))
+#define HMOE__PRINTF(text, first) __attribute__((format(printf, text, first)))
+#define HMOE__ALIGNED __attribute__((aligned(64)))
+#else
+#define HMOE__INLINE static inline
+#define HMOE__PRINTF(text, first)
+#define HMOE__ALIGNED
+#endif
+
+/* ---------------------------------------------------------------------------------------------
+   UTILITIES - messages, random numbers, exp. */
+
+/* Writes the line that explains a failure, and returns its status. */
+HMOE__PRINTF(3, 4)
+static hmoe_status hmoe__fail(char *message, hmoe_status status, const char *format, ...) {
+    va_list args;
+    if (message) {
+        va_start(args, format);
+        vsnprintf(message, HMOE_MESSAGE_SIZE, format, args);
+        va_end(args);
+    }
+    return status;
+}
+
+#define HMOE__BAD(message, ...) hmoe__fail(message, HMOE_BAD_ARGUMENT, __VA_ARGS__)
+#define HMOE__TRY(call) \
+    do { hmoe_status status_ = (call); if (status_) return status_; } while (0)
+
+static hmoe_status hmoe__no_memory(char *message, double bytes) {
+    return hmoe__fail(message, HMOE_OUT_OF_MEMORY, "out of memory: %.0f bytes are not to be had",
+                      bytes);
+}
+
+/* The finalizer of splitmix64 (Steele, Lea and Flood 2014): every bit in moves half of those out. */
+static uint64_t hmoe__mix(uint64_t z) {
+    z += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+uint64_t hmoe_random(uint64_t seed, uint64_t what, uint64_t i, uint64_t j) {
+    return hmoe__mix(hmoe__mix(hmoe__mix(hmoe__mix(seed) ^ what) ^ i) ^ j);
+}
+
+/* What the library itself draws numbers for; weights use a hash of the tensor's name. */
+enum { HMOE__FOR_NOISE = 1 << 16, HMOE__FOR_SAMPLE };
+
+/* A number from N(0, 1), by Box and Muller's transform of two uniform ones. */
+static double hmoe__normal(uint64_t seed, uint64_t what, uint64_t i, uint64_t j) {
+    uint64_t bits = hmoe_random(seed, what, i, j);
+    double u = ((double)(bits >> 32) + 0.5) / 4294967296.0;   /* never 0 */
+    double v = (double)(bits & 0xffffffffu) / 4294967296.0;
+    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+
+static uint64_t hmoe__hash(const char *text) {   /* FNV-1a */
+    uint64_t h = 0xcbf29ce484222325u;
+    for (; *text; text++) h = (h ^ (unsigned char)*text) * 0x100000001b3u;
+    return h;
+}
+
+/* exp of a float, in steps that a compiler turns into vector instructions (libm's is called once
+   per element, and softmax and SiLU would cost more than the products): x = n ln 2 + r, exp(r) by
+   the polynomial of the Cephes library, 2^n by its bits. Relative error below 2e-7 for x in
+   [-87, 88]; beyond, the value at the end of that range; NaN stays NaN. */
+HMOE__INLINE float hmoe__expf(float x) {
+    float shifted, n, r, p, power;
+    uint32_t bits;
+    x = x < -87.0f ? -87.0f : x;            /* false for NaN, which passes */
+    x = x > 88.0f ? 88.0f : x;
+    shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: leaves x / ln 2 rounded, in the low bits */
+    n = shifted - 12582912.0f;
+    r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits + 127u) << 23;
+    memcpy(&power, &bits, sizeof power);
+    return p * power;
+}
+
+HMOE__INLINE hmoe_real hmoe__exp(hmoe_real x) {
+    return sizeof x == sizeof(float) ? (hmoe_real)hmoe__expf((float)x) : (hmoe_real)exp((double)x);
+}
+
+HMOE__INLINE hmoe_real hmoe__sqrt(hmoe_real x) {
+    return sizeof x == sizeof(float) ? (hmoe_real)sqrtf((float)x) : (hmoe_real)sqrt((double)x);
+}
+
+HMOE__INLINE hmoe_real hmoe__sigmoid(hmoe_real x) { return 1 / (1 + hmoe__exp(-x)); }
+
+/* Softmax of one row in place: p_i = exp(x_i - max) / sum. Returns log(sum of exp(x_i)). The
+   largest is taken off first, so no exp overflows and the sum is at least 1. */
+static hmoe_real hmoe__softmax_row(hmoe_real *x, int n) {
+    hmoe_real max = x[0], sum = 0;
+    HMOE__SIMD_MAX(max)
+    for (int i = 1; i < n; i++) max = x[i] > max ? x[i] : max;
+    HMOE__SIMD_SUM(sum)
+    for (int i = 0; i < n; i++) {
+        x[i] = hmoe__exp(x[i] - max);
+        sum += x[i];
+    }
+    HMOE__SIMD
+    for (int i = 0; i < n; i++) x[i] /= sum;
+    return max + (hmoe_real)log((double)sum);
+}
+
+/* ---------------------------------------------------------------------------------------------
+   PRODUCTS - the one hot loop. Every heavy computation is a matrix product, and in a mixture of
+   experts they come in ragged bunches: so there is one primitive, a *list* of products, each of
+   its own size. It is cut into tasks (a block of rows times a panel of columns) that threads take
+   one by one, widest product first.
+
+       C[i,j] (+)= sum over k of A(i,k) B(k,j)          i < M, j < N, k < K
+
+   All three products of a linear map are this one, with other strides:
+
+       forward   y  = x W^T      A = x     B(k,j) = W[j,k]
+       input     dx = dy W       A = dy    B = W
+       weight    dW += dy^T x    A(i,k) = dy[k,i]    B = x
+
+   A task copies its columns of B into a *panel*, NR numbers for each k one after another, padded
+   with zeros; the tile then adds MR x NR products at a time in registers, reading the panel from
+   the first cache in order. Measured on two cores with AVX-512 (peak 449 GFLOP/s): 290 to 370. */
+
+/* The tile fills the vector registers: MR * NR / (numbers in one) of them hold sums. */
+#if defined(__AVX512F__)
+enum { HMOE__MR = 6, HMOE__NR = 256 / sizeof(hmoe_real) };    /* 24 of 32 registers */
+#elif defined(__AVX__) || defined(__aarch64__)
+enum { HMOE__MR = 6, HMOE__NR = 64 / sizeof(hmoe_real) };     /* AVX2: 12 of 16; NEON: 24 of 32 */
+#else
+enum { HMOE__MR = 6, HMOE__NR = 32 / sizeof(hmoe_real) };     /* 128 bits: 12 of 16 */
+#endif
+enum { HMOE__KC = 192,      /* so much of k at a time: the panel stays in the first cache */
+       HMOE__ROWS = 192 };  /* rows of a task: enough to be worth packing a panel for */
+
+typedef struct hmoe__product {
+    hmoe_real *c;
+    const hmoe_real *a, *b;
+    size_t c_row, a_row, a_k, b_k, b_col;   /* how far apart neighbours lie */
+    int M, N, K, add;
+} hmoe__product;
+
+static void hmoe__pack(hmoe_real *panel, const hmoe_real *b, size_t b_k, size_t b_col, int K, int n,
+                       int nr) {
+    if (b_col == 1) {
+        for (int k = 0; k < K; k++) {
+            for (int j = 0; j < n; j++) panel[k * nr + j] = b[k * b_k + j];
+            for (int j = n; j < nr; j++) panel[k * nr + j] = 0;
+        }
+        return;
+    }
+    for (int start = 0; start < K; start += 16) {   /* a transposition, by blocks that stay near */
+        int end = start + 16 < K ? start + 16 : K;
+        for (int j = 0; j < nr; j++)
+            for (int k = start; k < end; k++)
+                panel[k * nr + j] = j < n ? b[k * b_k + j * b_col] : 0;
+    }
+}
+
+/* MR rows by nr columns, of which m by n are stored. nr is a constant wherever this is inlined, so
+   that sum[][] becomes registers. Rows past m repeat the last one, and are not stored. */
+HMOE__INLINE void hmoe__tile(hmoe_real *c, size_t c_row, const hmoe_real *a, size_t a_row,
+                             size_t a_k, const hmoe_real *panel, int m, int n, int K, int add,
+                             const int nr) {
+    hmoe_real sum[HMOE__MR][HMOE__NR];
+    const hmoe_real *row[HMOE__MR];
+    for (int i = 0; i < HMOE__MR; i++) {
+        row[i] = a + (size_t)(i < m ? i : m - 1) * a_row;
+        HMOE__SIMD
+        for (int j = 0; j < nr; j++) sum[i][j] = 0;
+    }
+    for (int k = 0; k < K; k++)
+        for (int i = 0; i < HMOE__MR; i++) {
+            hmoe_real a_ik = row[i][(size_t)k * a_k];
+            HMOE__SIMD
+            for (int j = 0; j < nr; j++) sum[i][j] += a_ik * panel[k * nr + j];
+        }
+    for (int i = 0; i < m; i++) {
+        hmoe_real *c_i = c + (size_t)i * c_row;
+        if (add) for (int j = 0; j < n; j++) c_i[j] += sum[i][j];
+        else for (int j = 0; j < n; j++) c_i[j] = sum[i][j];
+    }
+}
+
+/* One panel of columns, j0 .. j0+n-1, for rows i0 .. i1-1. */
+static void hmoe__multiply_panel(const hmoe__product *p, int i0, int i1, int j0, int n) {
+    enum { NR = HMOE__NR, Q = HMOE__NR / 4 };
+    hmoe_real panel[HMOE__KC * NR] HMOE__ALIGNED;
+    int nr = (n + Q - 1) / Q * Q;
+    for (int k0 = 0; k0 == 0 || k0 < p->K; k0 += HMOE__KC) {
+        int K = p->K - k0 < HMOE__KC ? p->K - k0 : HMOE__KC, add = p->add || k0 > 0;
+        hmoe__pack(panel, p->b + k0 * p->b_k + j0 * p->b_col, p->b_k, p->b_col, K, n, nr);
+        for (int i = i0; i < i1; i += HMOE__MR) {
+            int m = i1 - i < HMOE__MR ? i1 - i : HMOE__MR;
+            hmoe_real *c = p->c + i * p->c_row + j0;
+            const hmoe_real *a = p->a + i * p->a_row + k0 * p->a_k;
+            switch (nr / Q) {
+            case 4: hmoe__tile(c, p->c_row, a, p->a_row, p->a_k, panel, m, n, K, add, NR); break;
+            case 3: hmoe__tile(c, p->c_row, a, p->a_row, p->a_k, panel, m, n, K, add, 3 * Q); break;
+            case 2: hmoe__tile(c, p->c_row, a, p->a_row, p->a_k, panel, m, n, K, add, 2 * Q); break;
+            default: hmoe__tile(c, p->c_row, a, p->a_row, p->a_k, panel, m, n, K, add, Q);
+            }
+        }
+    }
+}
+
+static int hmoe__panels(const hmoe__product *p) { return (p->N + HMOE__NR - 1) / HMOE__NR; }
+static int hmoe__blocks(const hmoe__product *p) { return (p->M + HMOE__ROWS - 1) / HMOE__ROWS; }
+
+/* A few rows of x W^T, as in generation: a panel would be packed for hardly anything, and both
+   operands lie in the order of k: each element is a dot product. */
+static void hmoe__multiply_few(const hmoe__product *p, int i0, int i1, int j0, int n) {
+    for (int j = j0; j < j0 + n; j++)
+        for (int i = i0; i < i1; i++) {
+            const hmoe_real *a = p->a + i * p->a_row, *b = p->b + j * p->b_col;
+            hmoe_real *c = p->c + i * p->c_row + j, sum = 0;
+            HMOE__SIMD_SUM(sum)
+            for (int k = 0; k < p->K; k++) sum += a[k] * b[k];
+            *c = p->add ? *c + sum : sum;
+        }
+}
+
+/* Task number `task` of a product. */
+static void hmoe__multiply_task(const hmoe__product *p, int task) {
+    int i0 = task % hmoe__blocks(p) * HMOE__ROWS, j0 = task / hmoe__blocks(p) * HMOE__NR;
+    int i1 = p->M - i0 < HMOE__ROWS ? p->M : i0 + HMOE__ROWS;
+    int n = p->N - j0 < HMOE__NR ? p->N - j0 : HMOE__NR;
+    if (p->M < 4 && p->a_k == 1 && p->b_k == 1) hmoe__multiply_few(p, i0, i1, j0, n);
+    else hmoe__multiply_panel(p, i0, i1, j0, n);
+}
+
+/* One whole product, by the calling thread alone. */
+static void hmoe__multiply(hmoe__product p) {
+    for (int task = 0; task < hmoe__panels(&p) * hmoe__blocks(&p); task++)
+        hmoe__multiply_task(&p, task);
+}
+
+enum { HMOE__FORWARD, HMOE__INPUT, HMOE__WEIGHT };
+
+/* The product that a linear map asks for in one of the three forms. */
+static hmoe__product hmoe__product_of(const hmoe_linear *map, int form) {
+    size_t ldx = (size_t)map->ldx, ldy = (size_t)map->ldy, in = (size_t)map->in;
+    hmoe_real *x = map->x + map->rows[0] * ldx, *y = map->y + map->rows[0] * ldy, *w = map->w;
+    int rows = map->rows[1] - map->rows[0];
+    hmoe__product forward = { y, x, w, ldy, ldx, 1, 1, in, rows, map->out, map->in, map->add };
+    hmoe__product input = { x, y, w, ldx, ldy, 1, in, 1, rows, map->in, map->out, map->add };
+    hmoe__product weight = { w, y, x, in, 1, ldy, ldx, 1, map->out, map->in, rows, 1 };
+    return form == HMOE__FORWARD ? forward : form == HMOE__INPUT ? input : weight;
+}
+
+/* A list: its tasks, numbered through, in one parallel loop. start[i] is the first one of member i.
+   An expert without tokens has no rows: no task forward, and a sum of nothing for its weights. */
+static void hmoe__multiply_list(const hmoe_linear *list, int n, int form) {
+    hmoe__product product[HMOE_MAX_EXPERTS];
+    int start[HMOE_MAX_EXPERTS + 1] = { 0 };
+    double work = 0;   /* where it is little, waking the threads costs more */
+    assert(n <= HMOE_MAX_EXPERTS);
+    for (int i = 0; i < n; i++) {
+        hmoe__product *p = &product[i];
+        *p = hmoe__product_of(&list[i], form);
+        start[i + 1] = start[i] + hmoe__panels(p) * hmoe__blocks(p);
+        work += (double)p->M * p->N * p->K;
+    }
+    HMOE__PARALLEL_FOR_UNEVEN(1, work > 5e5)   /* tasks write to disjoint tiles */
+    for (int task = 0; task < start[n]; task++) {
+        int i = 0;
+        while (task >= start[i + 1]) i++;
+        hmoe__multiply_task(&product[i], task - start[i]);
+    }
+}
+
+static void hmoe__linear_forward(const hmoe_linear *list, int n) {
+    hmoe__multiply_list(list, n, HMOE__FORWARD);
+}
+
+static void hmoe__linear_backward_input(const hmoe_linear *list, int n) {
+    hmoe__multiply_list(list, n, HMOE__INPUT);
+}
+
+static void hmoe__linear_backward_weight(const hmoe_linear *list, int n) {
+    hmoe__multiply_list(list, n, HMOE__WEIGHT);
+}
+
+/* ---------------------------------------------------------------------------------------------
+   LAYERS - each a forward and a backward function, side by side. `dx` is the gradient of the loss
+   by x. Gradients of weights are added to; what a function replaces, it says. */
+
+/* Embedding:  x_t = W[token_t]       x: [N, C]   W: [V, C]   tokens: [N] */
+static void hmoe__embed_forward(hmoe_real *x, const int *tokens, const hmoe_real *w, int N, int C) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++)
+        memcpy(x + (size_t)t * C, w + (size_t)tokens[t] * C, (size_t)C * sizeof *x);
+}
+
+/* dW[token_t] += dx_t. Tokens share rows of dW, so threads share out the columns instead. */
+static void hmoe__embed_backward(hmoe_real *dw, const int *tokens, const hmoe_real *dx, int N,
+                                 int C) {
+    HMOE__PARALLEL_FOR(C)
+    for (int block = 0; block < C; block += 16)
+        for (int t = 0; t < N; t++)
+            for (int i = block; i < C && i < block + 16; i++)
+                dw[(size_t)tokens[t] * C + i] += dx[(size_t)t * C + i];
+}
+
+/* RMSNorm (Zhang and Sennrich 2019):  y = w * x / rms(x),   rms(x) = sqrt(mean(x^2) + eps)
+   x, y: [N, C]   w: [C]   rrms: [N] receives 1 / rms(x), which the backward pass needs. */
+static void hmoe__rmsnorm_forward(hmoe_real *y, hmoe_real *rrms, const hmoe_real *x,
+                                  const hmoe_real *w, double eps, int N, int C) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        const hmoe_real *x_t = x + (size_t)t * C;
+        hmoe_real *y_t = y + (size_t)t * C;
+        hmoe_real sum = 0, r;
+        HMOE__SIMD_SUM(sum)
+        for (int i = 0; i < C; i++) sum += x_t[i] * x_t[i];
+        r = 1 / hmoe__sqrt(sum / C + (hmoe_real)eps);
+        HMOE__SIMD
+        for (int i = 0; i < C; i++) y_t[i] = w[i] * x_t[i] * r;
+        rrms[t] = r;
+    }
+}
+
+/* With the normalised row n = x / rms(x):
+     dx += (w dy - n mean(w dy n)) / rms(x)     the mean is what moving x does to its own rms
+     dw += sum over t of dy n */
+static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, const hmoe_real *dy,
+                                   const hmoe_real *x, const hmoe_real *w, const hmoe_real *rrms,
+                                   int N, int C) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        const hmoe_real *x_t = x + (size_t)t * C, *dy_t = dy + (size_t)t * C;
+        hmoe_real *dx_t = dx + (size_t)t * C;
+        hmoe_real r = rrms[t], mean = 0;
+        HMOE__SIMD_SUM(mean)
+        for (int i = 0; i < C; i++) mean += w[i] * dy_t[i] * x_t[i];
+        mean = mean * r / C;
+        HMOE__SIMD
+        for (int i = 0; i < C; i++) dx_t[i] += r * (w[i] * dy_t[i] - x_t[i] * r * mean);
+    }
+    HMOE__PARALLEL_FOR(C)   /* over columns: each sum keeps its order */
+    for (int block = 0; block < C; block += 16)
+        for (int t = 0; t < N; t++)
+            for (int i = block; i < C && i < block + 16; i++)
+                dw[i] += dy[(size_t)t * C + i] * x[(size_t)t * C + i] * rrms[t];
+}
+
+/* RoPE (Su et al. 2021), rotate-half: in every head of q and k, dimensions i and i + hs/2 of the
+   token at position t turn by the angle t * theta^(-2i/hs), so that q . k depends on the distance
+   of the two tokens alone. Its backward pass is the same rotation the other way: direction -1.
+   qkv: [N, 3C], q | k | v, in place   angles: [T, 2, hs/2], cosines and sines */
+static void hmoe__rope_row(hmoe_real *x, const hmoe_real *angles, int direction, int heads, int hs)
+{
+    const hmoe_real *cosine = angles, *sine = angles + hs / 2;
+    for (int head = 0; head < heads; head++) {
+        hmoe_real *a = x + (size_t)head * hs, *b = a + hs / 2;
+        HMOE__SIMD
+        for (int i = 0; i < hs / 2; i++) {
+            hmoe_real s = direction * sine[i], a_i = a[i], b_i = b[i];
+            a[i] = a_i * cosine[i] - b_i * s;
+            b[i] = b_i * cosine[i] + a_i * s;
+        }
+    }
+}
+
+static void hmoe__rope(hmoe_real *qkv, const hmoe_real *angles, int direction, int B, int T,
+                       int NH, int hs) {
+    HMOE__PARALLEL_FOR(B * T)
+    for (int t = 0; t < B * T; t++)   /* q and k lie side by side: 2 NH heads */
+        hmoe__rope_row(qkv + (size_t)t * 3 * NH * hs, angles + (size_t)(t % T) * hs, direction,
+                       2 * NH, hs);
+}
+
+/* Fills one row of angles, [2, hs/2], for a position. */
+static void hmoe__rope_angles(hmoe_real *angles, int64_t position, int hs, double theta) {
+    for (int i = 0; i < hs / 2; i++) {
+        double angle = (double)position * pow(theta, -2.0 * i / hs);
+        angles[i] = (hmoe_real)cos(angle);
+        angles[hs / 2 + i] = (hmoe_real)sin(angle);
+    }
+}
+
+/* Causal attention (Vaswani et al. 2017), per sequence and head:
+     att[i][j] = softmax over j <= i of (q_i . k_j / sqrt(hs)),   out_i = sum over j of att[i][j] v_j
+   out: [N, C]   att: [B, NH, T, T], kept for the backward pass   qkv: [N, 3C]
+   Queries go in blocks of 64; for keys after a block nothing is computed. Within the block the
+   masked ones are set to 0, so that products may run over them. */
+enum { HMOE__QUERIES = 64 };
+
+static void hmoe__attention_forward(hmoe_real *out, hmoe_real *att, const hmoe_real *qkv, int B,
+                                    int T, int NH, int hs) {
+    size_t C = (size_t)NH * hs, row = 3 * C;
+    hmoe_real scale = 1 / hmoe__sqrt((hmoe_real)hs);
+    HMOE__PARALLEL_FOR_UNEVEN(1, B * NH > 1)
+    for (int head = 0; head < B * NH; head++) {
+        const hmoe_real *q = qkv + head / NH * (T * row) + head % NH * hs, *k = q + C, *v = k + C;
+        hmoe_real *p = att + (size_t)head * T * T;
+        hmoe_real *o = out + head / NH * (T * C) + head % NH * hs;
+        for (int i0 = 0; i0 < T; i0 += HMOE__QUERIES) {
+            int end = i0 + HMOE__QUERIES < T ? i0 + HMOE__QUERIES : T;
+            hmoe_real *p_i0 = p + (size_t)i0 * T;
+            hmoe__product scores = { p_i0, q + i0 * row, k, (size_t)T, row, 1, 1, row,
+                                     end - i0, end, hs, 0 };                        /* q k^T */
+            hmoe__product values = { o + i0 * C, p_i0, v, C, (size_t)T, 1, row, 1,
+                                     end - i0, hs, end, 0 };                        /* p v */
+            hmoe__multiply(scores);
+            for (int i = i0; i < end; i++) {
+                hmoe_real *p_i = p + (size_t)i * T;
+                for (int j = 0; j <= i; j++) p_i[j] *= scale;
+                hmoe__softmax_row(p_i, i + 1);
+                for (int j = i + 1; j < end; j++) p_i[j] = 0;
+            }
+            hmoe__multiply(values);
+        }
+    }
+}
+
+/* With p = att[i] and dp_j = dout_i . v_j:
+     dv_j += p_j dout_i
+     ds_j  = p_j (dp_j - sum over j of p_j dp_j)    the softmax; the sum is dout_i . out_i
+     dq_i += ds_j k_j / sqrt(hs),   dk_j += ds_j q_i / sqrt(hs)
+   dqkv: [N, 3C], replaced   datt: [B * NH, 64, T], scratch for ds */
+static void hmoe__attention_backward(hmoe_real *dqkv, hmoe_real *datt, const hmoe_real *dout,
+                                     const hmoe_real *out, const hmoe_real *att,
+                                     const hmoe_real *qkv, int B, int T, int NH, int hs) {
+    size_t C = (size_t)NH * hs, row = 3 * C;
+    hmoe_real scale = 1 / hmoe__sqrt((hmoe_real)hs);
+    HMOE__PARALLEL_FOR_UNEVEN(1, B * NH > 1)
+    for (int head = 0; head < B * NH; head++) {
+        size_t at = head / NH * (T * row) + head % NH * hs, at_o = head / NH * (T * C) + head % NH * hs;
+        const hmoe_real *q = qkv + at, *k = q + C, *v = k + C, *p = att + (size_t)head * T * T;
+        hmoe_real *dq = dqkv + at, *dk = dq + C, *dv = dk + C;
+        hmoe_real *ds = datt + (size_t)head * HMOE__QUERIES * T;
+        for (int t = 0; t < T; t++)
+            for (int i = 0; i < hs; i++) dk[t * row + i] = dv[t * row + i] = 0;
+        for (int i0 = 0; i0 < T; i0 += HMOE__QUERIES) {
+            int end = i0 + HMOE__QUERIES < T ? i0 + HMOE__QUERIES : T, n = end - i0;
+            const hmoe_real *p_i0 = p + (size_t)i0 * T, *do_i0 = dout + at_o + i0 * C;
+            size_t t_row = (size_t)T;
+            hmoe__product to_dv = { dv, p_i0, do_i0, row, 1, t_row, C, 1, end, hs, n, 1 };
+            hmoe__product to_dp = { ds, do_i0, v, t_row, C, 1, 1, row, n, end, hs, 0 };
+            hmoe__product to_dq = { dq + i0 * row, ds, k, row, t_row, 1, row, 1, n, hs, end, 0 };
+            hmoe__product to_dk = { dk, ds, q + i0 * row, row, 1, t_row, row, 1, end, hs, n, 1 };
+            hmoe__multiply(to_dv);
+            hmoe__multiply(to_dp);
+            for (int i = 0; i < n; i++) {
+                const hmoe_real *o_i = out + at_o + (i0 + i) * C, *do_i = do_i0 + i * C;
+                const hmoe_real *p_i = p_i0 + i * t_row;
+                hmoe_real *ds_i = ds + i * t_row, sum = 0;
+                HMOE__SIMD_SUM(sum)
+                for (int j = 0; j < hs; j++) sum += do_i[j] * o_i[j];
+                HMOE__SIMD
+                for (int j = 0; j < end; j++) ds_i[j] = p_i[j] * (ds_i[j] - sum) * scale;
+            }
+            hmoe__multiply(to_dq);
+            hmoe__multiply(to_dk);
+        }
+    }
+}
+
+/* SwiGLU (Shazeer 2020):  h = silu(a) * b,   silu(a) = a sigmoid(a)
+   One row of one expert of width H; u = [a | b] = [W1 x | W3 x]: [2H] */
+static void hmoe__swiglu_row(hmoe_real *h, const hmoe_real *u, int H) {
+    HMOE__SIMD
+    for (int i = 0; i < H; i++) h[i] = u[i] * hmoe__sigmoid(u[i]) * u[H + i];
+}
+
+/* The gate g multiplies the whole expert, y = g W2 h, so with dh = W2^T dy:
+     dg = dh . h,   dL/dh = g dh,   da = dL/dh b sigmoid(a) (1 + a (1 - sigmoid(a))),
+     db = dL/dh silu(a)
+   u turns into its gradient and h into g h, which the gradient of W2 needs. Returns dg. */
+static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
+                                           hmoe_real g, int H) {
+    hmoe_real dg = 0;
+    HMOE__SIMD_SUM(dg)
+    for (int i = 0; i < H; i++) dg += dh[i] * h[i];
+    HMOE__SIMD
+    for (int i = 0; i < H; i++) {
+        hmoe_real a = u[i], b = u[H + i], s = hmoe__sigmoid(a), d = g * dh[i];
+        u[i] = d * b * s * (1 + a * (1 - s));
+        u[H + i] = d * a * s;
+        h[i] *= g;
+    }
+    return dg;
+}
+
+/* Cross-entropy:  ce_t = logsumexp(logits_t) - logits_t[target_t]      logits: [N, V] */
+static void hmoe__cross_entropy_forward(hmoe_real *ce, const hmoe_real *logits, const int *targets,
+                                        int N, int V) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        const hmoe_real *x = logits + (size_t)t * V;
+        hmoe_real max = x[0], sum = 0;
+        HMOE__SIMD_MAX(max)
+        for (int i = 1; i < V; i++) max = x[i] > max ? x[i] : max;
+        HMOE__SIMD_SUM(sum)
+        for (int i = 0; i < V; i++) sum += hmoe__exp(x[i] - max);
+        ce[t] = max - x[targets[t]] + (hmoe_real)log((double)sum);
+    }
+}
+
+/* d logits_t = scale (softmax(logits_t) - onehot(target_t)), in place of the logits */
+static void hmoe__cross_entropy_backward(hmoe_real *logits, const int *targets, double scale, int N,
+                                         int V) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        hmoe_real *x = logits + (size_t)t * V;
+        hmoe__softmax_row(x, V);
+        x[targets[t]] -= 1;
+        for (int i = 0; i < V; i++) x[i] *= (hmoe_real)scale;
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------
+   EXPERT SIZES - a strategy is a list of ratios; widths are whole units shared by largest
+   remainder, so that the total is kept and models of equal size can be compared. */
+
+/* Shares `units` among n experts in proportion to ratio[]. An expert whose share is below one unit
+   gets one, and the others share the rest; each then gets the whole part of its share, and the
+   largest remainders one unit more, ties going to the lowest index. */
+static void hmoe__share(long long *width, const double *ratio, int n, long long units) {
+    const double tiny = 1e-9;   /* what rounding may make of a whole share, or of a tie */
+    double remainder[HMOE_MAX_EXPERTS], sum;
+    long long rest;
+    int small;
+    for (int i = 0; i < n; i++) width[i] = 0;      /* 0: still shares */
+    do {
+        sum = 0, rest = units, small = 0;
+        for (int i = 0; i < n; i++)
+            if (width[i]) rest--;
+            else sum += ratio[i];
+        for (int i = 0; i < n; i++)
+            if (!width[i] && ratio[i] / sum * (double)rest < 1 - tiny) width[i] = small = 1;
+    } while (small);
+    for (int i = 0; i < n; i++) {
+        double share = ratio[i] / sum * (double)rest;
+        remainder[i] = -1;
+        if (width[i]) { units--; continue; }
+        width[i] = (long long)(share + tiny);
+        remainder[i] = share - (double)width[i];
+        units -= width[i];
+    }
+    for (; units > 0; units--) {
+        int best = 0;
+        for (int i = 1; i < n; i++) if (remainder[i] > remainder[best] + tiny) best = i;
+        width[best]++;
+        remainder[best] = -1;
+    }
+}
+
+/* The ratios of a strategy by its name; 0 where there is no such name. */
+static int hmoe__named_ratios(double *ratio, int E, const char *strategy) {
+    int ones = (E + 1) / 2, twos = (E + 3) / 4;
+    for (int e = 0; e < E; e++)
+        if (!strcmp(strategy, "homogeneous")) ratio[e] = 1;
+        else if (!strcmp(strategy, "arithmetic")) ratio[e] = E == 1 ? 1 : 9 + 14.0 * e / (E - 1);
+        else if (!strcmp(strategy, "geometric")) ratio[e] = ldexp(1, e);
+        else if (!strcmp(strategy, "hybrid")) ratio[e] = e < ones ? 1 : e < ones + twos ? 2 : 4;
+        else if (!strcmp(strategy, "modse")) {
+            static const double paper[8] = { 4.5, 0.5, 4, 1, 3, 2, 2.5, 2.5 };
+            double larger = E == 2 ? 4.5 : 4.5 - 2.0 * (e / 2) / (E / 2.0 - 1);
+            ratio[e] = E == 8 ? paper[e] : e % 2 ? 5 - larger : larger;
+        } else return 0;
+    return 1;
+}
+
+/* Ratios written as "9,11,13": exactly E of them, each from 1e-9 to 1e9. */
+static hmoe_status hmoe__listed_ratios(double *ratio, int E, const char *list, char *message) {
+    const char *at = list;
+    for (int n = 0;; n++) {
+        char *end;
+        double value = strtod(at, &end);
+        if (end == at || (*end && *end != ','))
+            return HMOE__BAD(message, "sizes '%.200s': not a strategy "
+                              "(homogeneous, arithmetic, geometric, hybrid, modse) and not a list "
+                              "of ratios such as 9,11,13", list);
+        if (!(value >= 1e-9 && value <= 1e9))
+            return HMOE__BAD(message,     "ratio %g in '%.200s' must be from 1e-9 to 1e9", value, list);
+        if (n < E) ratio[n] = value;
+        if (!*end && n + 1 == E) return HMOE_OK;
+        if (!*end || n + 1 > E)
+            return HMOE__BAD(message, "'%.200s' has %s than %d ratios, one for "
+                              "each expert", list, n + 1 < E ? "fewer" : "more", E);
+        at = end + 1;
+    }
+}
+
+hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strategy, char *message) {
+    double ratio[HMOE_MAX_EXPERTS] = { 0 }, pair[HMOE_MAX_EXPERTS] = { 0 };
+    long long width[HMOE_MAX_EXPERTS], pairs[HMOE_MAX_EXPERTS], unit;
+    int equal = 1;
+    if (E < 1 || E > HMOE_MAX_EXPERTS)
+        return HMOE__BAD(message, "%d experts: must be 1 to %d", E,
+                          HMOE_MAX_EXPERTS);
+    if (total < E || total > HMOE_MAX_DIM)
+        return HMOE__BAD(message, "a total width of %lld for %d experts: must "
+                          "be from %d, one for each, to %d", total, E, E, HMOE_MAX_DIM);
+    if (!hmoe__named_ratios(ratio, E, strategy)) {
+        hmoe_status status = hmoe__listed_ratios(ratio, E, strategy, message);
+        if (status) return status;
+    }
+    for (int e = 1; e < E; e++) equal &= ratio[e] == ratio[0];
+    unit = equal ? (total % (8LL * E) == 0 ? 8 : 1) : total % 8 == 0 && total >= 8LL * E ? 8 : 1;
+    if (strcmp(strategy, "modse")) hmoe__share(width, ratio, E, total / unit);
+    else {   /* among the pairs first, so that all of them are as large */
+        if (E % 2)
+            return HMOE__BAD(message,     "modse makes pairs: the number of experts must be even, not %d", E);
+        for (int i = 0; i < E / 2; i++) pair[i] = ratio[2 * i] + ratio[2 * i + 1];
+        hmoe__share(pairs, pair, E / 2, total / unit);
+        for (int i = 0; i < E / 2; i++) hmoe__share(width + 2 * i, ratio + 2 * i, 2, pairs[i]);
+    }
+    for (int e = 0; e < E; e++) H[e] = (int)(width[e] * unit);
+    return HMOE_OK;
+}
+
+/* ---------------------------------------------------------------------------------------------
+   ROUTER - who gets a token. The story of one layer, each step a function:
+
+       logits     r = W_r x (+ noise)   how much does each expert want this token?  (a product)
+       softmax    P = softmax(r)        as shares that sum to 1
+       choose     S, g                  the few that get it, and with what weight
+       dispatch   expert_start, rows    who works on what: ragged, nothing dropped
+       sums       counts, sum of P, ... what the losses and the reports are made of
+
+   and then, under EXPERTS, gather, the experts' products, combine. */
+
+/* Noisy gating (MoDSE eq. 3 to 5; n as in Shazeer et al. 2017):
+     r += n * gain * z / rms(z),   z = softplus(raw),   raw = W_n x,   n ~ N(0, 1)
+   n is a function of key (seed, step, layer), token in the step and expert: never stored.
+   raw: [N, E]   gain: [E]   first: number of token 0 within the step */
+static hmoe_real hmoe__softplus(hmoe_real x) {
+    return (x > 0 ? x : 0) + (hmoe_real)log1p(exp(-fabs((double)x)));
+}
+
+static void hmoe__noise_forward(const hmoe_routes *routes, const hmoe_real *raw,
+                                const hmoe_real *gain, double eps, uint64_t key, int first, int N,
+                                int E) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        hmoe_real z[HMOE_MAX_EXPERTS], rrms = 0;
+        for (int e = 0; e < E; e++) {
+            z[e] = hmoe__softplus(raw[(size_t)t * E + e]);
+            rrms += z[e] * z[e];
+        }
+        rrms = 1 / hmoe__sqrt(rrms / E + (hmoe_real)eps);
+        for (int e = 0; e < E; e++) {
+            double n = hmoe__normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
+            routes->logits[(size_t)t * E + e] += (hmoe_real)n * gain[e] * z[e] * rrms;
+        }
+    }
+}
+
+/* From dr, in routes->logits: dgain += dr n z / rms(z), and through RMSNorm (as above) and softplus
+   (whose derivative is the sigmoid) to draw, which is replaced. One thread, so that dgain has one
+   order: E numbers a token are little. */
+static void hmoe__noise_backward(hmoe_real *draw, hmoe_real *dgain, const hmoe_routes *routes,
+                                 const hmoe_real *raw, const hmoe_real *gain, double eps,
+                                 uint64_t key, int first, int N, int E) {
+    for (int t = 0; t < N; t++) {
+        hmoe_real z[HMOE_MAX_EXPERTS], dy[HMOE_MAX_EXPERTS], rrms = 0, mean = 0;
+        for (int e = 0; e < E; e++) {
+            z[e] = hmoe__softplus(raw[(size_t)t * E + e]);
+            rrms += z[e] * z[e];
+        }
+        rrms = 1 / hmoe__sqrt(rrms / E + (hmoe_real)eps);
+        for (int e = 0; e < E; e++) {
+            double n = hmoe__normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
+            dy[e] = routes->logits[(size_t)t * E + e] * (hmoe_real)n;
+            dgain[e] += dy[e] * z[e] * rrms;
+            mean += gain[e] * dy[e] * z[e] * rrms / E;
+        }
+        for (int e = 0; e < E; e++) {
+            hmoe_real dz = rrms * (gain[e] * dy[e] - z[e] * rrms * mean);
+            draw[(size_t)t * E + e] = dz * hmoe__sigmoid(raw[(size_t)t * E + e]);
+        }
+    }
+}
+
+/* P = softmax(r) over all E; and per token the log of its denominator and its entropy. */
+static void hmoe__router_softmax(const hmoe_routes *routes, int N, int E) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        const hmoe_real *r = routes->logits + (size_t)t * E;
+        hmoe_real *P = routes->P + (size_t)t * E, lse, entropy = 0;
+        memcpy(P, r, (size_t)E * sizeof *P);
+        lse = hmoe__softmax_row(P, E);
+        for (int e = 0; e < E; e++) entropy -= P[e] * (r[e] - lse);   /* ln P = r - lse */
+        routes->lse[t] = lse;
+        routes->entropy[t] = entropy;
+    }
+}
+
+/* S[t] and g. Experts are taken by descending P, ties by ascending index, until there are enough:
+     Top-K   K of them                          HMoE eq. 8, MoDSE eq. 2
+     Top-P   their P add up to top_p            HMoE eq. 9 to 11; at 1 all, whatever rounding says
+   norm: gates are divided by their sum. The next in that order is the largest P that comes after
+   the last one taken; where P is NaN there is none, and any expert will do: the pass is refused. */
+static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
+                         int norm, int N, int E) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        const hmoe_real *P = routes->P + (size_t)t * E;
+        int *S = routes->expert + (size_t)t * routes->slots, n = 0, last = -1, enough = 0;
+        hmoe_real *g = routes->gate + (size_t)t * routes->slots, sum = 0;
+        while (!enough) {
+            int next = -1;
+            for (int e = 0; e < E; e++) {
+                int after = last < 0 || P[e] < P[last] || (P[e] == P[last] && e > last);
+                if (after && (next < 0 || P[e] > P[next])) next = e;
+            }
+            if (next < 0) next = n;
+            S[n] = last = next;
+            g[n++] = P[next];
+            sum += P[next];
+            enough = n == E || (routing == HMOE_TOP_K ? n == K : top_p < 1 && sum >= top_p);
+        }
+        routes->count[t] = n;
+        if (norm) for (int s = 0; s < n; s++) g[s] /= sum;
+    }
+}
+
+/* The same choice, seen from the experts: the rows of expert e are expert_start[e] .. [e+1]-1,
+   its tokens in order. A counting sort; one thread, since it only moves a few ints a token.
+
+       token 0 -> 2 0      token 1 -> 2 1      token 2 -> 0 2        (Top-2, E = 3)
+
+       row           0   1 | 2 | 3   4   5
+       row_token     0   2 | 1 | 0   1   2        expert_start  0 2 3 6
+                  expert 0 | 1 | expert 2                                                        */
+static void hmoe__dispatch(const hmoe_routes *routes, int N, int E) {
+    int next[HMOE_MAX_EXPERTS], *start = routes->expert_start, slots = routes->slots;
+    for (int e = 0; e <= E; e++) start[e] = 0;
+    for (int t = 0; t < N; t++)
+        for (int s = 0; s < routes->count[t]; s++) start[routes->expert[t * slots + s] + 1]++;
+    for (int e = 0; e < E; e++) {
+        next[e] = start[e];
+        start[e + 1] += start[e];
+    }
+    for (int t = 0; t < N; t++)
+        for (int s = 0; s < routes->count[t]; s++) {
+            int at = t * slots + s, row = next[routes->expert[at]]++;
+            routes->row[at] = row;
+            routes->row_token[row] = t;
+            routes->row_gate[row] = routes->gate[at];
+        }
+}
+
+/* sums: [2 E + 3] receives, over the N tokens, how many chose each expert, the sum of each P[e],
+   of the entropies, of lse^2 and of |S|. */
+static void hmoe__router_sums(double *sums, const hmoe_routes *routes, int N, int E) {
+    double *P_sum = sums + E, entropy = 0, lse2 = 0;
+    for (int e = 0; e < E; e++) {
+        sums[e] = routes->expert_start[e + 1] - routes->expert_start[e];
+        P_sum[e] = 0;
+    }
+    for (int t = 0; t < N; t++) {
+        for (int e = 0; e < E; e++) P_sum[e] += routes->P[(size_t)t * E + e];
+        entropy += routes->entropy[t];
+        lse2 += (double)routes->lse[t] * routes->lse[t];
+    }
+    sums[2 * E] = entropy;
+    sums[2 * E + 1] = lse2;
+    sums[2 * E + 2] = routes->expert_start[E];
+}
+
+/* From the gates and the losses back to the logits, which their gradient replaces:
+     gates     norm: dP_e = (dg_e - sum over S of dg g) / sum over S of P;   raw: dP_e = dg_e
+     balance   dP_e += dP_all[e]                       the same for every token, see LOSSES
+     softmax   dr_e = P_e (dP_e - sum over e of dP_e P_e)
+     entropy   dr_e -= d_entropy P_e (ln P_e + entropy)
+     z-loss    dr_e += d_lse2 2 lse P_e
+   dgate: [rows], gradient of the gate of each row   d_entropy, d_lse2: of entropy[t], lse[t]^2 */
+static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dgate,
+                                  const hmoe_real *dP_all, double d_entropy, double d_lse2,
+                                  int norm, int N, int E) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        const hmoe_real *P = routes->P + (size_t)t * E;
+        hmoe_real *r = routes->logits + (size_t)t * E, dP[HMOE_MAX_EXPERTS];
+        hmoe_real dg_g = 0, P_chosen = 0, mean = 0, lse = routes->lse[t];
+        size_t first = (size_t)t * routes->slots;
+        for (int e = 0; e < E; e++) dP[e] = dP_all[e];
+        for (int s = 0; s < routes->count[t]; s++) {
+            dg_g += dgate[routes->row[first + s]] * routes->gate[first + s];
+            P_chosen += P[routes->expert[first + s]];
+        }
+        for (int s = 0; s < routes->count[t]; s++) {
+            hmoe_real dg = dgate[routes->row[first + s]];
+            dP[routes->expert[first + s]] += norm ? (dg - dg_g) / P_chosen : dg;
+        }
+        for (int e = 0; e < E; e++) mean += dP[e] * P[e];
+        for (int e = 0; e < E; e++)
+            r[e] = P[e] * (dP[e] - mean + (hmoe_real)d_lse2 * 2 * lse
+                           - (hmoe_real)d_entropy * (r[e] - lse + routes->entropy[t]));
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------
+   EXPERTS - gather each expert's tokens, run it at its own width, bring the results back. The
+   arrays are laid out by rows; a row of u and h is as long as the widest expert needs, and an
+   expert touches only its own part of it:
+
+       rows of          u: W1 x | W3 x, 2 H[e]              h: silu(W1 x) * (W3 x), H[e]
+       expert 0 (narrow)    aaaa bbbb . . . . . . . .           hhhh . . . .
+       expert 1 (wide)      aaaaaaaa bbbbbbbb . . . .           hhhhhhhh . .                     */
+
+static int hmoe__expert_of_row(const hmoe_routes *routes, int E, int row) {
+    int low = 0, high = E;   /* expert_start[low] <= row < expert_start[high] */
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
+        if (routes->expert_start[middle] <= row) low = middle;
+        else high = middle;
+    }
+    return low;
+}
+
+/* rows[i] = x[token of row i]      rows: [expert_start[E], C]   x: [N, C] */
+static void hmoe__gather(hmoe_real *rows, const hmoe_real *x, const hmoe_routes *routes, int C,
+                         int E) {
+    HMOE__PARALLEL_FOR(routes->expert_start[E])
+    for (int row = 0; row < routes->expert_start[E]; row++)
+        memcpy(rows + (size_t)row * C, x + (size_t)routes->row_token[row] * C,
+               (size_t)C * sizeof *x);
+}
+
+/* h: [rows, ldh]   u: [rows, 2 ldh] */
+static void hmoe__swiglu_forward(hmoe_real *h, const hmoe_real *u, const hmoe_routes *routes,
+                                 const int *H, int E, int ldh) {
+    HMOE__PARALLEL_FOR_UNEVEN(16, routes->expert_start[E] > 32)
+    for (int row = 0; row < routes->expert_start[E]; row++)
+        hmoe__swiglu_row(h + (size_t)row * ldh, u + (size_t)row * 2 * ldh,
+                         H[hmoe__expert_of_row(routes, E, row)]);
+}
+
+/* dgate[row] = dh . h;   u and h change as hmoe__swiglu_row_backward says. */
+static void hmoe__swiglu_backward(hmoe_real *u, hmoe_real *h, hmoe_real *dgate,
+                                  const hmoe_real *dh, const hmoe_routes *routes, const int *H,
+                                  int E, int ldh) {
+    HMOE__PARALLEL_FOR_UNEVEN(16, routes->expert_start[E] > 32)
+    for (int row = 0; row < routes->expert_start[E]; row++)
+        dgate[row] = hmoe__swiglu_row_backward(
+            u + (size_t)row * 2 * ldh, h + (size_t)row * ldh, dh + (size_t)row * ldh,
+            routes->row_gate[row], H[hmoe__expert_of_row(routes, E, row)]);
+}
+
+/* y_t = x_t + sum over S[t] of g rows[row of (t, e)], in the order of the choice */
+static void hmoe__combine_forward(hmoe_real *y, const hmoe_real *x, const hmoe_real *rows,
+                                  const hmoe_routes *routes, int N, int C) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        hmoe_real *y_t = y + (size_t)t * C;
+        memcpy(y_t, x + (size_t)t * C, (size_t)C * sizeof *y);
+        for (int s = 0; s < routes->count[t]; s++) {
+            size_t at = (size_t)t * routes->slots + s;
+            const hmoe_real *row = rows + (size_t)routes->row[at] * C;
+            HMOE__SIMD
+            for (int i = 0; i < C; i++) y_t[i] += routes->gate[at] * row[i];
+        }
+    }
+}
+
+/* dx_t += sum over S[t] of drows: what the experts send back through gather (the gates are in it) */
+static void hmoe__combine_backward(hmoe_real *dx, const hmoe_real *drows,
+                                   const hmoe_routes *routes, int N, int C) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++)
+        for (int s = 0; s < routes->count[t]; s++) {
+            const hmoe_real *row = drows + (size_t)routes->row[(size_t)t * routes->slots + s] * C;
+            HMOE__SIMD
+            for (int i = 0; i < C; i++) dx[(size_t)t * C + i] += row[i];
+        }
+}
+
+/* ---------------------------------------------------------------------------------------------
+   THE MODEL - its tensors and its memory, each laid out by one function. */
+
+/* One layer: where its tensors start in params and grads, and its activations. There is one more
+   of these than layers; of the last one only x, norm1, rrms1 and n1 are used, by the final norm. */
+typedef struct hmoe__layer {
+    size_t norm1, qkv, o;               /* q, k, v lie side by side: one [3C, C] */
+    size_t norm2, router, noise, noise_gain;
+    size_t w13[HMOE_MAX_EXPERTS];       /* W1 and W3 side by side: one [2 H[e], C] */
+    size_t w2[HMOE_MAX_EXPERTS];        /* [C, H[e]] */
+    hmoe_real *x, *rrms1, *n1;          /* [N, C] input; [N]; [N, C] RMSNorm(x) */
+    hmoe_real *q, *att, *out;           /* [N, 3C] q | k | v; [B, NH, T, T]; [N, C] */
+    hmoe_real *x2, *rrms2, *n2;         /* [N, C] x + attention; [N]; [N, C] RMSNorm(x2) */
+    hmoe_real *raw;                     /* [N, E] W_n n2 of noisy gating, then its gradient */
+    hmoe_real *u, *h;                   /* [rows, 2 ldh], [rows, ldh]: inside the experts */
+    hmoe_routes routes;
+} hmoe__layer;
+
+/* What all layers share. */
+typedef struct hmoe__buffers {
+    int *tokens, *targets, *all_rows;   /* [N], [N]; { 0, N }, the rows of a dense product */
+    hmoe_real *angles;                  /* [T, 2, hs/2], RoPE's */
+    hmoe_real *rows_in, *rows_out;      /* [rows, C] what experts take and give */
+    hmoe_real *logits, *ce;             /* [N, V], [N] */
+    double *sums;                       /* [L, 2 E + 3], see hmoe__router_sums */
+    hmoe_real *dP_all;                  /* [L, E], see hmoe__losses */
+    hmoe_real *dx, *dn, *dqkv, *dout;   /* backward: [N, C], [N, C], [N, 3C], [N, C] */
+    hmoe_real *datt, *dh, *dgate;       /* [B * NH, 64, T], [rows, ldh], [rows] */
+    double *host_sums;                  /* in the host's memory: sums, dP_all and ce, fetched or */
+    hmoe_real *host_dP, *host_ce;       /*   to be stored */
+} hmoe__buffers;
+
+hmoe_config hmoe_default_config(void) {
+    hmoe_config c;
+    memset(&c, 0, sizeof c);
+    c.T = 64, c.C = 128, c.L = 4, c.NH = 4, c.E = 8, c.K = 2;
+    hmoe_expert_sizes(c.H, c.E, 8 * 172, "arithmetic", NULL);
+    c.top_p = 0.6, c.pp_coef = 0.1;
+    c.rms_norm_eps = 1e-5, c.rope_theta = 10000;
+    return c;
+}
+
+static int hmoe__norm_gates(const hmoe_config *c) {
+    if (c->gate == HMOE_GATE_DEFAULT) return c->routing == HMOE_TOP_P || c->K > 1;
+    return c->gate == HMOE_GATE_NORM;
+}
+
+static int hmoe__slots(const hmoe_config *c) { return c->routing == HMOE_TOP_K ? c->K : c->E; }
+
+static int hmoe__widest(const hmoe_config *c) {
+    int widest = 0;
+    for (int e = 0; e < c->E; e++) widest = c->H[e] > widest ? c->H[e] : widest;
+    return widest;
+}
+
+static double hmoe__total_width(const hmoe_config *c) {
+    double total = 0;
+    for (int e = 0; e < c->E; e++) total += c->H[e];
+    return total;
+}
+
+static hmoe_status hmoe__check_range(const char *what, double value, double low, double high,
+                                     char *message) {
+    if (value >= low && value <= high) return HMOE_OK;   /* a NaN fails both */
+    return HMOE__BAD(message, "%s is %.9g: must be from %.9g to %.9g", what, value, low, high);
+}
+
+hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
+    const struct { const char *what; double value, low, high; } range[] = {
+        { "vocabulary V", (double)c->V, 1, HMOE_MAX_DIM },
+        { "context T", (double)c->T, 1, HMOE_MAX_DIM },
+        { "width C", (double)c->C, 2, HMOE_MAX_DIM },
+        { "number of layers L", (double)c->L, 1, HMOE_MAX_LAYERS },
+        { "number of heads NH", (double)c->NH, 1, HMOE_MAX_DIM },
+        { "number of experts E", (double)c->E, 1, HMOE_MAX_EXPERTS },
+        { "experts per token K", (double)c->K, 1, (double)c->E },
+        { "routing", (double)c->routing, HMOE_TOP_K, HMOE_TOP_P },
+        { "gate", (double)c->gate, HMOE_GATE_DEFAULT, HMOE_GATE_RAW },
+        { "top_p", c->top_p, 1e-9, 1 }, { "noisy_gating", (double)c->noisy_gating, 0, 1 },
+        { "lb_coef", c->lb_coef, 0, 1e6 }, { "pp_coef", c->pp_coef, 0, 1e6 },
+        { "ent_coef", c->ent_coef, 0, 1e6 }, { "z_coef", c->z_coef, 0, 1e6 },
+        { "rms_norm_eps", c->rms_norm_eps, 0, 1 }, { "rope_theta", c->rope_theta, 1, 1e12 },
+    };
+    for (size_t i = 0; i < sizeof range / sizeof range[0]; i++)
+        HMOE__TRY(hmoe__check_range(range[i].what, range[i].value, range[i].low, range[i].high,
+                                    message));
+    if (c->C % c->NH || c->C / c->NH % 2)
+        return HMOE__BAD(message, "width C is %d and heads NH %d: C must be NH times an even head "
+                         "size", c->C, c->NH);
+    for (int e = 0; e < c->E; e++)
+        if (c->H[e] < 1 || c->H[e] > HMOE_MAX_DIM || hmoe__total_width(c) > HMOE_MAX_DIM)
+            return HMOE__BAD(message, "expert_sizes: expert %d is %d wide: must be from 1 to %d, as "
+                             "must be all of them together", e, c->H[e], HMOE_MAX_DIM);
+    if (c->vocab_size != 0 && (c->vocab_size != c->V || c->V > 256))
+        return HMOE__BAD(message, "vocab has %d bytes and V is %d: must be equal", c->vocab_size,
+                         c->V);
+    for (int i = 1; i < c->vocab_size; i++)
+        if (c->vocab[i] <= c->vocab[i - 1])
+            return HMOE__BAD(message, "vocab: byte %d follows byte %d: must ascend", c->vocab[i],
+                             c->vocab[i - 1]);
+    return HMOE_OK;
+}
+
+hmoe_status hmoe_byte_vocab(hmoe_config *c, const unsigned char *text, size_t n, char *message) {
+    unsigned char seen[256] = { 0 };
+    if (n == 0) return HMOE__BAD(message, "an empty text has no vocabulary");
+    for (size_t i = 0; i < n; i++) seen[text[i]] = 1;
+    c->vocab_size = 0;
+    for (int byte = 0; byte < 256; byte++)
+        if (seen[byte]) c->vocab[c->vocab_size++] = (unsigned char)byte;
+    c->V = c->vocab_size;
+    return HMOE_OK;
+}
+
+/* Adds one tensor to the table (in a first walk there is none: it only counts), and notes in *at
+   where it starts. cols 0: a vector. */
+HMOE__PRINTF(7, 8)
+static void hmoe__add_tensor(hmoe_model *m, size_t *at, int rows, int cols, double mean, double std,
+                             const char *name, ...) {
+    *at = m->param_count;
+    if (m->tensors) {
+        hmoe_tensor *t = &m->tensors[m->tensor_count];
+        va_list args;
+        va_start(args, name);
+        vsnprintf(t->name, sizeof t->name, name, args);
+        va_end(args);
+        t->dims = cols ? 2 : 1, t->rows = rows, t->cols = cols ? cols : 1;
+        t->offset = *at, t->mean = mean, t->std = std;
+    }
+    m->tensor_count++;
+    m->param_count += (size_t)rows * (cols ? cols : 1);
+}
+
+/* The one walk over all parameters, in the order in which they lie. Matrices start as N(0, 0.02);
+   the two that write to the residual stream are smaller by sqrt(2L), the number of such writes. */
+static void hmoe__list_tensors(hmoe_model *m, hmoe__layer *layers) {
+    const hmoe_config *c = &m->config;
+    const double std = 0.02, std_out = 0.02 / sqrt(2.0 * c->L);
+    hmoe__layer unused;
+    size_t inside;   /* another tensor that belongs to the one before */
+    m->tensor_count = m->param_count = 0;
+    hmoe__add_tensor(m, &inside, c->V, c->C, 0, std, "model.embed_tokens.weight");
+    for (int l = 0; l < c->L; l++) {
+        hmoe__layer *y = layers ? &layers[l] : &unused;
+        char layer[32], moe[64];
+        snprintf(layer, sizeof layer, "model.layers.%d", l);
+        snprintf(moe, sizeof moe, "%s.block_sparse_moe", layer);
+        hmoe__add_tensor(m, &y->norm1, c->C, 0, 1, 0, "%s.input_layernorm.weight", layer);
+        for (int i = 0; i < 3; i++)
+            hmoe__add_tensor(m, i ? &inside : &y->qkv, c->C, c->C, 0, std,
+                             "%s.self_attn.%c_proj.weight", layer, "qkv"[i]);
+        hmoe__add_tensor(m, &y->o, c->C, c->C, 0, std_out, "%s.self_attn.o_proj.weight", layer);
+        hmoe__add_tensor(m, &y->norm2, c->C, 0, 1, 0, "%s.post_attention_layernorm.weight", layer);
+        hmoe__add_tensor(m, &y->router, c->E, c->C, 0, std, "%s.gate.weight", moe);
+        if (c->noisy_gating) {
+            hmoe__add_tensor(m, &y->noise, c->E, c->C, 0, 0, "%s.noise.weight", moe);
+            hmoe__add_tensor(m, &y->noise_gain, c->E, 0, 1, 0, "%s.noise_norm.weight", moe);
+        }
+        for (int e = 0; e < c->E; e++) {
+            int H = c->H[e];
+            hmoe__add_tensor(m, &y->w13[e], H, c->C, 0, std, "%s.experts.%d.w1.weight", moe, e);
+            hmoe__add_tensor(m, &inside, H, c->C, 0, std, "%s.experts.%d.w3.weight", moe, e);
+            hmoe__add_tensor(m, &y->w2[e], c->C, H, 0, std_out, "%s.experts.%d.w2.weight", moe, e);
+        }
+    }
+    hmoe__add_tensor(m, layers ? &layers[c->L].norm1 : &inside, c->C, 0, 1, 0, "model.norm.weight");
+    hmoe__add_tensor(m, &m->head, c->V, c->C, 0, std, "lm_head.weight");
+}
+
+/* The arena: arrays one after another, each on a cache line of its own. With base NULL it only
+   counts, so the formula for the memory is the layout itself. Bytes are counted as double: products
+   of hostile sizes must not wrap around. */
+typedef struct hmoe__arena {
+    char *base;
+    double used, most;
+} hmoe__arena;
+
+static void *hmoe__take(hmoe__arena *a, double rows, double cols, size_t size) {
+    void *array = a->base ? a->base + (size_t)a->used : NULL;
+    a->used += ceil(rows * cols * (double)size / 64) * 64;
+    if (a->used > a->most) a->most = a->used;
+    return array;
+}
+
+static hmoe_real *hmoe__reals(hmoe__arena *a, double rows, double cols) {
+    return (hmoe_real *)hmoe__take(a, rows, cols, sizeof(hmoe_real));
+}
+
+static int *hmoe__ints(hmoe__arena *a, double rows, double cols) {
+    return (int *)hmoe__take(a, rows, cols, sizeof(int));
+}
+
+static void hmoe__take_routes(hmoe__arena *a, hmoe_routes *r, int slots, double N, int E) {
+    r->slots = slots;
+    r->logits = hmoe__reals(a, N, E), r->P = hmoe__reals(a, N, E);
+    r->lse = hmoe__reals(a, N, 1), r->entropy = hmoe__reals(a, N, 1);
+    r->count = hmoe__ints(a, N, 1);
+    r->expert = hmoe__ints(a, N, slots), r->gate = hmoe__reals(a, N, slots);
+    r->expert_start = hmoe__ints(a, E + 1, 1);
+    r->row_token = hmoe__ints(a, N, slots), r->row_gate = hmoe__reals(a, N, slots);
+    r->row = hmoe__ints(a, N, slots);
+}
+
+/* The one walk over the activations. Without training the layers use the same memory in turn, but
+   for their routes, which one may want to look at. */
+static double hmoe__list_activations(const hmoe_config *c, int max_B, int training, char *base,
+                                     hmoe__layer *layers, hmoe__buffers *b) {
+    hmoe__arena arena = { base, 0, 0 }, *a = &arena;
+    hmoe__layer unused;
+    int slots = hmoe__slots(c), ldh = hmoe__widest(c);
+    double N = max_B ? (double)max_B * c->T : 1, rows = N * slots, C = c->C, shared;
+    for (int l = 0; l < c->L; l++)
+        hmoe__take_routes(a, layers ? &layers[l].routes : &unused.routes, slots, N, c->E);
+    shared = a->used;
+    for (int l = 0; l <= c->L; l++) {
+        hmoe__layer *y = layers ? &layers[l] : &unused;
+        if (!training) a->used = shared;
+        y->x = hmoe__reals(a, N, C), y->rrms1 = hmoe__reals(a, N, 1), y->n1 = hmoe__reals(a, N, C);
+        if (l == c->L) break;
+        y->q = hmoe__reals(a, N, 3 * C), y->att = hmoe__reals(a, N * c->NH, c->T);
+        y->out = hmoe__reals(a, N, C);
+        y->x2 = hmoe__reals(a, N, C), y->rrms2 = hmoe__reals(a, N, 1), y->n2 = hmoe__reals(a, N, C);
+        y->raw = hmoe__reals(a, c->noisy_gating ? N : 0, c->E);
+        y->u = hmoe__reals(a, rows, 2 * ldh), y->h = hmoe__reals(a, rows, ldh);
+    }
+    a->used = a->most;
+    b->tokens = hmoe__ints(a, N, 1), b->targets = hmoe__ints(a, N, 1);
+    b->all_rows = hmoe__ints(a, 2, 1);
+    b->angles = hmoe__reals(a, c->T, C / c->NH);
+    b->rows_in = hmoe__reals(a, rows, C), b->rows_out = hmoe__reals(a, rows, C);
+    b->logits = hmoe__reals(a, N, c->V), b->ce = hmoe__reals(a, N, 1);
+    b->sums = (double *)hmoe__take(a, c->L, 2 * c->E + 3, sizeof(double));
+    b->dP_all = hmoe__reals(a, c->L, c->E);
+    if (training) {
+        b->dx = hmoe__reals(a, N, C), b->dn = hmoe__reals(a, N, C);
+        b->dqkv = hmoe__reals(a, N, 3 * C), b->dout = hmoe__reals(a, N, C);
+        b->datt = hmoe__reals(a, N * c->NH, HMOE__QUERIES);
+        b->dh = hmoe__reals(a, rows, ldh), b->dgate = hmoe__reals(a, rows, 1);
+    }
+    return a->most + 64;   /* room to bring the start to a cache line */
+}
+
+size_t hmoe_activation_bytes(const hmoe_config *config, int max_B, int training) {
+    hmoe__buffers unused;
+    if (hmoe_check_config(config, NULL) || max_B < 0) return 0;
+    return (size_t)hmoe__list_activations(config, max_B, training, NULL, NULL, &unused);
+}
+
+static const hmoe_steps *hmoe__cpu(void);   /* under OPTIMIZER, when all of them are known */
+
+/* Waits for the backend, and passes on what went wrong there. */
+static hmoe_status hmoe__settle(hmoe_model *m) {
+    const char *error = m->steps->error();
+    return error ? hmoe__fail(m->message, HMOE_IO, "%s: %s", m->steps->name, error) : HMOE_OK;
+}
+
+static void *hmoe__zeroed(size_t count, size_t size) {
+    void *p = count && size > (size_t)-1 / 2 / count ? NULL : HMOE_MALLOC(count * size);
+    if (p) memset(p, 0, count * size);
+    return p;
+}
+
+/* Draws every tensor's first values. Each number has its own place in the random stream. */
+static void hmoe__init_params(hmoe_model *m, hmoe_real *host) {
+    for (size_t i = 0; i < m->tensor_count; i++) {
+        const hmoe_tensor *t = &m->tensors[i];
+        uint64_t what = hmoe__hash(t->name);
+        HMOE__PARALLEL_FOR(t->rows)
+        for (int r = 0; r < t->rows; r++)
+            for (size_t k = (size_t)r * t->cols, end = k + t->cols; k < end; k++)
+                host[k] = (hmoe_real)(t->mean + (t->std > 0 ? t->std * hmoe__normal(m->seed, what,
+                                                                                 k, 0) : 0));
+        m->steps->store(m->params + t->offset, host, (size_t)t->rows * t->cols * sizeof *host);
+    }
+}
+
+/* The model's own small arrays, in the host's memory, and the list of its tensors. */
+static hmoe_status hmoe__create_tables(hmoe_model *m) {
+    const hmoe_config *c = &m->config;
+    size_t sums = (size_t)c->L * (2 * c->E + 3);
+    hmoe__buffers *b;
+    hmoe__list_tensors(m, NULL);   /* counts */
+    m->tensors = (hmoe_tensor *)hmoe__zeroed(m->tensor_count, sizeof *m->tensors);
+    m->layers = (hmoe__layer *)hmoe__zeroed((size_t)c->L + 1, sizeof *m->layers);
+    m->usage = (double *)hmoe__zeroed(sums + 1, sizeof *m->usage);
+    m->buffers = b = (hmoe__buffers *)hmoe__zeroed(1, sizeof *m->buffers);
+    if (b) {
+        b->host_sums = (double *)hmoe__zeroed(sums, sizeof *b->host_sums);
+        b->host_dP = (hmoe_real *)hmoe__zeroed((size_t)c->L * c->E, sizeof *b->host_dP);
+        b->host_ce = (hmoe_real *)hmoe__zeroed((size_t)m->max_tokens + 1, sizeof *b->host_ce);
+    }
+    if (!m->tensors || !m->layers || !m->usage || !b || !b->host_sums || !b->host_dP || !b->host_ce)
+        return hmoe__no_memory(m->message, (double)m->tensor_count * sizeof *m->tensors);
+    hmoe__list_tensors(m, m->layers);
+    for (int e = 0; e < c->E; e++) {   /* widest first, by insertion */
+        int i = e;
+        for (; i > 0 && c->H[m->by_width[i - 1]] < c->H[e]; i--) m->by_width[i] = m->by_width[i - 1];
+        m->by_width[i] = e;
+    }
+    return HMOE_OK;
+}
+
+/* The big arrays, in the backend's memory. draw: give the parameters their first values. */
+static hmoe_status hmoe__create_arrays(hmoe_model *m, int max_B, int training, int draw) {
+    const hmoe_config *c = &m->config;
+    hmoe_real **array[4] = { &m->params, &m->grads, &m->exp_avg, &m->exp_avg_sq }, *host;
+    size_t bytes = m->param_count * sizeof(hmoe_real), hs = (size_t)c->C / c->NH, most = c->T * hs;
+    double arena = hmoe__list_activations(c, max_B, training, NULL, NULL, m->buffers);
+    for (int i = 0; i < (training ? 4 : 1); i++) {
+        *array[i] = (hmoe_real *)m->steps->get(bytes);
+        if (!*array[i]) return hmoe__no_memory(m->message, (double)bytes);
+        m->steps->zero(*array[i], bytes);
+    }
+    m->arena = arena < (double)((size_t)-1 / 4) ? m->steps->get((size_t)arena) : NULL;
+    if (!m->arena) return hmoe__no_memory(m->message, arena);
+    hmoe__list_activations(c, max_B, training,
+                           (char *)m->arena + (64 - (uintptr_t)m->arena % 64) % 64, m->layers,
+                           m->buffers);
+    for (size_t i = 0; i < m->tensor_count; i++) {
+        size_t n = (size_t)m->tensors[i].rows * m->tensors[i].cols;
+        most = n > most ? n : most;
+    }
+    host = (hmoe_real *)HMOE_MALLOC(most * sizeof *host);   /* where arrays are made and stored */
+    if (!host) return hmoe__no_memory(m->message, (double)most * sizeof *host);
+    for (int t = 0; t < c->T; t++) hmoe__rope_angles(host + t * hs, t, (int)hs, c->rope_theta);
+    m->steps->store(m->buffers->angles, host, c->T * hs * sizeof *host);
+    if (draw) hmoe__init_params(m, host);
+    HMOE_FREE(host);
+    return hmoe__settle(m);
+}
+
+static hmoe_status hmoe__create(hmoe_model *m, const hmoe_config *config, uint64_t seed, int max_B,
+                                int training, int draw) {
+    double params, rows = (double)max_B * config->T;
+    HMOE__TRY(hmoe_check_config(config, m->message));
+    if (max_B < 0 || rows * hmoe__slots(config) > HMOE_MAX_TOKENS)
+        return HMOE__BAD(m->message, "batches of %d x %d tokens: at least 0 sequences and at most %d "
+                         "tokens, counted once for each of %d experts", max_B, config->T,
+                         HMOE_MAX_TOKENS, hmoe__slots(config));
+    params = 2.0 * config->V * config->C + (double)config->L * config->C
+             * (4.0 * config->C + 3 * hmoe__total_width(config) + config->E);
+    if (params * 4 * sizeof(hmoe_real) > (double)((size_t)-1 / 4))
+        return hmoe__no_memory(m->message, params * sizeof(hmoe_real));
+    m->config = *config;
+    m->config.gate = hmoe__norm_gates(config) ? HMOE_GATE_NORM : HMOE_GATE_RAW;
+    m->seed = seed;
+    m->max_tokens = max_B * config->T;
+    m->mode = -1;
+    m->best_val_loss = DBL_MAX;
+    if (!m->steps) m->steps = hmoe__cpu();
+    HMOE__TRY(hmoe__create_tables(m));
+    return hmoe__create_arrays(m, max_B, training, draw);
+}
+
+/* Frees what a failed creation left, and keeps its message. */
+static hmoe_status hmoe__created(hmoe_model *m, hmoe_status status) {
+    char message[HMOE_MESSAGE_SIZE];
+    memcpy(message, m->message, sizeof message);
+    if (status) {
+        hmoe_free(m);
+        memcpy(m->message, message, sizeof message);
+    }
+    return status;
+}
+
+hmoe_status hmoe_create(hmoe_model *m, const hmoe_config *config, uint64_t seed, int max_B,
+                        int training) {
+    m->message[0] = 0;
+    return hmoe__created(m, hmoe__create(m, config, seed, max_B, training, 1));
+}
+
+void hmoe_free(hmoe_model *m) {
+    const hmoe_steps *s = m->steps;
+    void *arrays[5] = { m->params, m->grads, m->exp_avg, m->exp_avg_sq, m->arena };
+    for (int i = 0; s && i < 5; i++) s->give_back(arrays[i]);
+    if (m->buffers) {
+        HMOE_FREE(m->buffers->host_sums);
+        HMOE_FREE(m->buffers->host_dP);
+        HMOE_FREE(m->buffers->host_ce);
+    }
+    HMOE_FREE(m->tensors);
+    HMOE_FREE(m->layers);
+    HMOE_FREE(m->buffers);
+    HMOE_FREE(m->usage);
+    memset(m, 0, sizeof *m);
+    m->steps = s;
+}
+
+/* ---------------------------------------------------------------------------------------------
+   LOSSES - what keeps the router honest. Per layer, then summed. With, over the N tokens,
+   f_e = share that chose expert e (a constant for the gradient) and Phat_e = mean of P[t][e]:
+
+     load balancing   L_lb  = E sum_e f_e Phat_e             Switch Transformers eq. 4
+     P-Penalty        L_pp  = E sum_e M_e Phat_e,            HMoE's parameter penalty
+                      M_e   = f_e H[e] / mean(H)
+     entropy          L_ent = (E / N) sum_t entropy of P[t]  HMoE eq. 5; its sign here sharpens P
+     z-loss           L_z   = (1 / N) sum_t lse_t^2          ST-MoE eq. 5
+
+   Both penalties push on Phat_e as hard as expert e is busy: load balancing counts its tokens, the
+   P-Penalty its *work*, so that narrow experts end up with more tokens than wide ones. HMoE prints
+   M_e with the bare H[e]; divided by mean(H) equal widths give exactly load balancing, as its text
+   says they do, and the coefficient keeps its meaning when the model grows.
+
+   dP_all[l][e] is what both are worth per unit of P[t][e], the same for every token. */
+static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sums,
+                         const hmoe_config *c, double N) {
+    double mean_H = hmoe__total_width(c) / c->E;
+    loss->lb = loss->pp = loss->ent = loss->z = 0;
+    for (int l = 0; l < c->L; l++, sums += 2 * c->E + 3) {
+        for (int e = 0; e < c->E; e++) {
+            double f = sums[e] / N, Phat = sums[c->E + e] / N, M = f * c->H[e] / mean_H;
+            loss->lb += c->E * f * Phat;
+            loss->pp += c->E * M * Phat;
+            dP_all[l * c->E + e] = (hmoe_real)(c->E * (c->lb_coef * f + c->pp_coef * M) / N);
+        }
+        loss->ent += c->E * sums[2 * c->E] / N;
+        loss->z += sums[2 * c->E + 1] / N;
+    }
+    loss->total = loss->ce + c->lb_coef * loss->lb + c->pp_coef * loss->pp
+                  + c->ent_coef * loss->ent + c->z_coef * loss->z;
+}
+
+/* ---------------------------------------------------------------------------------------------
+   FORWARD - tokens in, loss out:
+
+       embed  [ norm  q k v  rope  attention  o  +  norm  router ... experts  + ] x L  norm  head  */
+
+/* A dense layer is a list of one. x: [N, in]   w: [out, in]   y: [N, out] */
+static hmoe_linear hmoe__dense(hmoe_real *x, hmoe_real *w, hmoe_real *y, int in, int out,
+                               const int *rows, int add) {
+    hmoe_linear map = { x, w, y, rows, in, out, in, out, add };
+    return map;
+}
+
+/* The experts' products are lists of E, widest first. params: the weights, or their gradients. */
+static void hmoe__up_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *y,
+                          hmoe_real *params, hmoe_real *rows) {
+    int C = m->config.C, ldh = hmoe__widest(&m->config);
+    for (int i = 0; i < m->config.E; i++) {
+        int e = m->by_width[i];
+        hmoe_linear up = { rows, params + y->w13[e], y->u, y->routes.expert_start + e,
+                           C, 2 * m->config.H[e], C, 2 * ldh, 0 };
+        list[i] = up;
+    }
+}
+
+static void hmoe__down_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *y,
+                            hmoe_real *params, hmoe_real *h, hmoe_real *rows) {
+    int C = m->config.C, ldh = hmoe__widest(&m->config);
+    for (int i = 0; i < m->config.E; i++) {
+        int e = m->by_width[i];
+        hmoe_linear down = { h, params + y->w2[e], rows, y->routes.expert_start + e,
+                             m->config.H[e], C, ldh, C, 0 };
+        list[i] = down;
+    }
+}
+
+static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l, hmoe_real *out,
+                                   hmoe_real *att, hmoe_real *q);   /* under INFERENCE */
+
+/* x2 = x + Attention(RMSNorm(x)). With a cache: of one token, to those before it. */
+static void hmoe__attention_block_forward(hmoe_model *m, int l, int B, int T, hmoe_cache *cache) {
+    const hmoe_steps *s = m->steps;
+    const hmoe_config *c = &m->config;
+    const int *rows = m->buffers->all_rows;
+    hmoe__layer *y = &m->layers[l];
+    int C = c->C, N = B * T, hs = C / c->NH;
+    hmoe_linear qkv = hmoe__dense(y->n1, m->params + y->qkv, y->q, C, 3 * C, rows, 0);
+    hmoe_linear o = hmoe__dense(y->out, m->params + y->o, y->x2, C, C, rows, 1);
+    s->rmsnorm_forward(y->n1, y->rrms1, y->x, m->params + y->norm1, c->rms_norm_eps, N, C);
+    s->linear_forward(&qkv, 1);
+    if (cache) hmoe__attention_cached(cache, c, l, y->out, y->att, y->q);
+    else {
+        s->rope(y->q, m->buffers->angles, 1, B, T, c->NH, hs);
+        s->attention_forward(y->out, y->att, y->q, B, T, c->NH, hs);
+    }
+    s->copy(y->x2, y->x, (size_t)N * C * sizeof(hmoe_real));
+    s->linear_forward(&o, 1);
+}
+
+/* Noise is a function of seed, step and layer (this key), and of token in the step and expert. */
+static uint64_t hmoe__noise_key(const hmoe_model *m, int l) {
+    return hmoe_random(m->seed, HMOE__FOR_NOISE, (uint64_t)m->step, (uint64_t)l);
+}
+
+/* The router, from RMSNorm(x2) to the routes: logits, softmax, choose, dispatch, sums. */
+static void hmoe__router_forward(hmoe_model *m, int l, int N) {
+    const hmoe_steps *s = m->steps;
+    const hmoe_config *c = &m->config;
+    const int *rows = m->buffers->all_rows;
+    hmoe__layer *y = &m->layers[l];
+    hmoe_linear list[2];
+    int noisy = c->noisy_gating && m->mode == HMOE_TRAIN, E = c->E;
+    list[0] = hmoe__dense(y->n2, m->params + y->router, y->routes.logits, c->C, E, rows, 0);
+    if (noisy) list[1] = hmoe__dense(y->n2, m->params + y->noise, y->raw, c->C, E, rows, 0);
+    s->linear_forward(list, noisy ? 2 : 1);
+    if (noisy)
+        s->noise_forward(&y->routes, y->raw, m->params + y->noise_gain, c->rms_norm_eps,
+                         hmoe__noise_key(m, l), (int)(m->sequences * m->sequence_length), N, E);
+    s->router_softmax(&y->routes, N, E);
+    s->choose(&y->routes, c->routing, c->K, c->top_p, c->gate == HMOE_GATE_NORM, N, E);
+    s->dispatch(&y->routes, N, E);
+    s->router_sums(m->buffers->sums + (size_t)l * (2 * E + 3), &y->routes, N, E);
+}
+
+/* x of the next layer = x2 + MoE(RMSNorm(x2)),
+   MoE(n_t) = sum over e in S[t] of g[t][e] W2_e (silu(W1_e n_t) * (W3_e n_t)) */
+static void hmoe__moe_block_forward(hmoe_model *m, int l, int N) {
+    const hmoe_steps *s = m->steps;
+    const hmoe_config *c = &m->config;
+    hmoe__layer *y = &m->layers[l];
+    hmoe__buffers *b = m->buffers;
+    hmoe_linear up[HMOE_MAX_EXPERTS], down[HMOE_MAX_EXPERTS];
+    hmoe__up_list(up, m, y, m->params, b->rows_in);
+    hmoe__down_list(down, m, y, m->params, y->h, b->rows_out);
+    s->rmsnorm_forward(y->n2, y->rrms2, y->x2, m->params + y->norm2, c->rms_norm_eps, N, c->C);
+    hmoe__router_forward(m, l, N);
+    s->gather(b->rows_in, y->n2, &y->routes, c->C, c->E);
+    s->linear_forward(up, c->E);
+    s->swiglu_forward(y->h, y->u, &y->routes, c->H, c->E, hmoe__widest(c));
+    s->linear_forward(down, c->E);
+    s->combine_forward((y + 1)->x, y->x2, b->rows_out, &y->routes, N, c->C);
+}
+
+/* All layers, from tokens to logits. */
+static void hmoe__layers_forward(hmoe_model *m, int B, int T, hmoe_cache *cache) {
+    const hmoe_steps *s = m->steps;
+    const hmoe_config *c = &m->config;
+    hmoe__buffers *b = m->buffers;
+    hmoe__layer *last = &m->layers[c->L];
+    hmoe_linear head = hmoe__dense(last->n1, m->params + m->head, b->logits, c->C, c->V,
+                                   b->all_rows, 0);
+    s->embed_forward(m->layers[0].x, b->tokens, m->params, B * T, c->C);
+    for (int l = 0; l < c->L; l++) {
+        hmoe__attention_block_forward(m, l, B, T, cache);
+        hmoe__moe_block_forward(m, l, B * T);
+    }
+    s->rmsnorm_forward(last->n1, last->rrms1, last->x, m->params + last->norm1, c->rms_norm_eps,
+                       B * T, c->C);
+    s->linear_forward(&head, 1);
+}
+
+/* Activated parameters per token, were `widths` the chosen experts' added widths in all layers. */
+static double hmoe__activated_with(const hmoe_config *c, double widths) {
+    double C = c->C;
+    return c->L * (4 * C * C + 2 * C + c->E * C) + 2 * C + c->V * C + 3 * C * widths;
+}
+
+/* 6 FLOPs per activated parameter and token, and attention: 4 C per key, forward, twice that
+   backward, over (T + 1) / 2 keys on average. */
+static double hmoe__training_flops(const hmoe_config *c, double activated, int N, int T) {
+    return N * (6 * activated + 6.0 * c->L * c->C * (T + 1));
+}
+
+/* Fetches what the pass found, the sums of the routers, and keeps account of it. */
+static hmoe_status hmoe__collect(hmoe_model *m, int N, int T) {
+    const hmoe_config *c = &m->config;
+    double *sums = m->buffers->host_sums, width = 0;
+    size_t per_layer = 2 * (size_t)c->E + 3, n = c->L * per_layer;
+    m->steps->fetch(sums, m->buffers->sums, n * sizeof *sums);
+    HMOE__TRY(hmoe__settle(m));
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(sums[i]))
+            return hmoe__fail(m->message, HMOE_NOT_FINITE, "the router of layer %d gives NaN or "
+                              "infinity: its weights or its input are no longer finite",
+                              (int)(i / per_layer));
+    for (size_t i = 0; i < n; i++) {
+        m->usage[i] += sums[i];
+        if (i % per_layer < (size_t)c->E) width += sums[i] * c->H[i % per_layer] / N;
+    }
+    m->usage[n] += N;
+    m->pass_flops = hmoe__training_flops(c, hmoe__activated_with(c, width), N, T);
+    return HMOE_OK;
+}
+
+static hmoe_status hmoe__collect_losses(hmoe_model *m, int N) {
+    hmoe__buffers *b = m->buffers;
+    m->steps->cross_entropy_forward(b->ce, b->logits, b->targets, N, m->config.V);
+    m->steps->fetch(b->host_ce, b->ce, (size_t)N * sizeof *b->host_ce);
+    HMOE__TRY(hmoe__settle(m));
+    m->losses.ce = 0;
+    for (int t = 0; t < N; t++) m->losses.ce += (double)b->host_ce[t] / N;
+    hmoe__losses(&m->losses, b->host_dP, b->host_sums, &m->config, N);
+    if (isfinite(m->losses.total)) return HMOE_OK;
+    return hmoe__fail(m->message, HMOE_NOT_FINITE, "the loss is %f", m->losses.total);
+}
+
+static hmoe_status hmoe__check_tokens(hmoe_model *m, const char *what, const int *tokens, int N) {
+    for (int t = 0; t < N; t++)
+        if (tokens[t] < 0 || tokens[t] >= m->config.V)
+            return HMOE__BAD(m->message, "%s %d is %d: must be from 0 to %d", what, t, tokens[t],
+                             m->config.V - 1);
+    return HMOE_OK;
+}
+
+hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const int *targets,
+                         int B, int T) {
+    int N, rows[2] = { 0, 0 };
+    m->message[0] = 0;
+    m->mode = -1;
+    if (B < 1 || T < 1 || T > m->config.T || B > m->max_tokens / T)
+        return HMOE__BAD(m->message, "a batch of %d x %d tokens: the model was made for sequences of "
+                         "1 to %d, and %d tokens in all", B, T, m->config.T, m->max_tokens);
+    if (mode == HMOE_TRAIN && (!m->grads || !targets))
+        return HMOE__BAD(m->message, "training needs %s", m->grads ? "targets"
+                         : "a model that was made for training");
+    rows[1] = N = B * T;
+    HMOE__TRY(hmoe__check_tokens(m, "token", tokens, N));
+    if (targets) HMOE__TRY(hmoe__check_tokens(m, "target", targets, N));
+    m->steps->store(m->buffers->all_rows, rows, sizeof rows);
+    m->steps->store(m->buffers->tokens, tokens, (size_t)N * sizeof *tokens);
+    if (targets) m->steps->store(m->buffers->targets, targets, (size_t)N * sizeof *targets);
+    m->mode = mode, m->B = B, m->sequence_length = T, m->had_targets = targets != NULL;
+    hmoe__layers_forward(m, B, T, NULL);
+    m->mode = -1;   /* until it is known to be good */
+    HMOE__TRY(hmoe__collect(m, N, T));
+    if (targets) HMOE__TRY(hmoe__collect_losses(m, N));
+    m->mode = mode;
+    return HMOE_OK;
+}
+
+/* ---------------------------------------------------------------------------------------------
+   BACKWARD - the same page upside down. dx carries the gradient of the residual stream from the
+   last layer to the first; each block adds to it. */
+
+/* Of y = x W^T: dx = dy W (or +=), dW += dy^T x. */
+static void hmoe__dense_backward(hmoe_model *m, hmoe_real *dx, size_t w, hmoe_real *dy,
+                                 hmoe_real *x, int in, int out, int add) {
+    const int *rows = m->buffers->all_rows;
+    hmoe_linear input = hmoe__dense(dx, m->params + w, dy, in, out, rows, add);
+    hmoe_linear weight = hmoe__dense(x, m->grads + w, dy, in, out, rows, 1);
+    m->steps->linear_backward_input(&input, 1);
+    m->steps->linear_backward_weight(&weight, 1);
+}
+
+/* From the gradients of the gates to those of the router's weights, and on to dn. */
+static void hmoe__router_backward_block(hmoe_model *m, int l, int N, double scale) {
+    const hmoe_steps *s = m->steps;
+    const hmoe_config *c = &m->config;
+    hmoe__layer *y = &m->layers[l];
+    hmoe__buffers *b = m->buffers;
+    s->router_backward(&y->routes, b->dgate, b->dP_all + (size_t)l * c->E,
+                       scale * c->ent_coef * c->E / N, scale * c->z_coef / N,
+                       c->gate == HMOE_GATE_NORM, N, c->E);
+    if (c->noisy_gating) {
+        s->noise_backward(y->raw, m->grads + y->noise_gain, &y->routes, y->raw,
+                          m->params + y->noise_gain, c->rms_norm_eps, hmoe__noise_key(m, l),
+                          (int)(m->sequences * m->sequence_length), N, c->E);
+        hmoe__dense_backward(m, b->dn, y->noise, y->raw, y->n2, c->C, c->E, 1);
+    }
+    hmoe__dense_backward(m, b->dn, y->router, y->routes.logits, y->n2, c->C, c->E, 1);
+}
+
+static void hmoe__moe_block_backward(hmoe_model *m, int l, int N, double scale) {
+    const hmoe_steps *s = m->steps;
+    const hmoe_config *c = &m->config;
+    hmoe__layer *y = &m->layers[l];
+    hmoe__buffers *b = m->buffers;
+    hmoe_linear list[HMOE_MAX_EXPERTS];
+    int C = c->C, E = c->E, ldh = hmoe__widest(c);
+    hmoe_real *rows = b->rows_in, *drows = b->rows_out;
+
+    s->gather(rows, b->dx, &y->routes, C, E);              /* dy of each row, without its gate */
+    hmoe__down_list(list, m, y, m->params, b->dh, rows);
+    s->linear_backward_input(list, E);                     /* dh = dy W2 */
+    s->swiglu_backward(y->u, y->h, b->dgate, b->dh, &y->routes, c->H, E, ldh);
+    hmoe__down_list(list, m, y, m->grads, y->h, rows);
+    s->linear_backward_weight(list, E);                    /* dW2 += dy^T (g h) */
+    s->gather(rows, y->n2, &y->routes, C, E);
+    hmoe__up_list(list, m, y, m->grads, rows);
+    s->linear_backward_weight(list, E);                    /* dW13 += du^T n */
+    hmoe__up_list(list, m, y, m->params, drows);
+    s->linear_backward_input(list, E);                     /* dn of each row = du W13 */
+    s->zero(b->dn, (size_t)N * C * sizeof(hmoe_real));
+    s->combine_backward(b->dn, drows, &y->routes, N, C);
+    hmoe__router_backward_block(m, l, N, scale);
+    s->rmsnorm_backward(b->dx, m->grads + y->norm2, b->dn, y->x2, m->params + y->norm2, y->rrms2,
+                        N, C);
+}
+
+static void hmoe__attention_block_backward(hmoe_model *m, int l, int B, int T) {
+    const hmoe_steps *s = m->steps;
+    hmoe__layer *y = &m->layers[l];
+    hmoe__buffers *b = m->buffers;
+    int C = m->config.C, NH = m->config.NH, N = B * T;
+    hmoe__dense_backward(m, b->dout, y->o, b->dx, y->out, C, C, 0);
+    s->attention_backward(b->dqkv, b->datt, b->dout, y->out, y->att, y->q, B, T, NH, C / NH);
+    s->rope(b->dqkv, b->angles, -1, B, T, NH, C / NH);
+    hmoe__dense_backward(m, b->dn, y->qkv, b->dqkv, y->n1, C, 3 * C, 0);
+    s->rmsnorm_backward(b->dx, m->grads + y->norm1, b->dn, y->x, m->params + y->norm1, y->rrms1,
+                        N, C);
+}
+
+hmoe_status hmoe_backward(hmoe_model *m, double scale) {
+    const hmoe_steps *s = m->steps;
+    const hmoe_config *c = &m->config;
+    hmoe__buffers *b = m->buffers;
+    hmoe__layer *last;
+    int B = m->B, T = m->sequence_length, N = B * T;
+    m->message[0] = 0;
+    if (m->mode != HMOE_TRAIN)
+        return HMOE__BAD(m->message, "hmoe_backward needs a successful hmoe_forward in mode "
+                         "HMOE_TRAIN just before it, once");
+    m->mode = -1;   /* the activations turn into gradients */
+    last = &m->layers[c->L];
+    for (int i = 0; i < c->L * c->E; i++) b->host_dP[i] *= (hmoe_real)scale;
+    s->store(b->dP_all, b->host_dP, (size_t)c->L * c->E * sizeof *b->host_dP);
+    s->cross_entropy_backward(b->logits, b->targets, scale / N, N, c->V);
+    hmoe__dense_backward(m, b->dn, m->head, b->logits, last->n1, c->C, c->V, 0);
+    s->zero(b->dx, (size_t)N * c->C * sizeof(hmoe_real));
+    s->rmsnorm_backward(b->dx, m->grads + last->norm1, b->dn, last->x, m->params + last->norm1,
+                        last->rrms1, N, c->C);
+    for (int l = c->L - 1; l >= 0; l--) {
+        hmoe__moe_block_backward(m, l, N, scale);
+        hmoe__attention_block_backward(m, l, B, T);
+    }
+    s->embed_backward(m->grads, b->tokens, b->dx, N, c->C);
+    m->sequences += B;
+    m->tokens += N;
+    m->flops += m->pass_flops;
+    return hmoe__settle(m);
+}
+
+/* ---------------------------------------------------------------------------------------------
+   OPTIMIZER - clipping, AdamW, the schedule; and the table of steps. */
+
+typedef struct hmoe__rates {
+    hmoe_real scale;                  /* of the gradient: clipping */
+    hmoe_real beta1, beta2;
+    hmoe_real step, root;             /* lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t): the moments start
+                                         at 0, and this takes that bias out */
+    hmoe_real decay;                  /* lr * weight_decay */
+} hmoe__rates;
+
+/* In 256 pieces of fixed place, so that the order of the sum does not depend on the threads. */
+static double hmoe__squared_norm(const hmoe_real *g, size_t n) {
+    double part[256], sum = 0;
+    HMOE__PARALLEL_FOR(256)
+    for (int i = 0; i < 256; i++) {
+        size_t end = n / 256 * (i + 1) + n % 256 * (i + 1) / 256;
+        double s = 0;
+        HMOE__SIMD_SUM(s)
+        for (size_t k = n / 256 * i + n % 256 * i / 256; k < end; k++) s += (double)g[k] * g[k];
+        part[i] = s;
+    }
+    for (int i = 0; i < 256; i++) sum += part[i];
+    return sum;
+}
+
+/* m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,
+   w -= lr (mhat / (sqrt(vhat) + 1e-8) + decay w);   and g = 0 for the next step: one pass over
+   memory, which is what this costs. All parameters are visited, not the activated ones alone. */
+static void hmoe__adamw(hmoe_real *w, hmoe_real *g, hmoe_real *m, hmoe_real *v, size_t n,
+                        const hmoe__rates *rates) {
+    const hmoe__rates r = *rates;
+    int blocks = (int)((n + 4095) / 4096);
+    HMOE__PARALLEL_FOR(blocks)
+    for (int block = 0; block < blocks; block++) {
+        size_t start = (size_t)block * 4096, end = start + 4096 < n ? start + 4096 : n;
+        HMOE__SIMD
+        for (size_t i = start; i < end; i++) {
+            hmoe_real g_i = g[i] * r.scale;
+            hmoe_real m_i = r.beta1 * m[i] + (1 - r.beta1) * g_i;
+            hmoe_real v_i = r.beta2 * v[i] + (1 - r.beta2) * g_i * g_i;
+            w[i] -= r.step * m_i / (hmoe__sqrt(v_i) * r.root + (hmoe_real)1e-8) + r.decay * w[i];
+            m[i] = m_i, v[i] = v_i, g[i] = 0;
+        }
+    }
+}
+
+/* The processor's own steps, in the order of hmoe_steps. */
+static void *hmoe__get(size_t bytes) { return HMOE_MALLOC(bytes); }
+static void hmoe__give_back(void *array) { HMOE_FREE(array); }
+static void hmoe__zero(void *array, size_t bytes) { memset(array, 0, bytes); }
+static void hmoe__copy(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
+static const char *hmoe__error(void) { return NULL; }
+
+static const hmoe_steps *hmoe__cpu(void) {
+    static const hmoe_steps steps = {
+        "cpu", hmoe__error, hmoe__get, hmoe__give_back, hmoe__copy, hmoe__copy, hmoe__copy,
+        hmoe__zero, hmoe__linear_forward, hmoe__linear_backward_input, hmoe__linear_backward_weight,
+        hmoe__embed_forward, hmoe__embed_backward, hmoe__rmsnorm_forward, hmoe__rmsnorm_backward,
+        hmoe__rope, hmoe__attention_forward, hmoe__attention_backward, hmoe__swiglu_forward,
+        hmoe__swiglu_backward, hmoe__cross_entropy_forward, hmoe__cross_entropy_backward,
+        hmoe__noise_forward, hmoe__noise_backward, hmoe__router_softmax, hmoe__choose,
+        hmoe__dispatch, hmoe__router_sums, hmoe__router_backward, hmoe__gather,
+        hmoe__combine_forward, hmoe__combine_backward, hmoe__squared_norm, hmoe__adamw,
+    };
+    return &steps;
+}
+
+hmoe_adamw hmoe_default_adamw(void) {
+    hmoe_adamw a = { 2e-3, 0.9, 0.99, 0.1, 1.0 };
+    return a;
+}
+
+double hmoe_learning_rate(int64_t step, int64_t warmup, int64_t steps, double lr, double min_lr) {
+    double done;
+    if (step <= warmup) return lr * (double)step / (double)warmup;
+    if (step >= steps) return min_lr;
+    done = (double)(step - warmup) / (double)(steps - warmup);
+    return min_lr + (lr - min_lr) * 0.5 * (1 + cos(3.141592653589793 * done));
+}
+
+hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
+    double t = (double)m->step + 1, clip = 1;
+    hmoe__rates rates;
+    m->message[0] = 0;
+    if (!m->grads)
+        return HMOE__BAD(m->message, "this model was not made for training");
+    if (!(a->lr >= 0 && a->beta1 >= 0 && a->beta1 < 1 && a->beta2 >= 0 && a->beta2 < 1
+          && a->weight_decay >= 0 && a->clip >= 0))
+        return HMOE__BAD(m->message, "AdamW with lr %g, betas %g %g, decay %g, "
+                          "clip %g: betas must be below 1, and nothing negative", a->lr, a->beta1,
+                          a->beta2, a->weight_decay, a->clip);
+    m->grad_norm = sqrt(m->steps->squared_norm(m->grads, m->param_count));
+    if (!isfinite(m->grad_norm))
+        return hmoe__fail(m->message, HMOE_NOT_FINITE, "the gradients' norm is %f", m->grad_norm);
+    if (a->clip > 0 && m->grad_norm > a->clip) clip = a->clip / m->grad_norm;
+    rates.scale = (hmoe_real)clip;
+    rates.beta1 = (hmoe_real)a->beta1;
+    rates.beta2 = (hmoe_real)a->beta2;
+    rates.step = (hmoe_real)(a->lr / (1 - pow(a->beta1, t)));
+    rates.root = (hmoe_real)(1 / sqrt(1 - pow(a->beta2, t)));
+    for (size_t i = 0, j; i < m->tensor_count; i = j) {   /* neighbours of one kind in one call */
+        size_t at = m->tensors[i].offset, end;
+        for (j = i + 1; j < m->tensor_count && m->tensors[j].dims == m->tensors[i].dims; j++) {}
+        end = j < m->tensor_count ? m->tensors[j].offset : m->param_count;
+        rates.decay = (hmoe_real)(m->tensors[i].dims == 2 ? a->lr * a->weight_decay : 0);
+        m->steps->adamw(m->params + at, m->grads + at, m->exp_avg + at, m->exp_avg_sq + at,
+                        end - at, &rates);
+    }
+    m->step++;
+    m->sequences = 0;
+    return HMOE_OK;
+}
+
+/* ---------------------------------------------------------------------------------------------
+   INSPECTION - who did what. */
+
+static hmoe_status hmoe__nothing_there(hmoe_model *m, const char *what) {
+    return HMOE__BAD(m->message, "no %s: they are there after a hmoe_forward "
+                      "that succeeded and before hmoe_backward", what);
+}
+
+hmoe_status hmoe_get_logits(hmoe_model *m, hmoe_real *logits) {
+    size_t N = (size_t)m->B * m->sequence_length;
+    m->message[0] = 0;
+    if (m->mode < 0) return hmoe__nothing_there(m, "logits");
+    m->steps->fetch(logits, m->buffers->logits, N * m->config.V * sizeof *logits);
+    return hmoe__settle(m);
+}
+
+hmoe_status hmoe_get_token_losses(hmoe_model *m, hmoe_real *ce) {
+    size_t N = (size_t)m->B * m->sequence_length;
+    m->message[0] = 0;
+    if (m->mode < 0 || !m->had_targets) return hmoe__nothing_there(m, "token losses");
+    m->steps->fetch(ce, m->buffers->ce, N * sizeof *ce);
+    return hmoe__settle(m);
+}
+
+hmoe_status hmoe_get_route(hmoe_model *m, int layer, int token, hmoe_route *route) {
+    const hmoe_steps *s = m->steps;
+    hmoe_real gate[HMOE_MAX_EXPERTS], P[HMOE_MAX_EXPERTS];
+    const hmoe_routes *r;
+    size_t E = (size_t)m->config.E, slots;
+    m->message[0] = 0;
+    if (m->mode < 0) return hmoe__nothing_there(m, "routes");
+    if (layer < 0 || layer >= m->config.L || token < 0 || token >= m->B * m->sequence_length)
+        return HMOE__BAD(m->message, "no token %d in layer %d: there are %d "
+                          "tokens and %d layers", token, layer, m->B * m->sequence_length,
+                          m->config.L);
+    r = &m->layers[layer].routes;
+    slots = (size_t)r->slots;
+    s->fetch(&route->count, r->count + token, sizeof(int));
+    s->fetch(route->expert, r->expert + token * slots, slots * sizeof(int));
+    s->fetch(gate, r->gate + token * slots, slots * sizeof *gate);
+    s->fetch(P, r->P + token * E, E * sizeof *P);
+    HMOE__TRY(hmoe__settle(m));
+    for (int i = 0; i < route->count; i++) route->gate[i] = (double)gate[i];
+    for (size_t e = 0; e < E; e++) route->P[e] = (double)P[e];
+    return HMOE_OK;
+}
+
+void hmoe_get_usage(const hmoe_model *m, int layer, hmoe_usage *usage) {
+    const hmoe_config *c = &m->config;
+    size_t per_layer = 2 * (size_t)c->E + 3;
+    const double *sums = m->usage + layer * per_layer;
+    double tokens = m->usage[c->L * per_layer], N = tokens > 0 ? tokens : 1;
+    memset(usage, 0, sizeof *usage);
+    usage->tokens = (int64_t)tokens;
+    for (int e = 0; e < c->E; e++) {
+        usage->share[e] = sums[e] / N;
+        usage->P[e] = sums[c->E + e] / N;
+        usage->width += usage->share[e] * c->H[e];
+        usage->dead += sums[e] == 0;
+    }
+    for (int e = 0; e < c->E && usage->width > 0; e++)
+        usage->compute[e] = usage->share[e] * c->H[e] / usage->width;
+    usage->entropy = sums[2 * c->E] / N;
+    usage->experts = sums[2 * c->E + 2] / N;
+}
+
+void hmoe_reset_usage(hmoe_model *m) {
+    memset(m->usage, 0, ((size_t)m->config.L * (2 * m->config.E + 3) + 1) * sizeof *m->usage);
+}
+
+double hmoe_activated(const hmoe_model *m) {
+    const hmoe_config *c = &m->config;
+    double widths = 0, even = c->routing == HMOE_TOP_K ? c->K : ceil(c->top_p * c->E);
+    for (int l = 0; l < c->L; l++) {
+        hmoe_usage usage;
+        hmoe_get_usage(m, l, &usage);
+        widths += usage.tokens ? usage.width : even * (double)hmoe__total_width(c) / c->E;
+    }
+    return hmoe__activated_with(c, widths);
+}
+
+hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x, hmoe_real *y,
+                            int rows) {
+    const hmoe_steps *s = m->steps;
+    const hmoe_config *c = &m->config;
+    int range[2] = { 0, rows }, C = c->C, H, *on;
+    size_t n = (size_t)(rows > 0 ? rows : 0), bytes;
+    hmoe_real *xs, *ys, *u, *h;
+    hmoe_linear up, down;
+    hmoe_routes routes;
+    hmoe_status status;
+    m->message[0] = 0;
+    if (layer < 0 || layer >= c->L || e < 0 || e >= c->E || rows < 0 || rows > HMOE_MAX_TOKENS)
+        return HMOE__BAD(m->message, "no expert %d in layer %d, or not for %d "
+                          "rows: there are %d in %d layers", e, layer, rows, c->E, c->L);
+    H = c->H[e];
+    bytes = 64 + n * (2 * (size_t)C + 3 * (size_t)H) * sizeof *x;
+    on = (int *)s->get(bytes);   /* the range of rows, and after it the arrays */
+    if (!on) return hmoe__no_memory(m->message, (double)bytes);
+    xs = (hmoe_real *)(void *)((char *)on + 64);
+    ys = xs + n * C, u = ys + n * C, h = u + n * 2 * H;
+    up = hmoe__dense(xs, m->params + m->layers[layer].w13[e], u, C, 2 * H, on, 0);
+    down = hmoe__dense(h, m->params + m->layers[layer].w2[e], ys, H, C, on, 0);
+    memset(&routes, 0, sizeof routes);
+    routes.expert_start = on;
+    s->store(on, range, sizeof range);
+    s->store(xs, x, n * C * sizeof *x);
+    s->linear_forward(&up, 1);
+    s->swiglu_forward(h, u, &routes, &H, 1, H);
+    s->linear_forward(&down, 1);
+    s->fetch(y, ys, n * C * sizeof *y);
+    status = hmoe__settle(m);
+    s->give_back(on);
+    return status;
+}
+
+/* ---------------------------------------------------------------------------------------------
+   INFERENCE - one token at a time: the forward page with N = 1, and a cache of the keys and values
+   of the last T tokens. Each step reads every activated weight once, which is what it costs. */
+
+hmoe_status hmoe_cache_create(hmoe_cache *cache, hmoe_model *m) {
+    const hmoe_config *c = &m->config;
+    double half = (double)c->L * c->T * c->C, bytes = (2 * half + c->C) * sizeof(hmoe_real);
+    memset(cache, 0, sizeof *cache);
+    m->message[0] = 0;
+    if (m->steps != hmoe__cpu())
+        return HMOE__BAD(m->message, "token-by-token generation runs on the CPU: load the model "
+                         "without the %s backend", m->steps->name);
+    if (bytes < (double)((size_t)-1 / 4)) cache->keys = (hmoe_real *)HMOE_MALLOC((size_t)bytes);
+    if (!cache->keys) return hmoe__no_memory(m->message, bytes);
+    cache->values = cache->keys + (size_t)half;
+    cache->angles = cache->values + (size_t)half;
+    return HMOE_OK;
+}
+
+void hmoe_cache_free(hmoe_cache *cache) {
+    HMOE_FREE(cache->keys);
+    memset(cache, 0, sizeof *cache);
+}
+
+/* Attention of one token to the last T, itself among them. Its key and value join the cache. */
+static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l, hmoe_real *out,
+                                   hmoe_real *att, hmoe_real *q) {
+    int C = c->C, hs = C / c->NH, seen = cache->position < c->T ? (int)cache->position + 1 : c->T;
+    size_t layer = (size_t)l * c->T * C, slot = (size_t)(cache->position % c->T) * C;
+    hmoe_real scale = 1 / hmoe__sqrt((hmoe_real)hs);
+    hmoe__rope_angles(cache->angles, cache->position, hs, c->rope_theta);
+    hmoe__rope_row(q, cache->angles, 1, 2 * c->NH, hs);
+    memcpy(cache->keys + layer + slot, q + C, (size_t)C * sizeof *q);
+    memcpy(cache->values + layer + slot, q + 2 * C, (size_t)C * sizeof *q);
+    for (int head = 0; head < c->NH; head++, out += hs, q += hs) {
+        const hmoe_real *k = cache->keys + layer + head * hs, *v = cache->values + layer + head * hs;
+        for (int j = 0; j < seen; j++, k += C) {
+            hmoe_real sum = 0;
+            HMOE__SIMD_SUM(sum)
+            for (int i = 0; i < hs; i++) sum += q[i] * k[i];
+            att[j] = sum * scale;
+        }
+        hmoe__softmax_row(att, seen);
+        for (int i = 0; i < hs; i++) out[i] = 0;
+        for (int j = 0; j < seen; j++, v += C)
+            for (int i = 0; i < hs; i++) out[i] += att[j] * v[i];
+    }
+}
+
+hmoe_status hmoe_next(hmoe_model *m, hmoe_cache *cache, int token, hmoe_real *logits) {
+    hmoe__buffers *b = m->buffers;
+    m->message[0] = 0;
+    HMOE__TRY(hmoe__check_tokens(m, "token", &token, 1));
+    m->mode = -1;   /* what the last hmoe_forward left is overwritten */
+    b->all_rows[0] = 0, b->all_rows[1] = 1, b->tokens[0] = token;
+    hmoe__layers_forward(m, 1, 1, cache);
+    cache->position++;
+    memcpy(logits, b->logits, (size_t)m->config.V * sizeof *logits);
+    for (int i = 0; i < m->config.V; i++)
+        if (!isfinite(logits[i]))
+            return hmoe__fail(m->message, HMOE_NOT_FINITE, "the logits are not finite: the weights "
+                              "are not those of a trained model");
+    return HMOE_OK;
+}
+
+int hmoe_sample(hmoe_real *logits, int V, double temperature, int top_k, double top_p,
+                uint64_t seed, int64_t position) {
+    double sum = 0, mass = 0, u;
+    int best = 0, last, kept = 0, limit = top_k > 0 && top_k < V ? top_k : V;
+    for (int i = 1; i < V; i++) if (logits[i] > logits[best]) best = i;
+    if (temperature <= 0) return best;
+    for (int i = 0; i < V; i++) {   /* the softmax, times a constant; the order must not matter */
+        if (i != best) logits[i] = (hmoe_real)exp((logits[i] - logits[best]) / temperature);
+        sum += i == best ? 1 : (double)logits[i];
+    }
+    logits[best] = 1;
+    for (last = best; kept < limit && (top_p >= 1 || mass < top_p * sum); kept++) {
+        if (limit == V && top_p >= 1) last = kept;   /* nothing is left out */
+        else for (int i = last = 0; i < V; i++) if (logits[i] > logits[last]) last = i;
+        mass += (double)logits[last];
+        logits[last] = -logits[last];                /* negative: kept */
+    }
+    u = (double)(hmoe_random(seed, HMOE__FOR_SAMPLE, (uint64_t)position, 0) >> 11)
+        / 9007199254740992.0 * mass;
+    last = best;
+    for (int i = 0; i < V; i++)
+        if (logits[i] < 0) {
+            last = i;
+            u += (double)logits[i];
+            if (u < 0) break;
+        }
+    return last;
+}
+
+#endif /* HMOE_IMPLEMENTED */
+#endif /* HMOE_IMPLEMENTATION */
+
+/* MIT License - Copyright (c) 2026 the hmoe.h authors
+
+   Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+   associated documentation files (the "Software"), to deal in the Software without restriction,
+   including without limitation the rights to use, copy, modify, merge, publish, distribute,
+   sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
+   furnished to do so, subject to the following conditions: The above copyright notice and this
+   permission notice shall be included in all copies or substantial portions of the Software.
+
+   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
+   NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+   NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
+   DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+   OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE. */
