@@ -1,0 +1,714 @@
+/* hmoe_checkpoint.h - files for the models of hmoe.h, in the layout of Hugging Face's Mixtral.
+
+   A checkpoint is a directory:
+
+       config.json            what the model is made of: Mixtral's keys and a few of our own
+       model.safetensors      its weights, float32
+       training.safetensors   all that a run needs to go on, to the bit: the weights in the type of
+                              the build, AdamW's moments (NAME.exp_avg, NAME.exp_avg_sq), and in its
+                              metadata the state of the run
+
+   Each file is written beside its target, flushed to disk and renamed, config.json last: a crash
+   at any moment leaves whole files. No reader needs two files of the same moment.
+
+   A safetensors file is 8 bytes of length, so many bytes of JSON, and the tensors' bytes:
+
+       { "__metadata__": { "format": "pt" },
+         "lm_head.weight": { "dtype": "F32", "shape": [65, 128], "data_offsets": [0, 33280] }, ... }
+
+   Reading trusts nothing: a text is checked to be JSON before anything is read of it, every length
+   before it is used, and nothing large is allocated for a file too small to need it.
+
+   hmoe.h knows nothing of this file. Include this one instead of it, before any other header where
+   HMOE_IMPLEMENTATION is defined (it asks POSIX for fsync); messages and ownership are as there.
+
+   CONTENTS   The API   The platform   Writing   JSON   Reading
+
+   LICENCE    MIT, the same as hmoe.h's, at its end. */
+
+#ifndef HMOE_CHECKPOINT_H
+#define HMOE_CHECKPOINT_H
+
+#if defined(HMOE_IMPLEMENTATION) && !defined(_POSIX_C_SOURCE)
+#define _POSIX_C_SOURCE 200809L   /* fileno and fsync, under -std=c99 */
+#endif
+#include "hmoe.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Writes model.safetensors and config.json, and with training = 1 training.safetensors first.
+   Makes the directory where there is none, but not its parents. */
+hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training);
+
+/* Makes a model from a directory. training = 1 reads training.safetensors, to go on with a run;
+   training = 0 reads model.safetensors. *m and max_B are as for hmoe_create. A Mixtral that others
+   made is read too where it is one of ours: float32, as many key/value heads as heads, untied. */
+hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training);
+
+/* Reads config.json alone. */
+hmoe_status hmoe_load_config(hmoe_config *config, const char *dir, char *message);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* HMOE_CHECKPOINT_H */
+
+#ifdef HMOE_IMPLEMENTATION
+#ifndef HMOE_CHECKPOINT_IMPLEMENTED
+#define HMOE_CHECKPOINT_IMPLEMENTED
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdlib.h>
+
+/* ---------------------------------------------------------------------------------------------
+   The platform - what POSIX offers beyond C99; without it, files are not forced to the disk and the
+   directory must be there already. */
+#if defined(__unix__) || defined(__APPLE__)
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+static int hmoe__flush_to_disk(FILE *f) { return fflush(f) || fsync(fileno(f)); }
+static int hmoe__make_directory(const char *path) { return mkdir(path, 0777) && errno != EEXIST; }
+static int hmoe__replace(const char *from, const char *to, const char *dir) {
+    int fd, failed = rename(from, to);
+    if (failed || (fd = open(dir, O_RDONLY)) < 0) return failed;
+    fsync(fd);   /* so that the new name lasts too, where the file system can do this */
+    close(fd);
+    return 0;
+}
+#else
+static int hmoe__flush_to_disk(FILE *f) { return fflush(f); }
+static int hmoe__make_directory(const char *path) { (void)path; return 0; }
+static int hmoe__replace(const char *from, const char *to, const char *dir) {
+    (void)dir;
+    remove(to);
+    return rename(from, to);
+}
+#endif
+
+static hmoe_status hmoe__check_byte_order(char *message) {
+    const uint16_t one = 1;
+    if (*(const unsigned char *)&one == 1) return HMOE_OK;
+    return hmoe__fail(message, HMOE_IO, "checkpoints need a little-endian machine");
+}
+
+#define HMOE__CORRUPT(message, ...) hmoe__fail(message, HMOE_BAD_FILE, __VA_ARGS__)
+
+enum { HMOE__PATH_SIZE = 4096 };
+
+static hmoe_status hmoe__path(char *path, const char *dir, const char *name, const char *ending,
+                              char *message) {
+    int n = snprintf(path, HMOE__PATH_SIZE, "%s/%s%s", dir, name, ending);
+    if (n >= 0 && n < HMOE__PATH_SIZE) return HMOE_OK;
+    return HMOE__BAD(message, "the path %.100s... is too long", dir);
+}
+
+/* The arrays of a checkpoint (a model has only the first), and tensor number i of all of them. */
+static hmoe_real *hmoe__saved_array(hmoe_model *m, size_t which) {
+    return which == 0 ? m->params : which == 1 ? m->exp_avg : m->exp_avg_sq;
+}
+
+static const hmoe_tensor *hmoe__saved_tensor(const hmoe_model *m, size_t i,
+                                             char name[HMOE_NAME_SIZE + 16]) {
+    static const char *const ending[3] = { "", ".exp_avg", ".exp_avg_sq" };
+    const hmoe_tensor *t = &m->tensors[i % m->tensor_count];
+    snprintf(name, HMOE_NAME_SIZE + 16, "%s%s", t->name, ending[i / m->tensor_count]);
+    return t;
+}
+
+/* ---------------------------------------------------------------------------------------------
+   Writing. */
+
+/* A file that takes the place of another one when it is whole. */
+typedef struct hmoe__output {
+    FILE *file;
+    char path[HMOE__PATH_SIZE], beside[HMOE__PATH_SIZE];
+} hmoe__output;
+
+static hmoe_status hmoe__open_output(hmoe__output *out, const char *dir, const char *name,
+                                     char *message) {
+    HMOE__TRY(hmoe__path(out->path, dir, name, "", message));
+    HMOE__TRY(hmoe__path(out->beside, dir, name, ".tmp", message));
+    out->file = fopen(out->beside, "wb");
+    if (out->file) return HMOE_OK;
+    return hmoe__fail(message, HMOE_IO, "cannot write %.300s: %s", out->beside, strerror(errno));
+}
+
+/* Flushes and renames what was written without an error; removes it otherwise. */
+static hmoe_status hmoe__close_output(hmoe__output *out, const char *dir, hmoe_status status,
+                                      char *message) {
+    int error = 0;
+    if (ferror(out->file) || hmoe__flush_to_disk(out->file)) error = errno ? errno : EIO;
+    if (fclose(out->file) && !error) error = errno;
+    if (!status && !error && hmoe__replace(out->beside, out->path, dir)) error = errno;
+    if (status || error) remove(out->beside);
+    if (status || !error) return status;
+    return hmoe__fail(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(error));
+}
+
+/* A double in the fewest digits that give it back. */
+static void hmoe__write_double(FILE *f, double value) {
+    char text[32];
+    int digits = 15;
+    do snprintf(text, sizeof text, "%.*g", digits, value);
+    while (digits++ < 17 && strtod(text, NULL) != value);
+    fputs(text, f);
+}
+
+/* Is it one of Mixtral's own, so that whatever opens Mixtral computes the same? */
+static int hmoe__is_mixtral(const hmoe_config *c) {
+    for (int e = 1; e < c->E; e++) if (c->H[e] != c->H[0]) return 0;
+    return c->routing == HMOE_TOP_K && hmoe__norm_gates(c) && !c->noisy_gating;
+}
+
+static void hmoe__write_list(FILE *f, const char *name, const hmoe_config *c, int n) {
+    fprintf(f, "  \"%s\": [", name);
+    for (int i = 0; i < n; i++)
+        fprintf(f, "%s%d", i ? ", " : "", *name == 'v' ? c->vocab[i] : c->H[i]);
+    fputs("],\n", f);
+}
+
+static hmoe_status hmoe__save_config(hmoe_model *m, const char *dir) {
+    const hmoe_config *c = &m->config;
+    const char *names[] = { "rms_norm_eps", "rope_theta", "top_p", "lb_coef", "pp_coef", "ent_coef",
+                            "z_coef" };
+    const double values[] = { c->rms_norm_eps, c->rope_theta, c->top_p, c->lb_coef, c->pp_coef,
+                              c->ent_coef, c->z_coef };
+    int mixtral = hmoe__is_mixtral(c);
+    hmoe__output out;
+    FILE *f;
+    HMOE__TRY(hmoe__open_output(&out, dir, "config.json", m->message));
+    f = out.file;
+    fprintf(f, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\",\n",
+            mixtral ? "MixtralForCausalLM" : "HMoEForCausalLM", mixtral ? "mixtral" : "hmoe");
+    fprintf(f, "  \"hidden_size\": %d,\n  \"num_hidden_layers\": %d,\n", c->C, c->L);
+    fprintf(f, "  \"num_attention_heads\": %d,\n  \"num_key_value_heads\": %d,\n", c->NH, c->NH);
+    fprintf(f, "  \"num_local_experts\": %d,\n  \"num_experts_per_tok\": %d,\n", c->E, c->K);
+    fprintf(f, "  \"intermediate_size\": %d,\n  \"vocab_size\": %d,\n", hmoe__widest(c), c->V);
+    fprintf(f, "  \"max_position_embeddings\": %d,\n", c->T);
+    hmoe__write_list(f, "expert_sizes", c, c->E);
+    fprintf(f, "  \"routing\": \"%s\",\n", c->routing == HMOE_TOP_K ? "topk" : "topp");
+    fprintf(f, "  \"norm_topk_prob\": %s,\n", hmoe__norm_gates(c) ? "true" : "false");
+    fprintf(f, "  \"noisy_gating\": %s,\n", c->noisy_gating ? "true" : "false");
+    for (int i = 0; i < 7; i++) {
+        fprintf(f, "  \"%s\": ", names[i]);
+        hmoe__write_double(f, values[i]);
+        fputs(",\n", f);
+    }
+    if (c->vocab_size) hmoe__write_list(f, "vocab", c, c->vocab_size);
+    fputs("  \"rope_parameters\": {\"rope_theta\": ", f);
+    hmoe__write_double(f, c->rope_theta);
+    fputs(", \"rope_type\": \"default\"},\n  \"hidden_act\": \"silu\",\n"
+          "  \"tie_word_embeddings\": false,\n  \"torch_dtype\": \"float32\",\n"
+          "  \"dtype\": \"float32\",\n  \"bos_token_id\": null,\n  \"eos_token_id\": null\n}\n", f);
+    return hmoe__close_output(&out, dir, HMOE_OK, m->message);
+}
+
+/* The header of a safetensors file, `size` bytes a number, padded to a multiple of 8 bytes. */
+static void hmoe__write_header(FILE *f, hmoe_model *m, size_t arrays, size_t size) {
+    char name[HMOE_NAME_SIZE + 16];
+    uint64_t length = 0, at = 0;
+    fwrite(&length, sizeof length, 1, f);   /* known at the end */
+    fputs("{\"__metadata__\":{\"format\":\"pt\"", f);
+    if (arrays > 1) {
+        fprintf(f, ",\"step\":\"%lld\",\"tokens\":\"%lld\",\"seed\":\"%llu\",\"flops\":\"",
+                (long long)m->step, (long long)m->tokens, (unsigned long long)m->seed);
+        hmoe__write_double(f, m->flops);
+        fputs("\",\"seconds\":\"", f);
+        hmoe__write_double(f, m->seconds);
+        fputs("\",\"best_val_loss\":\"", f);
+        hmoe__write_double(f, m->best_val_loss);
+        fputs("\"", f);
+    }
+    fputs("}", f);
+    for (size_t i = 0; i < arrays * m->tensor_count; i++) {
+        const hmoe_tensor *t = hmoe__saved_tensor(m, i, name);
+        uint64_t end = at + (uint64_t)t->rows * t->cols * size;
+        fprintf(f, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%d", name, size == 8 ? "F64" : "F32",
+                t->rows);
+        if (t->dims == 2) fprintf(f, ",%d", t->cols);
+        fprintf(f, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)at,
+                (unsigned long long)end);
+        at = end;
+    }
+    fputs("}", f);
+    while (ftell(f) > 0 && ftell(f) % 8) fputs(" ", f);
+    length = (uint64_t)ftell(f) - sizeof length;
+    rewind(f);
+    fwrite(&length, sizeof length, 1, f);
+    fseek(f, 0, SEEK_END);
+}
+
+static const size_t hmoe__chunk = 1 << 16;   /* numbers fetched or stored at a time */
+
+static hmoe_status hmoe__save_tensors(hmoe_model *m, const char *dir, const char *file,
+                                      size_t arrays, size_t size) {
+    hmoe_real *chunk = (hmoe_real *)HMOE_MALLOC(hmoe__chunk * sizeof *chunk);
+    hmoe__output out;
+    hmoe_status status;
+    if (!chunk) return hmoe__no_memory(m->message, (double)(hmoe__chunk * sizeof *chunk));
+    status = hmoe__open_output(&out, dir, file, m->message);
+    if (!status) hmoe__write_header(out.file, m, arrays, size);
+    for (size_t which = 0; !status && which < arrays; which++)
+        for (size_t at = 0, n; at < m->param_count; at += n) {
+            n = m->param_count - at < hmoe__chunk ? m->param_count - at : hmoe__chunk;
+            m->steps->fetch(chunk, hmoe__saved_array(m, which) + at, n * sizeof *chunk);
+            for (size_t i = 0; size < sizeof *chunk && i < n; i++) {   /* double to float */
+                float narrow = (float)chunk[i];
+                memcpy((char *)chunk + i * size, &narrow, sizeof narrow);
+            }
+            if (fwrite(chunk, size, n, out.file) != n) break;          /* told of when closing */
+        }
+    if (!status) status = hmoe__close_output(&out, dir, hmoe__settle(m), m->message);
+    HMOE_FREE(chunk);
+    return status;
+}
+
+hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training) {
+    m->message[0] = 0;
+    if (training && !m->grads) return HMOE__BAD(m->message, "this model was not made for training");
+    HMOE__TRY(hmoe__check_byte_order(m->message));
+    if (hmoe__make_directory(dir))
+        return hmoe__fail(m->message, HMOE_IO, "cannot make the directory %.300s: %s", dir,
+                          strerror(errno));
+    if (training)
+        HMOE__TRY(hmoe__save_tensors(m, dir, "training.safetensors", 3, sizeof(hmoe_real)));
+    HMOE__TRY(hmoe__save_tensors(m, dir, "model.safetensors", 1, sizeof(float)));
+    return hmoe__save_config(m, dir);
+}
+
+/* ---------------------------------------------------------------------------------------------
+   JSON - hmoe__json_after says whether a text is JSON at all, before anything else is read of it;
+   what walks over it then can trust its form. A value starts where `at` points. */
+
+static const char *hmoe__json_space(const char *at) { return at + strspn(at, " \n\r\t"); }
+
+/* Behind a string, or NULL. Names and words here are plain: escapes are passed over, not read. */
+static const char *hmoe__json_string(const char *at) {
+    if (*at++ != '"') return NULL;
+    for (; *at != '"'; at++) {
+        if ((unsigned char)*at < 0x20) return NULL;
+        if (*at == '\\' && (!*++at || !strchr("\"\\/bfnrtu", *at))) return NULL;
+    }
+    return at + 1;
+}
+
+/* Behind any value and the white space after it, or NULL. */
+static const char *hmoe__json_after(const char *at, int depth) {
+    const char close = *at == '{' ? '}' : ']';
+    if (*at == '"') at = hmoe__json_string(at);
+    else if (*at == '{' || *at == '[') {
+        int empty = *hmoe__json_space(at + 1) == close;
+        for (at = hmoe__json_space(at + 1); !empty; at = hmoe__json_space(at + 1)) {
+            if (close == '}') {
+                at = hmoe__json_string(at);
+                if (!at || *(at = hmoe__json_space(at)) != ':') return NULL;
+                at = hmoe__json_space(at + 1);
+            }
+            if (depth == 0 || !(at = hmoe__json_after(at, depth - 1))) return NULL;
+            if (*at == close) break;
+            if (*at != ',') return NULL;
+        }
+        at++;
+    } else if (!strncmp(at, "true", 4) || !strncmp(at, "null", 4)) at += 4;
+    else if (!strncmp(at, "false", 5)) at += 5;
+    else {
+        size_t length = strspn(at, "-+.0123456789eE");
+        char *end = NULL;
+        if (*at == '-' || isdigit((unsigned char)*at)) strtod(at, &end);
+        at = end && end == at + length && isdigit((unsigned char)end[-1]) ? end : NULL;
+    }
+    return at ? hmoe__json_space(at) : NULL;
+}
+
+enum { HMOE__JSON_DEPTH = 32 };
+
+/* The value of the member whose name starts here. */
+static const char *hmoe__json_value(const char *name) {
+    return hmoe__json_space(hmoe__json_space(hmoe__json_string(name)) + 1);
+}
+
+/* Steps through a list, or the names of an object's members: *at is at the bracket, and then behind
+   what was returned last. NULL at the end. */
+static const char *hmoe__json_next(const char **at, int object) {
+    const char *next = hmoe__json_space(*at + 1);
+    if (**at == ']' || **at == '}' || *next == ']' || *next == '}') return NULL;
+    *at = hmoe__json_after(object ? hmoe__json_value(next) : next, HMOE__JSON_DEPTH);
+    return next;
+}
+
+static int hmoe__json_is(const char *string, const char *word) {
+    size_t n = strlen(word);
+    return *string == '"' && !strncmp(string + 1, word, n) && string[n + 1] == '"';
+}
+
+static int hmoe__json_number(const char *at, double *value) {
+    *value = *at == '-' || isdigit((unsigned char)*at) ? strtod(at, NULL) : (double)NAN;
+    return isfinite(*value);
+}
+
+/* A list of whole numbers from 0 to high; returns how many, or -1 where it is something else. */
+static int hmoe__json_list(const char *at, double *out, int max, double high) {
+    int n = 0;
+    if (*at != '[') return -1;
+    for (const char *x; (x = hmoe__json_next(&at, 0)) != NULL; n++)
+        if (n == max || !hmoe__json_number(x, &out[n]) || !(out[n] >= 0 && out[n] <= high)
+            || out[n] != floor(out[n])) return -1;
+    return n;
+}
+
+/* The value of the member of this name; NULL where there is none. *twice counts further ones. */
+static const char *hmoe__json_find(const char *object, const char *name, int *twice) {
+    const char *found = NULL;
+    if (*object != '{') return NULL;
+    for (const char *member; (member = hmoe__json_next(&object, 1)) != NULL;)
+        if (hmoe__json_is(member, name)) {
+            *twice += found != NULL;
+            found = hmoe__json_value(member);
+        }
+    return found;
+}
+
+/* ---------------------------------------------------------------------------------------------
+   Reading - first the members of an object, one call each, then config.json, then the tensors. */
+
+/* An object that is read, and what is wrong with the first member that cannot be. */
+typedef struct hmoe__reader {
+    const char *object;
+    int quoted;              /* values are strings that hold numbers, as in safetensors' metadata */
+    const char *name, *wrong;
+} hmoe__reader;
+
+/* The value of a member, or NULL where it is missing: needed says whether it may. */
+static const char *hmoe__member(hmoe__reader *r, const char *name, int needed) {
+    int twice = 0;
+    const char *value = hmoe__json_find(r->object, name, &twice), *end;
+    const char *wrong = twice ? "comes twice" : !value && needed ? "is missing" : NULL;
+    if (value && r->quoted) {
+        end = *value == '"' ? value + 1 + strspn(value + 1, "-+.0123456789eE") : "";
+        if (*end != '"' && !wrong) wrong = "must be a number in quotes";
+        value++;
+    }
+    if (r->wrong || !wrong) return r->wrong ? NULL : value;
+    r->name = name, r->wrong = wrong;
+    return NULL;
+}
+
+static void hmoe__wrong(hmoe__reader *r, const char *name, const char *wrong) {
+    if (!r->wrong) r->name = name, r->wrong = wrong;
+}
+
+/* HMOE_OK, or a message with what was wrong first. */
+static hmoe_status hmoe__read_to_end(const hmoe__reader *r, const char *path, char *message) {
+    int twice = 0, shown;
+    const char *value = r->wrong ? hmoe__json_find(r->object, r->name, &twice) : NULL;
+    if (!r->wrong) return HMOE_OK;
+    if (!value) return HMOE__CORRUPT(message, "%.300s: %s %s", path, r->name, r->wrong);
+    shown = (int)(hmoe__json_after(value, HMOE__JSON_DEPTH) - value);
+    return HMOE__CORRUPT(message, "%.300s: %s %s: it is %.*s", path, r->name, r->wrong,
+                         shown < 40 ? shown : 40, value);
+}
+
+static void hmoe__get_double(hmoe__reader *r, const char *name, int needed, double *out) {
+    const char *value = hmoe__member(r, name, needed);
+    if (value && !hmoe__json_number(value, out)) hmoe__wrong(r, name, "must be a number");
+}
+
+static double hmoe__get_whole(hmoe__reader *r, const char *name, double most) {
+    double number = 0;
+    hmoe__get_double(r, name, 1, &number);
+    if (number < 0 || number > most || number != floor(number))
+        hmoe__wrong(r, name, "must be a whole number in its range");
+    return r->wrong ? 0 : number;
+}
+
+static int hmoe__get_int(hmoe__reader *r, const char *name) {
+    return (int)hmoe__get_whole(r, name, HMOE_MAX_DIM);
+}
+
+/* Which of two values a member has: 1 for yes, 0 for no; `missing` where it is not there. */
+static int hmoe__get_choice(hmoe__reader *r, const char *name, int needed, const char *yes,
+                            const char *no, int missing) {
+    const char *value = hmoe__member(r, name, needed);
+    if (!value) return missing;
+    if (!strncmp(value, yes, strlen(yes))) return 1;
+    if (strncmp(value, no, strlen(no))) hmoe__wrong(r, name, "has a value that is not supported");
+    return 0;
+}
+
+static int hmoe__get_list(hmoe__reader *r, const char *name, int needed, double *out, double most) {
+    const char *value = hmoe__member(r, name, needed);
+    int n = value ? hmoe__json_list(value, out, 256, most) : 0;
+    if (n < 0 || (value && n == 0))
+        hmoe__wrong(r, name, "must be a list of 1 to 256 whole numbers in their range");
+    return n;
+}
+
+static hmoe_status hmoe__open_input(FILE **file, long *bytes, const char *path, char *message) {
+    *file = fopen(path, "rb");
+    if (*file && !fseek(*file, 0, SEEK_END) && (*bytes = ftell(*file)) >= 0) {
+        rewind(*file);
+        return HMOE_OK;
+    }
+    return hmoe__fail(message, HMOE_IO, "cannot open %.300s: %s", path, strerror(errno));
+}
+
+/* The next n bytes of a file, which must be one JSON object; *text starts with it. */
+static hmoe_status hmoe__read_json(char **text, FILE *file, size_t n, const char *path,
+                                   char *message) {
+    const char *end;
+    if (n > (size_t)1 << 28)
+        return HMOE__CORRUPT(message, "%.300s: %.0f bytes of JSON are too many", path, (double)n);
+    *text = (char *)HMOE_MALLOC(n + 1);
+    if (!*text) return hmoe__no_memory(message, (double)n);
+    if (fread(*text, 1, n, file) != n)
+        return hmoe__fail(message, HMOE_IO, "cannot read %.300s", path);
+    (*text)[n] = 0;
+    end = **text == '{' ? hmoe__json_after(*text, HMOE__JSON_DEPTH) : NULL;
+    if (end == *text + n) return HMOE_OK;
+    return HMOE__CORRUPT(message, "%.300s: this is not one JSON object", path);
+}
+
+/* A model of our own kind says everything; a Mixtral lacks our keys, and what it lacks is what
+   makes it compute the same. */
+static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const char *path,
+                                      char *message) {
+    hmoe__reader reader = { text, 0, "", NULL }, *r = &reader;
+    double list[256];
+    char why[HMOE_MESSAGE_SIZE];
+    int ours = hmoe__get_choice(r, "model_type", 1, "\"hmoe\"", "\"mixtral\"", 0), widest, n;
+    memset(c, 0, sizeof *c);
+    c->C = hmoe__get_int(r, "hidden_size");
+    c->L = hmoe__get_int(r, "num_hidden_layers");
+    c->NH = hmoe__get_int(r, "num_attention_heads");
+    if (hmoe__get_int(r, "num_key_value_heads") != c->NH)
+        hmoe__wrong(r, "num_attention_heads", "must be num_key_value_heads");
+    c->E = hmoe__get_int(r, "num_local_experts");
+    c->K = hmoe__get_int(r, "num_experts_per_tok");
+    c->V = hmoe__get_int(r, "vocab_size");
+    c->T = hmoe__get_int(r, "max_position_embeddings");
+    widest = hmoe__get_int(r, "intermediate_size");
+    hmoe__get_double(r, "rms_norm_eps", 1, &c->rms_norm_eps);
+    hmoe__get_double(r, "rope_theta", 1, &c->rope_theta);
+    hmoe__get_choice(r, "hidden_act", 0, "\"silu\"", "\"silu\"", 1);
+    hmoe__get_choice(r, "tie_word_embeddings", 0, "false", "null", 0);
+    hmoe__get_choice(r, "attention_bias", 0, "false", "null", 0);
+    hmoe__get_choice(r, "sliding_window", 0, "null", "false", 0);
+    hmoe__get_choice(r, "rope_scaling", 0, "null", "false", 0);
+    n = hmoe__get_list(r, "expert_sizes", ours, list, HMOE_MAX_DIM);
+    for (int e = 0; e < HMOE_MAX_EXPERTS; e++)
+        c->H[e] = n ? e < n ? (int)list[e] : 0 : e < c->E ? widest : 0;
+    if ((n && n != c->E) || (c->E <= HMOE_MAX_EXPERTS && hmoe__widest(c) != widest))
+        hmoe__wrong(r, "expert_sizes", "must be num_local_experts widths, the largest "
+                    "intermediate_size");
+    c->routing = hmoe__get_choice(r, "routing", ours, "\"topk\"", "\"topp\"", 1) ? HMOE_TOP_K
+                                                                           : HMOE_TOP_P;
+    c->top_p = 1;
+    hmoe__get_double(r, "top_p", ours, &c->top_p);
+    c->gate = hmoe__get_choice(r, "norm_topk_prob", ours, "true", "false", 1) ? HMOE_GATE_NORM
+                                                                        : HMOE_GATE_RAW;
+    c->noisy_gating = hmoe__get_choice(r, "noisy_gating", ours, "true", "false", 0);
+    hmoe__get_double(r, "lb_coef", ours, &c->lb_coef);
+    hmoe__get_double(r, "pp_coef", ours, &c->pp_coef);
+    hmoe__get_double(r, "ent_coef", ours, &c->ent_coef);
+    hmoe__get_double(r, "z_coef", ours, &c->z_coef);
+    c->vocab_size = hmoe__get_list(r, "vocab", 0, list, 255);
+    for (int i = 0; i < c->vocab_size; i++) c->vocab[i] = (unsigned char)list[i];
+    HMOE__TRY(hmoe__read_to_end(r, path, message));
+    if (hmoe_check_config(c, why)) return HMOE__CORRUPT(message, "%.300s: %.200s", path, why);
+    return HMOE_OK;
+}
+
+hmoe_status hmoe_load_config(hmoe_config *config, const char *dir, char *message) {
+    char path[HMOE__PATH_SIZE], *text = NULL;
+    FILE *file = NULL;
+    long bytes = 0;
+    hmoe_status status = hmoe__path(path, dir, "config.json", "", message);
+    if (!status) status = hmoe__open_input(&file, &bytes, path, message);
+    if (!status) status = hmoe__read_json(&text, file, (size_t)bytes, path, message);
+    if (!status) status = hmoe__parse_config(config, text, path, message);
+    if (file) fclose(file);
+    HMOE_FREE(text);
+    return status;
+}
+
+/* Where a tensor lies among the data's bytes (exact below 2^53), and which one it is. */
+typedef struct hmoe__place {
+    double begin, end;         /* end 0: not found so far */
+    size_t tensor;
+} hmoe__place;
+
+typedef struct hmoe__input {
+    FILE *file;
+    char path[HMOE__PATH_SIZE];
+    char *header;
+    double data, data_bytes;   /* where the tensors' bytes start, and how many there are */
+    hmoe__place *place;        /* [places], one for each tensor of each array */
+    size_t places, size;       /* arrays * tensor_count; bytes of a number */
+} hmoe__input;
+
+/* One tensor's description: NULL, or what is wrong with it. */
+static const char *hmoe__read_entry(const char *entry, const hmoe_tensor *t, const hmoe__input *in,
+                                    hmoe__place *place) {
+    int twice = 0;
+    const char *dtype = hmoe__json_find(entry, "dtype", &twice);
+    const char *shape = hmoe__json_find(entry, "shape", &twice);
+    const char *offsets = hmoe__json_find(entry, "data_offsets", &twice);
+    double dims[2] = { 0, 1 }, at[2] = { 0, 0 };
+    if (!dtype || !shape || !offsets || twice) return "must have one dtype, shape and data_offsets";
+    if (!hmoe__json_is(dtype, in->size == 8 ? "F64" : "F32"))
+        return in->size == 8 ? "must be F64, the type of this build" : "must be F32";
+    if (hmoe__json_list(shape, dims, 2, HMOE_MAX_DIM) != t->dims || dims[0] != t->rows
+        || dims[1] != t->cols) return "has another shape than config.json says";
+    if (hmoe__json_list(offsets, at, 2, in->data_bytes) != 2
+        || at[1] - at[0] != (double)t->rows * t->cols * (double)in->size)
+        return "has data_offsets that do not fit";
+    if (place->end > 0) return "comes twice";
+    place->begin = at[0], place->end = at[1];
+    return NULL;
+}
+
+static int hmoe__by_begin(const void *a, const void *b) {
+    double x = ((const hmoe__place *)a)->begin, y = ((const hmoe__place *)b)->begin;
+    return (x > y) - (x < y);
+}
+
+/* Every tensor must be there, and together they must fill the data without hole or overlap. */
+static const char *hmoe__check_places(const hmoe_model *m, hmoe__input *in, char *name) {
+    double at = 0;
+    for (size_t i = 0; i < in->places; i++) {
+        hmoe__saved_tensor(m, in->place[i].tensor = i, name);
+        if (in->place[i].end == 0) return "is missing";
+    }
+    qsort(in->place, in->places, sizeof *in->place, hmoe__by_begin);
+    for (size_t i = 0; i < in->places; at = in->place[i++].end)
+        if (in->place[i].begin != at) {
+            hmoe__saved_tensor(m, in->place[i].tensor, name);
+            return "overlaps the one before it, or leaves a hole there";
+        }
+    return at == in->data_bytes ? NULL : "is not where the data ends";
+}
+
+static void hmoe__read_state(hmoe__reader *r, hmoe_model *m) {
+    const char *seed = hmoe__member(r, "seed", 1);
+    errno = 0;
+    if (seed) m->seed = strtoull(seed, NULL, 10);
+    if (seed && (errno || !isdigit((unsigned char)*seed)))
+        hmoe__wrong(r, "seed", "must be a whole number of 64 bits");
+    m->step = (int64_t)hmoe__get_whole(r, "step", 1e15);
+    m->tokens = (int64_t)hmoe__get_whole(r, "tokens", 1e15);
+    hmoe__get_double(r, "flops", 1, &m->flops);
+    hmoe__get_double(r, "seconds", 1, &m->seconds);
+    hmoe__get_double(r, "best_val_loss", 1, &m->best_val_loss);
+}
+
+static hmoe_status hmoe__read_header(hmoe_model *m, hmoe__input *in, int training) {
+    char name[HMOE_NAME_SIZE + 16] = "";
+    const char *at = in->header, *member, *wrong = NULL;
+    size_t i = 0, tried;
+    if (training) {
+        int twice = 0;
+        const char *metadata = hmoe__json_find(in->header, "__metadata__", &twice);
+        hmoe__reader r = { metadata ? metadata : "", 1, "", NULL };
+        hmoe__read_state(&r, m);
+        HMOE__TRY(hmoe__read_to_end(&r, in->path, m->message));
+    }
+    while (!wrong && (member = hmoe__json_next(&at, 1)) != NULL) {
+        if (hmoe__json_is(member, "__metadata__")) continue;
+        for (tried = 0; tried < in->places; tried++, i = (i + 1) % in->places) {
+            hmoe__saved_tensor(m, i, name);   /* the next one, if the writer kept to our order */
+            if (hmoe__json_is(member, name)) break;
+        }
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(member + 1, "\""), member + 1);
+        wrong = tried == in->places ? "is no tensor of this model"
+                : hmoe__read_entry(hmoe__json_value(member), &m->tensors[i % m->tensor_count], in,
+                                   &in->place[i]);
+    }
+    if (!wrong) wrong = hmoe__check_places(m, in, name);
+    if (!wrong) return HMOE_OK;
+    return HMOE__CORRUPT(m->message, "%.300s: %s %s", in->path, name, wrong);
+}
+
+/* Opens the file, which must be large enough for what config.json describes: known before anything
+   is allocated for it. */
+static hmoe_status hmoe__open_tensors(hmoe_model *m, hmoe__input *in, const char *dir,
+                                      const char *name, double least) {
+    uint64_t length = 0;
+    long bytes = 0;
+    HMOE__TRY(hmoe__path(in->path, dir, name, "", m->message));
+    HMOE__TRY(hmoe__open_input(&in->file, &bytes, in->path, m->message));
+    if ((double)bytes < least)
+        return HMOE__CORRUPT(m->message, "%.300s is %ld bytes long: config.json describes a model "
+                             "of more than %.0f", in->path, bytes, least);
+    if (fread(&length, sizeof length, 1, in->file) != 1 || length > (uint64_t)bytes - 8)
+        return HMOE__CORRUPT(m->message, "%.300s: the header's length is not possible", in->path);
+    in->data = 8 + (double)length;
+    in->data_bytes = (double)bytes - in->data;
+    return hmoe__read_json(&in->header, in->file, (size_t)length, in->path, m->message);
+}
+
+static hmoe_status hmoe__read_tensors(hmoe_model *m, hmoe__input *in, hmoe_real *chunk) {
+    for (size_t i = 0; i < in->places; i++) {
+        size_t which = in->place[i].tensor;   /* in the file's order */
+        const hmoe_tensor *t = &m->tensors[which % m->tensor_count];
+        hmoe_real *to = hmoe__saved_array(m, which / m->tensor_count) + t->offset;
+        size_t left = (size_t)t->rows * t->cols;
+        int failed = fseek(in->file, (long)(in->data + in->place[i].begin), SEEK_SET);
+        for (size_t n; !failed && left > 0; left -= n, to += n) {
+            n = left < hmoe__chunk ? left : hmoe__chunk;
+            failed = fread(chunk, in->size, n, in->file) != n;
+            for (size_t k = n; in->size < sizeof *chunk && k-- > 0;) {   /* float to double */
+                float narrow;
+                memcpy(&narrow, (char *)chunk + k * in->size, sizeof narrow);
+                chunk[k] = (hmoe_real)narrow;
+            }
+            m->steps->store(to, chunk, n * sizeof *chunk);
+        }
+        if (failed) return hmoe__fail(m->message, HMOE_IO, "cannot read %.300s", in->path);
+    }
+    return hmoe__settle(m);
+}
+
+static hmoe_status hmoe__load(hmoe_model *m, hmoe__input *in, const char *dir, int max_B,
+                              int training) {
+    size_t arrays = training ? 3 : 1;
+    hmoe_real *chunk;
+    hmoe_model counted;
+    hmoe_status status;
+    memset(&counted, 0, sizeof counted);
+    HMOE__TRY(hmoe__check_byte_order(m->message));
+    HMOE__TRY(hmoe_load_config(&counted.config, dir, m->message));
+    hmoe__list_tensors(&counted, NULL);
+    in->size = training ? sizeof(hmoe_real) : sizeof(float);
+    HMOE__TRY(hmoe__open_tensors(m, in, dir, training ? "training.safetensors"
+                                 : "model.safetensors", (double)counted.param_count * (double)arrays * 4));
+    HMOE__TRY(hmoe__create(m, &counted.config, 0, max_B, training, 0));
+    in->places = m->tensor_count * arrays;
+    in->place = (hmoe__place *)hmoe__zeroed(in->places, sizeof *in->place);
+    if (!in->place) return hmoe__no_memory(m->message, (double)(in->places * sizeof *in->place));
+    HMOE__TRY(hmoe__read_header(m, in, training));
+    chunk = (hmoe_real *)HMOE_MALLOC(hmoe__chunk * sizeof *chunk);
+    if (!chunk) return hmoe__no_memory(m->message, (double)(hmoe__chunk * sizeof *chunk));
+    status = hmoe__read_tensors(m, in, chunk);
+    HMOE_FREE(chunk);
+    return status;
+}
+
+hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training) {
+    hmoe__input in;
+    hmoe_status status;
+    memset(&in, 0, sizeof in);
+    m->message[0] = 0;
+    status = hmoe__load(m, &in, dir, max_B, training);
+    if (in.file) fclose(in.file);
+    HMOE_FREE(in.header);
+    HMOE_FREE(in.place);
+    return hmoe__created(m, status);
+}
+
+#endif /* HMOE_CHECKPOINT_IMPLEMENTED */
+#endif /* HMOE_IMPLEMENTATION */
