@@ -1,0 +1,139 @@
+# Builds, runs and tests hmoe.h. `make` alone says what there is.
+#
+# What the compiler can do is found out by compiling and linking small programs, never by its name.
+# The answer is kept in build/flags and found anew when CC, CFLAGS, DEBUG or OPENMP change.
+
+CC = cc
+CFLAGS =
+LDFLAGS =
+DEBUG = 0
+OPENMP = 1
+DATA =
+ARGS =
+BUILD = build
+BIN =
+
+TINY = tinyshakespeare/input.txt
+HEADERS = hmoe.h hmoe_checkpoint.h cli.h
+DOUBLE_TESTS = $(BUILD)/test_gradients $(BUILD)/test_equivalence $(BUILD)/test_numbers
+FLOAT_TESTS = $(BUILD)/test_float $(BUILD)/test_errors
+TESTS = $(DOUBLE_TESTS) $(FLOAT_TESTS)
+SCRIPTS = tests/test_header.sh tests/test_programs.sh
+COMPILE = $(CC) -I. `cat $(BUILD)/flags` $(CFLAGS)
+LINK = $(LDFLAGS) `cat $(BUILD)/libraries` -lm
+
+help:
+	@echo 'make run          fetch a text, train on it for a minute or two, and let the model write'
+	@echo 'make run DATA=F   the same with a text of your own; ARGS="--steps 500" for more options'
+	@echo 'make test         prove that the mathematics is right: less than a minute, no network'
+	@echo 'make test-full    the same, and once more under the address and undefined sanitizers'
+	@echo 'make train_tiny   build the trainer: ./train_tiny --help'
+	@echo 'make generate     build the writer: ./generate --help'
+	@echo 'make data         fetch tinyshakespeare, 1 MB'
+	@echo 'make clean        remove what was built; text and trained models stay'
+	@echo
+	@echo 'CC=clang CFLAGS=... DEBUG=1 (sanitizers) OPENMP=0 (one thread) change how it is built.'
+
+all: $(BIN)train_tiny $(BIN)generate $(TESTS)
+
+# --- what the compiler can do ---------------------------------------------------------------------
+
+export SETTINGS = $(CC) | $(CFLAGS) | $(LDFLAGS) | DEBUG=$(DEBUG) | OPENMP=$(OPENMP)
+
+$(BUILD)/settings: always
+	@mkdir -p $(BUILD)
+	@printf '%s\n' "$$SETTINGS" >$@.new
+	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
+
+# try FLAGS LIBRARIES: do they compile and link, without a warning? A flag is for this machine, so a
+# program for another one is built with CFLAGS that come later and win.
+$(BUILD)/flags: $(BUILD)/settings
+	@cd $(BUILD) && rm -f flags libraries && \
+	try() { $(CC) -Werror $$1 $(CFLAGS) probe.c -o probe $(LDFLAGS) $$2 -lm; } >probe.log 2>&1; \
+	echo 'int main(void) { return 0; }' >probe.c; \
+	try "" "" || { cat probe.log; echo '$(CC): cannot compile a program, see above'; exit 1; }; \
+	flags='-std=c99 -Wall -Wextra -Wpedantic -Wshadow'; libraries=; found=; \
+	if [ '$(DEBUG)' = 1 ]; then \
+		debug='-fsanitize=address,undefined -fno-sanitize-recover=all'; \
+		flags="$$flags -O1 -g"; \
+		if try "$$debug"; then flags="$$flags $$debug -fno-omit-frame-pointer -Wno-pass-failed"; \
+		else found="$$found, no sanitizers"; fi; \
+	else flags="$$flags -O3"; fi; \
+	for flag in -march=native -mprefer-vector-width=512 -ffp-contract=fast -fno-math-errno; do \
+		if try $$flag; then flags="$$flags $$flag"; \
+		else found="$$found, no $$flag"; fi; \
+	done; \
+	echo '#include <omp.h>' >probe.c; \
+	echo 'int main(void) { int i, n = 0;' >>probe.c; \
+	echo '_Pragma("omp parallel for reduction(+:n)")' >>probe.c; \
+	echo 'for (i = 0; i < 9; i++) n += omp_get_max_threads(); return n < 9; }' >>probe.c; \
+	openmp=; mac='-Xpreprocessor -fopenmp'; \
+	if [ '$(OPENMP)' = 0 ]; then openmp=off; \
+	elif try -fopenmp; then openmp=-fopenmp libraries=-fopenmp; \
+	elif try "$$mac" -lomp; then openmp=$$mac libraries=-lomp; \
+	else for at in /opt/homebrew/opt/libomp /usr/local/opt/libomp; do \
+		[ -z "$$openmp" ] && try "$$mac -I$$at/include" "-L$$at/lib -lomp" && \
+			openmp="$$mac -I$$at/include" libraries="-L$$at/lib -lomp"; \
+	done; fi; \
+	case $$openmp in -*) flags="$$flags $$openmp"; found="OpenMP$$found" ;; \
+	*) echo 'int main(void) { return 0; }' >probe.c; found="no OpenMP: one thread$$found"; \
+		if try -fopenmp-simd; then flags="$$flags -fopenmp-simd -DHMOE_SIMD"; fi ;; \
+	esac; \
+	rm -f probe probe.c probe.log; \
+	echo "$(CC): $$found ($$flags)"; \
+	echo "$$libraries" >libraries; echo "$$flags" >flags.new; mv flags.new flags
+
+# --- programs -------------------------------------------------------------------------------------
+
+$(BIN)train_tiny: train_tiny.c $(HEADERS) $(BUILD)/flags
+	$(COMPILE) -o $@ train_tiny.c $(LINK)
+
+$(BIN)generate: generate.c $(HEADERS) $(BUILD)/flags
+	$(COMPILE) -o $@ generate.c $(LINK)
+
+data: $(TINY)
+
+$(TINY):
+	@sh tinyshakespeare/fetch.sh
+
+# Without a network there is always one text at hand: this project.
+run: $(BIN)train_tiny $(BIN)generate
+	@data='$(DATA)'; \
+	if [ -z "$$data" ]; then \
+		data=$(TINY); \
+		if [ ! -f "$$data" ] && ! sh tinyshakespeare/fetch.sh; then \
+			echo 'No network: training on the sources of this project instead.'; \
+			data=$(BUILD)/sources.txt; \
+			cat $(HEADERS) *.c tests/*.[ch] README.md >"$$data"; \
+		fi; \
+	fi; \
+	./$(BIN)train_tiny --data "$$data" $(ARGS) && echo && ./$(BIN)generate out/best && echo
+
+# --- tests ----------------------------------------------------------------------------------------
+
+$(DOUBLE_TESTS): $(BUILD)/%: tests/%.c $(wildcard tests/*.h) $(HEADERS) $(BUILD)/flags
+	$(COMPILE) -DHMOE_REAL=double -o $@ $< $(LINK)
+
+$(FLOAT_TESTS): $(BUILD)/%: tests/%.c $(wildcard tests/*.h) $(HEADERS) $(BUILD)/flags
+	$(COMPILE) -o $@ $< $(LINK)
+
+RUN_TESTS = sh tests/run_tests.sh CC='$(CC)'
+
+test: all
+	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS)
+
+# The sanitizers' build has its own directory, so that the programs here stay the fast ones.
+SANITIZED = $(BUILD)/sanitized
+
+test-full: all
+	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) BIN=$(SANITIZED)/ all
+	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) \
+		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
+		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/test_programs.sh
+
+clean:
+	rm -rf build train_tiny generate
+
+always:
+
+.PHONY: help all data run test test-full clean always

@@ -1,0 +1,345 @@
+/* cli.h - what train_tiny and generate share: options, errors and files, and what both do with a
+   text: turn its bytes into tokens, measure the model's loss on it, let the model write one.
+   Include it after hmoe.h.
+
+   A program describes each of its options once, in a table. The --help page, the defaults, reading
+   a value and checking its range all come from there. */
+#ifndef CLI_H
+#define CLI_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+typedef enum cli_kind {    /* `value` points to    `range` is */
+    CLI_FLAG,              /* int                  NULL: there is no value */
+    CLI_TEXT,              /* const char *         what to call the value in --help */
+    CLI_CHOICE,            /* int, 0 1 2 ...       "words|to choose|from" */
+    CLI_INT,               /* int                  "[1, 256]", an interval */
+    CLI_SEED,              /* uint64_t             the same */
+    CLI_REAL               /* double               the same; "(0, 1]" is without the 0 */
+} cli_kind;
+
+typedef struct cli_option {
+    const char *name;      /* "--width", or "-n" */
+    cli_kind kind;
+    void *value;
+    const char *range;
+    const char *initial;   /* the default; words such as "all" leave the value 0 */
+    const char *help;
+    const char *given;     /* the last value on the command line, NULL if there was none */
+} cli_option;
+
+static const char *cli_program = "";   /* begins every error */
+static int cli_line_is_open;           /* a line on the terminal still lacks its end */
+
+/* Ends the program: one line on what is wrong and what would be right. 2: usage, 1: all else. */
+static inline void cli_fail(int status, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    if (cli_line_is_open) putchar('\n');
+    fflush(stdout);
+    fprintf(stderr, "%s: ", cli_program);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    va_end(arguments);
+    exit(status);
+}
+
+static inline void *cli_alloc(size_t bytes)
+{
+    void *p = malloc(bytes + !bytes);
+    if (!p) cli_fail(1, "out of memory: %lu bytes were needed", (unsigned long)bytes);
+    return p;
+}
+
+/* Position of a word in "a|b|c", or -1. */
+static inline int cli_choice(const char *words, const char *word)
+{
+    size_t n = strlen(word);
+    for (int i = 0; words; i++, words = strchr(words, '|'), words += words != NULL)
+        if (strcspn(words, "|") == n && !strncmp(words, word, n)) return i;
+    return -1;
+}
+
+/* Stores a value, if it is one: no junk around it, finite, and in the range. Returns whether. */
+static inline int cli_set(const cli_option *o, const char *text)
+{
+    char left, right, *end;
+    double low, high, x;
+    int choice = o->kind == CLI_CHOICE ? cli_choice(o->range, text) : 1;
+    if (o->kind == CLI_TEXT) *(const char **)o->value = text;
+    else if (o->kind <= CLI_CHOICE && choice >= 0) *(int *)o->value = choice;
+    if (o->kind <= CLI_CHOICE) return choice >= 0;
+    if (text[strspn(text, o->kind == CLI_REAL ? "+-.0123456789eE" : "+-0123456789")]) return 0;
+    x = strtod(text, &end);
+    if (end == text || *end || !isfinite(x)) return 0;
+    if (sscanf(o->range, "%c%lf, %lf%c", &left, &low, &high, &right) != 4) return 0;
+    if (x < low || x > high || (x <= low && left == '(') || (x >= high && right == ')')) return 0;
+    errno = 0;
+    if (o->kind == CLI_REAL) *(double *)o->value = x;
+    else if (o->kind == CLI_INT) *(int *)o->value = (int)x;
+    else *(uint64_t *)o->value = strtoull(text, NULL, 10);
+    return errno == 0;
+}
+
+/* And back: the number or the word stored at `value`, as text. */
+static inline void cli_get(char *text, size_t size, const cli_option *o, const void *value)
+{
+    const char *word = o->range;
+    if (o->kind == CLI_REAL) snprintf(text, size, "%.15g", *(const double *)value);
+    else if (o->kind == CLI_SEED)
+        snprintf(text, size, "%llu", (unsigned long long)*(const uint64_t *)value);
+    else if (o->kind == CLI_CHOICE) {
+        for (int i = *(const int *)value; i > 0; i--) word = strchr(word, '|') + 1;
+        snprintf(text, size, "%.*s", (int)strcspn(word, "|"), word);
+    } else if (o->kind == CLI_FLAG) snprintf(text, size, "%s", *(const int *)value ? "it" : "none");
+    else snprintf(text, size, "%d", *(const int *)value);
+}
+
+static inline const char *cli_given(const cli_option *options, const char *name)
+{
+    while (strcmp(options->name, name)) options++;
+    return options->given;
+}
+
+/* For options whose values are in one struct, `mine`: those given must have the values they have in
+   another, found in a directory. */
+static inline void cli_compare(const cli_option *options, int n, const void *mine,
+                               const void *theirs, size_t size, const char *directory)
+{
+    char asked[64], there[64];
+    for (const cli_option *o = options; o < options + n; o++) {
+        size_t offset = (size_t)((uintptr_t)o->value - (uintptr_t)mine);
+        if (!o->given || offset >= size || o->kind == CLI_TEXT) continue;
+        cli_get(asked, sizeof asked, o, o->value);
+        cli_get(there, sizeof there, o, (const char *)theirs + offset);
+        if (strcmp(asked, there))
+            cli_fail(2, "%s%s%s: the run in %s has %s", o->name, *o->given ? " " : "", o->given,
+                     directory, there);
+    }
+}
+
+/* The options that were given and are not in that struct, flags left out, for a shell: that takes
+   anything in quotes, but for a quote. */
+static inline void cli_repeat(const cli_option *options, int n, const void *but, size_t size)
+{
+    for (const cli_option *o = options; o < options + n; o++) {
+        const char *quote = o->kind == CLI_TEXT ? "'" : "";
+        size_t offset = (size_t)((uintptr_t)o->value - (uintptr_t)but);
+        if (!o->given || offset < size || o->kind == CLI_FLAG) continue;
+        printf(" %s %s", o->name, quote);
+        for (const char *c = o->given; *c; c++)
+            if (*c == '\'') printf("'\\''");
+            else putchar(*c);
+        printf("%s", quote);
+    }
+    putchar('\n');
+}
+
+static inline void cli_help(const char *usage, const cli_option *options, int n)
+{
+    printf("%s\n\n", usage);
+    for (const cli_option *o = options; o < options + n; o++) {
+        const char *what = o->kind == CLI_REAL ? "X" : o->kind >= CLI_INT ? "N" : o->range;
+        const char *range = o->kind >= CLI_INT ? o->range : "";
+        int column = printf("  %s %s", o->name, what ? what : "");
+        printf("%*s %s", column < 22 ? 22 - column : 0, "", o->help);
+        if (o->initial) printf(" [%s]", o->initial);
+        printf("%s%s\n", *range ? " in " : "", range);
+    }
+    printf("  --help               this page; the default is in [brackets]\n");
+}
+
+static inline void cli_refuse(const cli_option *o, const char *given)
+{
+    const char *space = given ? " " : "";
+    const char *a[] = { "no value", "a", "one of", "a whole number in", "a whole number in",
+                        "a number in" };
+    cli_fail(2, "%s%s%s: needs %s %s", o->name, space, given ? given : "", a[o->kind],
+             o->range ? o->range : "after it");
+}
+
+/* Sets all defaults, then what the command line says; what is not an option moves to argv's end.
+   Returns where that starts. */
+static inline int cli_parse(int argc, char **argv, cli_option *options, int n, const char *usage)
+{
+    struct option names[64] = { { 0, 0, 0, 0 } };
+    char letters[64] = ":", *letter = letters + 1;
+    int c;
+    while ((c = open("/dev/null", O_RDWR)) >= 0 && c < 3) { }   /* a closed stream stays unused */
+    close(c);
+    for (int i = 0; i < n; i++) {
+        int is_long = options[i].name[1] == '-';
+        if (options[i].initial) cli_set(&options[i], options[i].initial);
+        names[i].name = is_long ? options[i].name + 2 : "";
+        names[i].has_arg = options[i].kind == CLI_FLAG ? no_argument : required_argument;
+        names[i].val = 256 + i;
+        if (!is_long) *letter++ = options[i].name[1], *letter++ = ':';
+    }
+    names[n].name = "help", names[n].val = 256 + n;
+    opterr = 0;
+    while ((c = getopt_long(argc, argv, letters, names, NULL)) != -1) {
+        cli_option *o = options;
+        int known = c == ':' || c == '?' ? optopt : c;
+        if (c == 256 + n) cli_help(usage, options, n), exit(0);
+        while (o < options + n && known != 256 + (o - options) && known != o->name[1]) o++;
+        if (c == '?' && known > 0 && known < 256)
+            cli_fail(2, "-%c: no such option here (--help lists them)", known);
+        if (c == '?' && o == options + n)
+            cli_fail(2, "%s: no such option here (--help lists them)", argv[optind - 1]);
+        if (c == '?' || c == ':') cli_refuse(o, NULL);
+        if (!cli_set(o, optarg ? optarg : "")) cli_refuse(o, optarg);
+        o->given = optarg ? optarg : "";
+    }
+    return optind;
+}
+
+/* A whole file, as bytes. */
+static inline unsigned char *cli_read(const char *path, size_t *size, const char *hint)
+{
+    size_t room = 1 << 16, n = 0, got;
+    unsigned char *bytes = (unsigned char *)cli_alloc(room);
+    FILE *f = fopen(path, "rb");
+    while (f && (got = fread(bytes + n, 1, room - n, f)) > 0) {
+        if ((n += got) < room) continue;
+        bytes = (unsigned char *)realloc(bytes, room *= 2);
+        if (!bytes) cli_fail(1, "%s: too large for the memory there is", path);
+    }
+    if (!f || ferror(f)) cli_fail(1, "cannot read %s: %s%s", path, strerror(errno), hint);
+    fclose(f);
+    *size = n;
+    return bytes;
+}
+
+/* Turns bytes into tokens, in place. */
+static inline void cli_tokens(const hmoe_config *c, unsigned char *text, size_t n, const char *what)
+{
+    int token[256];
+    for (int i = 0; i < 256; i++) token[i] = -1;
+    for (int i = 0; i < c->vocab_size; i++) token[c->vocab[i]] = i;
+    for (size_t i = 0; i < n; i++) {
+        if (token[text[i]] < 0)
+            cli_fail(1, "%s: byte %d (0x%02x) at offset %lu is not among the %d of the model's "
+                     "vocabulary", what, text[i], text[i], (unsigned long)i, c->vocab_size);
+        text[i] = (unsigned char)token[text[i]];
+    }
+}
+
+/* Mean cross-entropy of a text's n >= 2 tokens after the first. windows = 0: of all of them, in
+   consecutive windows of T inputs, the last one shorter. Otherwise of that many windows, evenly
+   spaced, if they are fewer. At most B windows are computed at a time. */
+static inline hmoe_status cli_loss(hmoe_model *m, const unsigned char *text, size_t n,
+                                   size_t windows, int B, double *loss)
+{
+    size_t inputs = n - 1, T = (size_t)m->config.T < inputs ? (size_t)m->config.T : inputs;
+    size_t all = (inputs + T - 1) / T, last = inputs - (all - 1) * T, count = 0;
+    size_t spread = windows && windows < all ? inputs - T : 0;      /* from first start to last */
+    int *x = (int *)cli_alloc((size_t)B * T * 2 * sizeof *x), *y = x + (size_t)B * T;
+    hmoe_status status = HMOE_OK;
+    size_t between = windows > 1 ? windows - 1 : 1;
+    if (!spread) windows = all;
+    *loss = 0;
+    for (size_t w = 0, b; w < windows && !status; w += b) {
+        int is_last = !spread && w == windows - 1;                  /* it goes alone */
+        size_t t = is_last ? last : T, full = windows - !spread - w;
+        b = is_last ? 1 : full < (size_t)B ? full : (size_t)B;
+        for (size_t i = 0; i < b * t; i++) {
+            size_t start = spread ? (w + i / t) * spread / between : (w + i / t) * T;
+            x[i] = text[start + i % t];
+            y[i] = text[start + i % t + 1];
+        }
+        status = hmoe_forward(m, HMOE_EVALUATE, x, y, (int)b, (int)t);
+        *loss += m->losses.ce * (double)(b * t);
+        count += b * t;
+    }
+    *loss /= (double)count;
+    free(x);
+    return status;
+}
+
+typedef struct cli_sampling {
+    double temperature, top_p;
+    int top_k;
+    uint64_t seed;
+} cli_sampling;
+
+/* Lets the model go on after a prompt of at least one token, byte by byte. */
+static inline hmoe_status cli_write(hmoe_model *m, const unsigned char *prompt, size_t prompt_size,
+                                    int n, const cli_sampling *s, void (*put)(int byte))
+{
+    int V = m->config.V;
+    hmoe_real *logits = (hmoe_real *)cli_alloc((size_t)V * sizeof *logits);
+    hmoe_cache cache = { 0 };
+    hmoe_status status = hmoe_cache_create(&cache, m);
+    for (size_t i = 0; i < prompt_size && !status && n > 0; i++)
+        status = hmoe_next(m, &cache, prompt[i], logits);
+    for (int i = 0, token; i < n && !status; i++) {
+        token = hmoe_sample(logits, V, s->temperature, s->top_k, s->top_p, s->seed, cache.position);
+        put(m->config.vocab[token]);
+        if (i < n - 1) status = hmoe_next(m, &cache, token, logits);
+    }
+    hmoe_cache_free(&cache);
+    free(logits);
+    return status;
+}
+
+/* What a text goes on from where nothing else is said: a newline, or token 0 if there is none. */
+static inline unsigned char cli_first_token(const hmoe_config *c)
+{
+    for (int i = 0; i < c->vocab_size; i++)
+        if (c->vocab[i] == '\n') return (unsigned char)i;
+    return 0;
+}
+
+/* Uses that many threads, 0: as before, and at first all. Returns how many it is. */
+static inline int cli_threads(int threads)
+{
+#ifdef _OPENMP
+#define CLI_OPENMP ""
+    if (threads) omp_set_num_threads(threads);
+    return omp_get_max_threads();
+#else
+#define CLI_OPENMP " (built without OpenMP, which would use all cores)"
+    return threads < 0 ? threads : 1;
+#endif
+}
+
+/* Makes a directory where there is none, if it may, and locks it by a file in it until the process
+   ends. */
+static inline void cli_lock(const char *directory, const char *file, int may_make)
+{
+    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+    int f;
+    if (may_make && mkdir(directory, 0777) && errno != EEXIST)
+        cli_fail(1, "cannot make the directory %s: %s", directory, strerror(errno));
+    if ((f = open(file, O_RDWR | O_CREAT, 0666)) < 0)
+        cli_fail(1, "cannot write to the directory %s: %s", directory, strerror(errno));
+    if (fcntl(f, F_SETLK, &lock) == 0) return;
+    if ((errno != EACCES && errno != EAGAIN) || fcntl(f, F_GETLK, &lock))
+        cli_fail(1, "cannot lock %s: %s", file, strerror(errno));
+    cli_fail(1, "%s is in use by another run, process %ld: wait for it or choose another directory",
+             directory, (long)lock.l_pid);
+}
+
+/* Seconds, by a clock that is never set back. */
+static inline double cli_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+#endif /* CLI_H */
