@@ -1,0 +1,292 @@
+#!/bin/sh
+# test_programs.sh - drives train_tiny and generate as a user would, with a tiny model on a text made
+# here: options, errors, interruptions, full disks. BIN is where the programs are, as "build/".
+set -u
+LC_ALL=C; export LC_ALL
+case ${BIN:-} in /*) ;; *) BIN=$PWD/${BIN:-} ;; esac
+train_tiny=${BIN}train_tiny generate=${BIN}generate
+here=$(mktemp -d "${TMPDIR:-/tmp}/hmoe-programs-XXXXXX") || exit 1
+running=
+trap 'if [ -n "$running" ]; then kill -9 "$running"; fi 2>/dev/null; rm -rf "$here"' EXIT
+trap 'exit 1' HUP INT TERM
+cd "$here" || exit 1
+passed=0 failed=0
+
+check() {         # check NAME COMMAND...: the command succeeds
+    name=$1; shift
+    if "$@"; then passed=$((passed + 1))
+    else failed=$((failed + 1)); echo "FAILED $name: $*"; sed 's/^/    /' stderr; fi
+}
+gives() {         # gives STATUS PATTERN COMMAND...: and says it in at most two lines on stderr
+    status=$1 pattern=$2; shift 2
+    "$@" >stdout 2>stderr
+    got=$?
+    [ "$got" -eq "$status" ] || { echo "status $got, should be $status" >>stderr; return 1; }
+    if [ "$status" -eq 0 ]; then [ ! -s stderr ] && grep -q -e "$pattern" stdout; return; fi
+    [ "$(wc -l <stderr)" -le 2 ] && head -n 1 stderr | grep -q -e '^[a-z_]*: .*'"$pattern"
+}
+train() { "$train_tiny" --data text $model $recipe "$@"; }
+same() { cmp -s "$1" "$2"; }
+absent() { [ ! -e "$1" ]; }
+state() { (cd "$1" && find . -type f ! -name lock ! -name log.csv.new | sort | xargs cksum); }
+rows() { tail -n +2 "$1" | cut -d , -f 1-2,4-; }                    # of a log, without its seconds
+wait_for_rows() {                                                   # file, count
+    i=0
+    while [ "$(wc -l 2>/dev/null <"$1" || echo 0)" -le "$2" ] && [ $i -lt 300 ]; do
+        sleep 0.1; i=$((i + 1))
+    done
+}
+near() { awk "BEGIN { d = $1 - $2; exit !(d < 1e-5 && d > -1e-5) }"; }
+
+# A text of a few words, 3000 bytes, the same each time.
+awk 'BEGIN { s = 1; split("to be or not that is the question whether it nobler in mind", w, " ")
+    while (n < 3000) { s = (s * 1103 + 12345) % 65536; x = w[1 + s % 13] (s % 7 ? " " : "\n")
+        printf "%s", x; n += length(x) } }' | head -c 3000 >text
+model="--width 16 --layers 2 --heads 2 --context 8 --experts 4 --hidden 9"
+recipe="--batch 2 --threads 1 --warmup 3 --eval-tokens 200 --lr 0.01 --min-lr 0.01"
+endless="--steps 100000000 --save-every 100000000 --eval-every 100000000"
+: >stderr
+
+# --- options --------------------------------------------------------------------------------------
+while read -r options; do
+    eval "set -- $options"
+    check "usage: $options" gives 2 "${1%%=*}" "$train_tiny" --data text --out u "$@"
+done <<'END'
+--frobnicate
+--lr nan
+--lr inf
+--lr 1e999
+--lr -1
+--lr 1x
+--lr " 1"
+--lr 0x1
+--lr ""
+--lr
+--min-lr 1
+--steps 1.5
+--steps -1
+--steps 3e2
+--steps 99999999999999999999
+--resume=1
+--routing topq
+--gate none
+--p 0
+--p 1.01
+--k 0
+--width 0
+--layers 0
+--context 0
+--experts 0
+--experts 257
+--hidden 0
+--sizes twisted
+--sizes 1,2
+--sizes 1,2,3,4,5,6,7,0
+--beta1 1
+--beta2 -0.1
+--clip -1
+--warmup -1
+--batch 0
+--batch 16777216
+--accum 0
+--eval-every 0
+--eval-tokens 0
+--save-every 0
+--pp -1
+--ent x
+--seed -1
+--seed 18446744073709551616
+--threads 0
+--threads two
+--backend cuda
+--backend gpu
+extra
+END
+check "k > E" gives 2 "K" "$train_tiny" --data text --out u --experts 4 --k 5
+check "C % NH" gives 2 "" "$train_tiny" --data text --out u --width 30 --heads 4
+check "odd head" gives 2 "" "$train_tiny" --data text --out u --width 12 --heads 4
+check "no directory made by any of these" absent u
+check "help" gives 0 "usage: train_tiny" "$train_tiny" --help
+for option in data out resume width layers heads context experts hidden sizes routing k p gate noisy \
+    pp lb ent z steps batch accum lr min-lr warmup weight-decay beta1 beta2 clip eval-every \
+    eval-tokens save-every seed threads backend; do
+    check "help names --$option" grep -q -e "^  --$option " stdout
+done
+check "help of generate" gives 0 "usage: generate" "$generate" --help
+for options in "" "a b" "a --top-p 0" "a --top-p 2" "a --top-k -1" "a --temperature -1" "a -n x" \
+    "a -n" "a -n -1" "a --seed 1.5" "a --threads 0" "a --backend cuda" "a --frobnicate" "a -x"; do
+    check "usage of generate: $options" gives 2 "" "$generate" $options
+done
+
+# --- the text -------------------------------------------------------------------------------------
+check "missing text" gives 1 "cannot read nothing" "$train_tiny" --data nothing --out u
+check "text is a directory" gives 1 "cannot read" "$train_tiny" --data . --out u
+: >empty; head -c 72 text >short; head -c 73 text >enough
+check "empty text" gives 1 "at least 73" "$train_tiny" --data empty --out u
+check "short text" gives 1 "72 bytes.*at least 73" "$train_tiny" --data short --out u
+check "text just long enough" gives 0 "^final: " train --context 64 --data enough --steps 1 --out u
+check "context 1" gives 1 "at least 11" train --context 1 --data empty --out u
+head -c 11 text >eleven
+check "eleven bytes" gives 0 "over 1 tokens" train --context 1 --data eleven --steps 1 --out u
+i=0; while [ $i -lt 256 ]; do printf "\\$(printf %03o $i)"; i=$((i + 1)); done >bytes
+cat bytes bytes bytes bytes >binary
+check "binary text" gives 0 "^final: " train --data binary --steps 2 --out binary-run
+check "and it writes" gives 0 "" "$generate" binary-run -n 20 --threads 1
+tr -dc o <text | head -c 100 >same-letter
+check "one distinct byte" gives 0 "val_loss 0.000000" train --data same-letter --steps 1 --out u
+
+# --- a run, and the same run in two parts ---------------------------------------------------------
+check "a run" gives 0 "^final: " train --steps 30 --eval-every 5 --save-every 7 --out a
+tail -n 1 stdout >final-a
+check "its last line" grep -q -x \
+    'final: val_loss [0-9]*\.[0-9]\{6\} nats/token over 299 tokens, [0-9.]* tok/s, [0-9.]* s' final-a
+check "its files" ls a/config.json a/model.safetensors a/training.safetensors a/log.csv \
+    a/best/config.json a/best/model.safetensors >/dev/null
+check "best has no training state" absent a/best/training.safetensors
+check "nothing else is left" [ "$(find a -type f | wc -l)" -eq 7 ]
+check "log's columns" [ "$(head -n 1 a/log.csv)" = \
+    "step,tokens,seconds,lr,loss,ce,lb,pp,ent,z,grad_norm,activated,experts,val_loss" ]
+check "log's rows" awk -F , 'NR > 1 && (NF != 14 || $1 != NR - 1 || $2 != 16 * $1 || $13 != 2 ||
+    ($14 != "") != ($1 % 5 == 0)) { bad = 1 } END { exit bad || NR != 31 }' a/log.csv
+check "first part" gives 0 "^final: " train --steps 15 --eval-every 5 --save-every 7 --out b
+check "second part" gives 0 "^final: " train --steps 30 --eval-every 5 --resume --out b
+tail -n 1 stdout >final-b
+check "resumed: same weights" same a/model.safetensors b/model.safetensors
+check "resumed: same best" same a/best/model.safetensors b/best/model.safetensors
+rows a/log.csv >rows-a; rows b/log.csv >rows-b
+check "resumed: same log" same rows-a rows-b
+check "resumed: same last line" [ "$(cut -d , -f 1 final-a)" = "$(cut -d , -f 1 final-b)" ]
+check "two threads" gives 0 "" train --steps 30 --eval-every 5 --out c --threads 1 --threads 2
+check "two threads: same weights" same a/model.safetensors c/model.safetensors
+rows c/log.csv >rows-c
+check "two threads: same log" same rows-a rows-c
+check "accumulated" gives 0 "" train --steps 1 --batch 1 --accum 2 --out d
+check "accumulated: same first loss" near "$(sed -n 2p d/log.csv | cut -d , -f 6)" \
+    "$(sed -n 2p a/log.csv | cut -d , -f 6)"
+for run in a b; do
+    check "a few more steps" gives 0 "" train --steps 33 --resume --out $run
+done
+check "same moments: same weights later on" same a/model.safetensors b/model.safetensors
+
+# --- resuming -------------------------------------------------------------------------------------
+state a >before; touch mark
+check "steps are reached" gives 0 "^final: " train --steps 20 --resume --out a
+state a >after
+check "no file has changed" same before after
+check "nor been written" [ -z "$(find a -type f -newer mark)" ]
+check "nothing to resume" gives 1 "no run in none" train --resume --out none
+check "and no directory made" absent none
+for other in "width 32" "layers 3" "heads 1" "context 4" "experts 2" "hidden 10" "sizes modse" "k 1" \
+    "sizes 1,2" "routing topp" "p 0.7" "gate raw" "noisy" "pp 0.5" "lb 1" "ent 1" "z 1" "seed 7"; do
+    check "other --$other" gives 2 "--${other%% *}.*run in a has" train --resume --out a --$other
+done
+check "same again" gives 0 "^final: " train --resume --out a --steps 1 --sizes arithmetic --k 2 \
+    --seed 1337 --pp 0.01 --gate norm --routing topk --p 0.6 --lb 0
+printf 'not Z\n' | cat text - >text-Z
+check "resume with a strange byte" gives 1 "byte 90 .*offset 3004" train --resume --out a --data text-Z
+
+# --- interruptions --------------------------------------------------------------------------------
+for signal in INT TERM; do
+    rm -rf s
+    "$train_tiny" --data text $model $recipe $endless --out s >said 2>stderr & running=$!
+    wait_for_rows s/log.csv.new 3
+    check "locked by $signal's run" gives 1 "process $running" train --out s --steps 1
+    kill -$signal $running; wait $running; status=$?; running=
+    check "SIG$signal: status 0" [ $status -eq 0 ]
+    check "SIG$signal: no final line" [ "$(grep -c ^final said)" -eq 0 ]
+    step=$(tail -n 1 s/log.csv | cut -d , -f 1)
+    check "SIG$signal: goes on" gives 0 "^final: " train --resume --out s --steps $((step + 5))
+    check "SIG$signal: a run that did not stop" gives 0 "" train --out t --steps $((step + 5)) \
+        --eval-every 100000000 --save-every 100000000
+    check "SIG$signal: same weights" same s/model.safetensors t/model.safetensors
+done
+cp text "it's"
+"$train_tiny" --data "it's" $model $endless --lr 0.005 --threads 1 --out q >said 2>stderr & running=$!
+wait_for_rows q/log.csv.new 3
+kill -INT $running; wait $running; running=
+command=$(tail -n 1 said | sed -n 's/^.*: \(.* --resume.*\)$/\1/p')
+check "the command to go on is said" [ -n "$command" ]
+check "and repeats what it must" [ "${command#*--lr 0.005}" != "$command" ]
+step=$(tail -n 1 q/log.csv | cut -d , -f 1)
+check "and works" gives 0 "^final: " sh -c "$command --steps $((step + 2))"
+
+# --- what goes wrong leaves what was there --------------------------------------------------------
+state b >before
+check "NaN" gives 1 "step .*--lr" train --out b --lr 1e30 --min-lr 1e30 --steps 20
+state b >after
+check "NaN: not saved" same before after
+"$train_tiny" --data text $model $recipe $endless --width 8 --out b >said 2>stderr & running=$!
+wait_for_rows b/log.csv.new 3
+kill -9 $running; wait $running 2>/dev/null; running=
+state b >after
+check "killed before its first save: the older run is whole" same before after
+check "and goes on" gives 0 "^final: " train --resume --steps 35 --out b
+cksum b/training.safetensors b/config.json >before
+for limit in 8 64; do
+    check "full disk, $limit blocks" gives 1 "" sh -c "ulimit -f $limit; exec \"\$@\"" sh \
+        "$train_tiny" --data text $recipe --resume --steps 40 --out b
+    cksum b/training.safetensors b/config.json >after
+    check "full disk: the state is whole" same before after
+    check "full disk: no half file" [ "$(find b -type f ! -name log.csv.new | wc -l)" -eq 7 ]
+done
+check "full disk: resumes" gives 0 "^final: " train --resume --steps 37 --out b
+check "fresh over old" gives 0 "^final: " train --width 8 --steps 3 --out b
+check "new log" [ "$(wc -l <b/log.csv)" -eq 4 ]
+check "new best" gives 2 "has 8" train --width 16 --resume --out b
+check "best is the new model's" same b/config.json b/best/config.json
+check "--out is a file" gives 1 "text" train --out text --steps 1
+check "--out in nowhere" gives 1 "no/where" train --out no/where --steps 1
+if [ "$(id -u)" -ne 0 ]; then
+    mkdir read-only; chmod a-w read-only
+    check "read-only --out" gives 1 "read-only" train --out read-only --steps 1
+fi
+rm b/training.safetensors
+check "no training state" gives 1 "training.safetensors" train --resume --out b
+if [ -c /dev/full ]; then
+    "$train_tiny" --data text $model $recipe --steps 3 --out f >/dev/full 2>stderr
+    check "output to a full disk: status 1" [ $? -eq 1 ]
+    check "but the run is saved" gives 0 "^final: " train --resume --steps 3 --out f
+    "$generate" a -n 9 >/dev/full 2>stderr
+    check "generate to a full disk: status 1" [ $? -eq 1 ]
+fi
+
+# --- --steps 0, other models ----------------------------------------------------------------------
+check "--steps 0" gives 0 "^final: .* 0 tok/s" train --steps 0 --out zero
+check "--steps 0: best" ls zero/best/model.safetensors >/dev/null
+check "--steps 0: log" [ "$(wc -l <zero/log.csv)" -eq 1 ]
+check "--steps 0 goes on" gives 0 "" train --resume --steps 4 --eval-every 2 --out zero
+for options in "--routing topp" "--routing topp --p 1 --gate raw" "--k 1" "--k 4 --gate raw --noisy" \
+    "--experts 1" "--sizes modse --lb 0.01 --pp 0" "--sizes 3,1,2,2 --z 0.001" "--batch 500" \
+    "--accum 3" "--experts 12 --hidden 4" "--clip 0 --weight-decay 0" "--lr 0.0001 --min-lr 0"; do
+    check "train $options" gives 0 "^final: " train $options --steps 3 --out o
+    check "resume $options" gives 0 "^final: " train $options --steps 5 --resume --out o
+    check "generate, $options" gives 0 "" "$generate" o -n 20 --threads 1
+done
+
+# --- generate -------------------------------------------------------------------------------------
+write() { "$generate" a --threads 1 "$@"; }
+write -n 100 --temperature 0 >g1 2>stderr; write -n 100 --temperature 0 >g2 2>stderr
+check "greedy twice" same g1 g2
+check "100 bytes" [ "$(wc -c <g1)" -eq 100 ]
+write -n 100 --top-k 1 >g2
+check "top-k 1 is greedy" same g1 g2
+write -n 100 --top-p 0.000001 >g2
+check "a tiny top-p is greedy" same g1 g2
+write -n 100 >g1; write -n 100 >g2; write -n 100 --seed 7 >g3
+check "one seed, one text" same g1 g2
+check "two seeds, two texts" [ "$(cksum <g1)" != "$(cksum <g3)" ]
+check "-n 0" [ "$(write -n 0 --prompt "to be")" = "to be" ]
+check "a prompt is shown" [ "$(write -n 3 --prompt "to be" 2>stderr | cut -c 1-5)" = "to be" ]
+check "strange prompt" gives 1 "byte 90 (0x5a) at offset 3" write --prompt "to Z"
+check "strange text" gives 1 "offset 3004" write --score text-Z
+check "one byte to score" gives 1 "at least 2" write --score empty
+check "no file to score" gives 1 "cannot read" write --score nothing
+check "no model" gives 1 "none" "$generate" none
+tail -c 300 text >validation
+check "--score" gives 0 "^nll [0-9.]* nats/token over 299 tokens$" write --score validation
+nll=$(cut -d ' ' -f 2 stdout)
+train --resume --steps 0 --out a >stdout
+check "--score is train_tiny's final loss" near "$nll" "$(sed -n 's/^final: val_loss \([0-9.]*\).*/\1/p' stdout)"
+
+echo "test_programs: $passed passed, $failed failed"
+[ "$failed" -eq 0 ]
