@@ -17,7 +17,8 @@ TINY = tinyshakespeare/input.txt
 HEADERS = hmoe.h hmoe_checkpoint.h cli.h
 DOUBLE_TESTS = $(BUILD)/test_gradients $(BUILD)/test_equivalence $(BUILD)/test_numbers
 FLOAT_TESTS = $(BUILD)/test_float $(BUILD)/test_errors
-TESTS = $(DOUBLE_TESTS) $(FLOAT_TESTS)
+BOTH = $(BUILD)/test_equivalence_float
+TESTS = $(DOUBLE_TESTS) $(FLOAT_TESTS) $(BOTH)
 SCRIPTS = tests/test_header.sh tests/test_programs.sh
 COMPILE = $(CC) -I. `cat $(BUILD)/flags` $(CFLAGS)
 LINK = $(LDFLAGS) `cat $(BUILD)/libraries` -lm
@@ -115,6 +116,9 @@ $(DOUBLE_TESTS): $(BUILD)/%: tests/%.c $(wildcard tests/*.h) $(HEADERS) $(BUILD)
 	$(COMPILE) -DHMOE_REAL=double -o $@ $< $(LINK)
 
 $(FLOAT_TESTS): $(BUILD)/%: tests/%.c $(wildcard tests/*.h) $(HEADERS) $(BUILD)/flags
+	$(COMPILE) -o $@ $< $(LINK)
+
+$(BOTH): $(BUILD)/%_float: tests/%.c $(wildcard tests/*.h) $(HEADERS) $(BUILD)/flags
 	$(COMPILE) -o $@ $< $(LINK)
 
 RUN_TESTS = sh tests/run_tests.sh CC='$(CC)'

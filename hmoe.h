@@ -333,7 +333,7 @@ typedef struct hmoe_model {
     int B, sequence_length, mode;     /* of the last forward pass; mode -1: none */
     int had_targets;
     double pass_flops;
-    int64_t sequences;                /* passed backward since the last update: numbers the noise */
+    int64_t step_tokens;              /* passed backward since the last update: number the noise */
     int by_width[HMOE_MAX_EXPERTS];   /* experts, widest first */
     double *usage;                    /* what hmoe_layer_usage reports, [L][2 E + 3] and tokens */
     struct hmoe__layer *layers;       /* per layer: where its tensors start, its activations */
@@ -1131,8 +1131,13 @@ hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strate
      r += n * gain * z / rms(z),   z = softplus(raw),   raw = W_n x,   n ~ N(0, 1)
    n is a function of key (seed, step, layer), token in the step and expert: never stored.
    raw: [N, E]   gain: [E]   first: number of token 0 within the step */
-static hmoe_real hmoe__softplus(hmoe_real x) {
-    return (x > 0 ? x : 0) + (hmoe_real)log1p(exp(-fabs((double)x)));
+static hmoe_real hmoe__noise_row(hmoe_real *z, const hmoe_real *raw, double eps, int E) {
+    hmoe_real sum = 0;   /* z: [E] receives softplus(raw); returns 1 / rms(z) */
+    for (int e = 0; e < E; e++) {
+        z[e] = (raw[e] > 0 ? raw[e] : 0) + (hmoe_real)log1p(exp(-fabs((double)raw[e])));
+        sum += z[e] * z[e];
+    }
+    return 1 / hmoe__sqrt(sum / E + (hmoe_real)eps);
 }
 
 static void hmoe__noise_forward(const hmoe_routes *routes, const hmoe_real *raw,
@@ -1140,12 +1145,7 @@ static void hmoe__noise_forward(const hmoe_routes *routes, const hmoe_real *raw,
                                 int E) {
     HMOE__PARALLEL_FOR(N)
     for (int t = 0; t < N; t++) {
-        hmoe_real z[HMOE_MAX_EXPERTS], rrms = 0;
-        for (int e = 0; e < E; e++) {
-            z[e] = hmoe__softplus(raw[(size_t)t * E + e]);
-            rrms += z[e] * z[e];
-        }
-        rrms = 1 / hmoe__sqrt(rrms / E + (hmoe_real)eps);
+        hmoe_real z[HMOE_MAX_EXPERTS], rrms = hmoe__noise_row(z, raw + (size_t)t * E, eps, E);
         for (int e = 0; e < E; e++) {
             double n = hmoe__normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
             routes->logits[(size_t)t * E + e] += (hmoe_real)n * gain[e] * z[e] * rrms;
@@ -1160,12 +1160,8 @@ static void hmoe__noise_backward(hmoe_real *draw, hmoe_real *dgain, const hmoe_r
                                  const hmoe_real *raw, const hmoe_real *gain, double eps,
                                  uint64_t key, int first, int N, int E) {
     for (int t = 0; t < N; t++) {
-        hmoe_real z[HMOE_MAX_EXPERTS], dy[HMOE_MAX_EXPERTS], rrms = 0, mean = 0;
-        for (int e = 0; e < E; e++) {
-            z[e] = hmoe__softplus(raw[(size_t)t * E + e]);
-            rrms += z[e] * z[e];
-        }
-        rrms = 1 / hmoe__sqrt(rrms / E + (hmoe_real)eps);
+        hmoe_real z[HMOE_MAX_EXPERTS], rrms = hmoe__noise_row(z, raw + (size_t)t * E, eps, E);
+        hmoe_real dy[HMOE_MAX_EXPERTS], mean = 0;
         for (int e = 0; e < E; e++) {
             double n = hmoe__normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
             dy[e] = routes->logits[(size_t)t * E + e] * (hmoe_real)n;
@@ -1872,7 +1868,7 @@ static void hmoe__router_forward(hmoe_model *m, int l, int N) {
     s->linear_forward(list, noisy ? 2 : 1);
     if (noisy)
         s->noise_forward(&y->routes, y->raw, m->params + y->noise_gain, c->rms_norm_eps,
-                         hmoe__noise_key(m, l), (int)(m->sequences * m->sequence_length), N, E);
+                         hmoe__noise_key(m, l), (int)m->step_tokens, N, E);
     s->router_softmax(&y->routes, N, E);
     s->choose(&y->routes, c->routing, c->K, c->top_p, c->gate == HMOE_GATE_NORM, N, E);
     s->dispatch(&y->routes, N, E);
@@ -1977,6 +1973,7 @@ hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const
     if (B < 1 || T < 1 || T > m->config.T || B > m->max_tokens / T)
         return HMOE__BAD(m->message, "a batch of %d x %d tokens: the model was made for sequences of "
                          "1 to %d, and %d tokens in all", B, T, m->config.T, m->max_tokens);
+    if (!tokens) return HMOE__BAD(m->message, "tokens are missing");
     if (mode == HMOE_TRAIN && (!m->grads || !targets))
         return HMOE__BAD(m->message, "training needs %s", m->grads ? "targets"
                          : "a model that was made for training");
@@ -2021,7 +2018,7 @@ static void hmoe__router_backward_block(hmoe_model *m, int l, int N, double scal
     if (c->noisy_gating) {
         s->noise_backward(y->raw, m->grads + y->noise_gain, &y->routes, y->raw,
                           m->params + y->noise_gain, c->rms_norm_eps, hmoe__noise_key(m, l),
-                          (int)(m->sequences * m->sequence_length), N, c->E);
+                          (int)m->step_tokens, N, c->E);
         hmoe__dense_backward(m, b->dn, y->noise, y->raw, y->n2, c->C, c->E, 1);
     }
     hmoe__dense_backward(m, b->dn, y->router, y->routes.logits, y->n2, c->C, c->E, 1);
@@ -2091,7 +2088,7 @@ hmoe_status hmoe_backward(hmoe_model *m, double scale) {
         hmoe__attention_block_backward(m, l, B, T);
     }
     s->embed_backward(m->grads, b->tokens, b->dx, N, c->C);
-    m->sequences += B;
+    m->step_tokens += N;
     m->tokens += N;
     m->flops += m->pass_flops;
     return hmoe__settle(m);
@@ -2207,7 +2204,7 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
                         end - at, &rates);
     }
     m->step++;
-    m->sequences = 0;
+    m->step_tokens = 0;
     return HMOE_OK;
 }
 

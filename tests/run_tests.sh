@@ -2,6 +2,7 @@
 # run_tests.sh WORD... - runs tests, each an executable or a shell script whose last line says
 # "NAME: N passed, N failed", shows what they print, and adds up. A test that ends in any other way
 # counts as one that failed. A word such as BIN=build/ sets that variable for the tests after it.
+export OMP_WAIT_POLICY=passive   # threads that wait spinning take minutes on a busy machine
 passed=0 failed=0
 log=$(mktemp "${TMPDIR:-/tmp}/hmoe-tests-XXXXXX") || exit 1
 trap 'rm -f "$log"' EXIT

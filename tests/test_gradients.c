@@ -487,7 +487,7 @@ static hmoe_real *model_gradient(int term)
         for (size_t i = 0; i < model.param_count; i++)
             gradient[i] += pass == 0 ? model.grads[i] : -model.grads[i];
         memset(model.grads, 0, model.param_count * sizeof *model.grads);
-        model.sequences = 0;                   /* the same noise again */
+        model.step_tokens = 0;                 /* the same noise again */
     }
     model.config = saved;
     return gradient;
