@@ -45,8 +45,7 @@ static const char *cli_program = "";   /* begins every error */
 static int cli_line_is_open;           /* a line on the terminal still lacks its end */
 
 /* Ends the program: one line on what is wrong and what would be right. 2: usage, 1: all else. */
-static inline void cli_fail(int status, const char *format, ...)
-{
+static inline void cli_fail(int status, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     if (cli_line_is_open) putchar('\n');
@@ -58,16 +57,14 @@ static inline void cli_fail(int status, const char *format, ...)
     exit(status);
 }
 
-static inline void *cli_alloc(size_t bytes)
-{
+static inline void *cli_alloc(size_t bytes) {
     void *p = malloc(bytes + !bytes);
     if (!p) cli_fail(1, "out of memory: %lu bytes were needed", (unsigned long)bytes);
     return p;
 }
 
 /* Position of a word in "a|b|c", or -1. */
-static inline int cli_choice(const char *words, const char *word)
-{
+static inline int cli_choice(const char *words, const char *word) {
     size_t n = strlen(word);
     for (int i = 0; words; i++, words = strchr(words, '|'), words += words != NULL)
         if (strcspn(words, "|") == n && !strncmp(words, word, n)) return i;
@@ -75,8 +72,7 @@ static inline int cli_choice(const char *words, const char *word)
 }
 
 /* Stores a value, if it is one: no junk around it, finite, and in the range. Returns whether. */
-static inline int cli_set(const cli_option *o, const char *text)
-{
+static inline int cli_set(const cli_option *o, const char *text) {
     char left, right, *end;
     double low, high, x;
     int choice = o->kind == CLI_CHOICE ? cli_choice(o->range, text) : 1;
@@ -96,8 +92,7 @@ static inline int cli_set(const cli_option *o, const char *text)
 }
 
 /* And back: the number or the word stored at `value`, as text. */
-static inline void cli_get(char *text, size_t size, const cli_option *o, const void *value)
-{
+static inline void cli_get(char *text, size_t size, const cli_option *o, const void *value) {
     const char *word = o->range;
     if (o->kind == CLI_REAL) snprintf(text, size, "%.15g", *(const double *)value);
     else if (o->kind == CLI_SEED)
@@ -109,8 +104,7 @@ static inline void cli_get(char *text, size_t size, const cli_option *o, const v
     else snprintf(text, size, "%d", *(const int *)value);
 }
 
-static inline const char *cli_given(const cli_option *options, const char *name)
-{
+static inline const char *cli_given(const cli_option *options, const char *name) {
     while (strcmp(options->name, name)) options++;
     return options->given;
 }
@@ -118,8 +112,7 @@ static inline const char *cli_given(const cli_option *options, const char *name)
 /* For options whose values are in one struct, `mine`: those given must have the values they have in
    another, found in a directory. */
 static inline void cli_compare(const cli_option *options, int n, const void *mine,
-                               const void *theirs, size_t size, const char *directory)
-{
+                               const void *theirs, size_t size, const char *directory) {
     char asked[64], there[64];
     for (const cli_option *o = options; o < options + n; o++) {
         size_t offset = (size_t)((uintptr_t)o->value - (uintptr_t)mine);
@@ -134,8 +127,7 @@ static inline void cli_compare(const cli_option *options, int n, const void *min
 
 /* The options that were given and are not in that struct, flags left out, for a shell: that takes
    anything in quotes, but for a quote. */
-static inline void cli_repeat(const cli_option *options, int n, const void *but, size_t size)
-{
+static inline void cli_repeat(const cli_option *options, int n, const void *but, size_t size) {
     for (const cli_option *o = options; o < options + n; o++) {
         const char *quote = o->kind == CLI_TEXT ? "'" : "";
         size_t offset = (size_t)((uintptr_t)o->value - (uintptr_t)but);
@@ -149,8 +141,7 @@ static inline void cli_repeat(const cli_option *options, int n, const void *but,
     putchar('\n');
 }
 
-static inline void cli_help(const char *usage, const cli_option *options, int n)
-{
+static inline void cli_help(const char *usage, const cli_option *options, int n) {
     printf("%s\n\n", usage);
     for (const cli_option *o = options; o < options + n; o++) {
         const char *what = o->kind == CLI_REAL ? "X" : o->kind >= CLI_INT ? "N" : o->range;
@@ -163,8 +154,7 @@ static inline void cli_help(const char *usage, const cli_option *options, int n)
     printf("  --help               this page; the default is in [brackets]\n");
 }
 
-static inline void cli_refuse(const cli_option *o, const char *given)
-{
+static inline void cli_refuse(const cli_option *o, const char *given) {
     const char *space = given ? " " : "";
     const char *a[] = { "no value", "a", "one of", "a whole number in", "a whole number in",
                         "a number in" };
@@ -174,8 +164,7 @@ static inline void cli_refuse(const cli_option *o, const char *given)
 
 /* Sets all defaults, then what the command line says; what is not an option moves to argv's end.
    Returns where that starts. */
-static inline int cli_parse(int argc, char **argv, cli_option *options, int n, const char *usage)
-{
+static inline int cli_parse(int argc, char **argv, cli_option *options, int n, const char *usage) {
     struct option names[64] = { { 0, 0, 0, 0 } };
     char letters[64] = ":", *letter = letters + 1;
     int c;
@@ -208,8 +197,7 @@ static inline int cli_parse(int argc, char **argv, cli_option *options, int n, c
 }
 
 /* A whole file, as bytes. */
-static inline unsigned char *cli_read(const char *path, size_t *size, const char *hint)
-{
+static inline unsigned char *cli_read(const char *path, size_t *size, const char *hint) {
     size_t room = 1 << 16, n = 0, got;
     unsigned char *bytes = (unsigned char *)cli_alloc(room);
     FILE *f = fopen(path, "rb");
@@ -242,8 +230,7 @@ static inline void cli_tokens(const hmoe_config *c, unsigned char *text, size_t 
    consecutive windows of T inputs, the last one shorter. Otherwise of that many windows, evenly
    spaced, if they are fewer. At most B windows are computed at a time. */
 static inline hmoe_status cli_loss(hmoe_model *m, const unsigned char *text, size_t n,
-                                   size_t windows, int B, double *loss)
-{
+                                   size_t windows, int B, double *loss) {
     size_t inputs = n - 1, T = (size_t)m->config.T < inputs ? (size_t)m->config.T : inputs;
     size_t all = (inputs + T - 1) / T, last = inputs - (all - 1) * T, count = 0;
     size_t spread = windows && windows < all ? inputs - T : 0;      /* from first start to last */
@@ -278,8 +265,7 @@ typedef struct cli_sampling {
 
 /* Lets the model go on after a prompt of at least one token, byte by byte. */
 static inline hmoe_status cli_write(hmoe_model *m, const unsigned char *prompt, size_t prompt_size,
-                                    int n, const cli_sampling *s, void (*put)(int byte))
-{
+                                    int n, const cli_sampling *s, void (*put)(int byte)) {
     int V = m->config.V;
     hmoe_real *logits = (hmoe_real *)cli_alloc((size_t)V * sizeof *logits);
     hmoe_cache cache = { 0 };
@@ -297,16 +283,14 @@ static inline hmoe_status cli_write(hmoe_model *m, const unsigned char *prompt, 
 }
 
 /* What a text goes on from where nothing else is said: a newline, or token 0 if there is none. */
-static inline unsigned char cli_first_token(const hmoe_config *c)
-{
+static inline unsigned char cli_first_token(const hmoe_config *c) {
     for (int i = 0; i < c->vocab_size; i++)
         if (c->vocab[i] == '\n') return (unsigned char)i;
     return 0;
 }
 
 /* Uses that many threads, 0: as before, and at first all. Returns how many it is. */
-static inline int cli_threads(int threads)
-{
+static inline int cli_threads(int threads) {
 #ifdef _OPENMP
 #define CLI_OPENMP ""
     if (threads) omp_set_num_threads(threads);
@@ -319,8 +303,7 @@ static inline int cli_threads(int threads)
 
 /* Makes a directory where there is none, if it may, and locks it by a file in it until the process
    ends. */
-static inline void cli_lock(const char *directory, const char *file, int may_make)
-{
+static inline void cli_lock(const char *directory, const char *file, int may_make) {
     struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
     int f;
     if (may_make && mkdir(directory, 0777) && errno != EEXIST)
@@ -335,8 +318,7 @@ static inline void cli_lock(const char *directory, const char *file, int may_mak
 }
 
 /* Seconds, by a clock that is never set back. */
-static inline double cli_seconds(void)
-{
+static inline double cli_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;

@@ -32,8 +32,7 @@ static cli_option options[] = {
 enum { OPTIONS = sizeof options / sizeof *options };
 
 /* Returns the model's directory. */
-static const char *read_options(int argc, char **argv)
-{
+static const char *read_options(int argc, char **argv) {
     int first = cli_parse(argc, argv, options, OPTIONS, "usage: generate DIR [options]\n"
                           "Writes text with the model that train_tiny left in DIR.");
     if (set.backend) cli_fail(2, "--backend cuda: this build has no cuda backend, use cpu");
@@ -43,15 +42,13 @@ static const char *read_options(int argc, char **argv)
     return argv[first];
 }
 
-static void put(int byte)
-{
+static void put(int byte) {
     putchar(byte);
     if (fflush(stdout)) cli_fail(1, "cannot write to standard output: %s", strerror(errno));
 }
 
 /* The prompt, then n bytes, each shown as soon as it is known. */
-static void speak(hmoe_model *m)
-{
+static void speak(hmoe_model *m) {
     int prompted = set.prompt && *set.prompt;
     size_t n = prompted ? strlen(set.prompt) : 1;
     unsigned char *prompt = (unsigned char *)cli_alloc(n);
@@ -66,8 +63,7 @@ static void speak(hmoe_model *m)
     free(prompt);
 }
 
-static void score(hmoe_model *m, int batch)
-{
+static void score(hmoe_model *m, int batch) {
     size_t n;
     double nll;
     unsigned char *text = cli_read(set.score, &n, "");
@@ -79,8 +75,7 @@ static void score(hmoe_model *m, int batch)
     free(text);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     char why[HMOE_MESSAGE_SIZE];
     hmoe_model model = { 0 };
     hmoe_config config;
@@ -91,6 +86,8 @@ int main(int argc, char **argv)
     if (hmoe_load_config(&config, dir, why)) cli_fail(1, "%s", why);
     int batch = !set.score ? 0 : config.T < 1024 ? 1024 / config.T : 1;
     if (hmoe_load(&model, dir, batch, 0)) cli_fail(1, "%s", model.message);
+    if (!config.vocab_size)
+        cli_fail(1, "%s: config.json has no vocab: the tokens of this model are no bytes", dir);
     if (set.score) score(&model, batch);
     else speak(&model);
     if (fflush(stdout) || ferror(stdout)) cli_fail(1, "cannot write to standard output");

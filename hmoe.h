@@ -29,22 +29,18 @@ A WHOLE PROGRAM
        #define HMOE_IMPLEMENTATION
        #include "hmoe.h"
        #include <stdio.h>
-       int main(void)
-       {
-           static int text[33] = { 7, 4, 11, 11, 14, 26, 22, 14, 17, 11, 3, 26 };   // then zeros
+       int main(void) {
+           static int text[33] = { 7, 4, 11, 11, 14, 26, 22, 14, 17, 11, 3, 26 };  // then zeros
            hmoe_config config = hmoe_default_config();  // 8 experts of unequal widths, two a token
            hmoe_adamw adamw = hmoe_default_adamw();
            hmoe_model model = { 0 };
            config.V = 27;                               // tokens are 0 .. 26
-           if (hmoe_create(&model, &config, 1337, 1, 1)) { puts(model.message); return 1; }
-           for (int step = 1; step <= 40; step++) {
-               if (hmoe_forward(&model, HMOE_TRAIN, text, text + 1, 1, 32)    // inputs, targets
-                   || hmoe_backward(&model, 1) || hmoe_update(&model, &adamw)) break;
+           if (hmoe_create(&model, &config, 1337, 1, 1)) return puts(model.message);
+           for (int step = 1; step <= 40 && !hmoe_forward(&model, HMOE_TRAIN, text, text + 1, 1, 32)
+                              && !hmoe_backward(&model, 1) && !hmoe_update(&model, &adamw); step++)
                printf("step %d  cross-entropy %f\n", step, model.losses.ce);
-           }
            puts(model.message);                         // empty where all went well
            hmoe_free(&model);
-           return 0;
        }
 
 CONTENTS (search for the words in capitals; IMPLEMENTATION and all below it come after the API)
@@ -57,22 +53,23 @@ CONTENTS (search for the words in capitals; IMPLEMENTATION and all below it come
                         embedding, cross-entropy             ROUTER            who gets a token
        EXPERTS          gather, products, combine            LOSSES            balance, penalty, ...
        THE MODEL        tensors, memory                      FORWARD           tokens in, loss out
-       BACKWARD         the same page upside down            OPTIMIZER         clip, AdamW, schedule
+       BACKWARD         the same page upside down            OPTIMIZER         AdamW, CPU's steps
        INSPECTION       who did what                         INFERENCE         cache, sampling
 
 SYMBOLS, the same everywhere
 
        B, T, N = B*T    sequences, their length, tokens      C, V, L   width, vocabulary, layers
        NH, hs           heads, head size (C = NH * hs)       E, K      experts, experts per token
-       H[e]             hidden width of expert e             r, P      router logits and softmax
+       H[e]             hidden width of expert e             ldh       the widest: row stride of h
+       r, P             router logits and their softmax
        S[t], g[t][e]    experts chosen for token t, their gates: the weights of their outputs
 
 MACROS, to be defined before the #include
 
        HMOE_REAL                      type of every number: float, unless defined as double (for
                                       gradient checks); the same in every file
-       HMOE_MALLOC(n), HMOE_FREE(p)   another allocator       } where HMOE_IMPLEMENTATION
-       HMOE_SIMD                      -fopenmp-simd is on     } is defined
+       HMOE_MALLOC(n), HMOE_FREE(p)   another allocator; p may be NULL   } where
+       HMOE_SIMD                      -fopenmp-simd is on               } HMOE_IMPLEMENTATION is
 
 OWNERSHIP AND ERRORS
 
@@ -91,8 +88,9 @@ THREADS AND REPRODUCIBILITY
 
 LIMITS
 
-   Sizes: HMOE_MAX_* below. Numbers in texts are read and written as LC_NUMERIC says: leave that
-   at "C", as it is unless setlocale() is called.
+   Sizes: HMOE_MAX_* below. Attention keeps [B, NH, T, T] numbers, when training in each layer, a
+   cache 2 L T C. Numbers in texts are read and written as LC_NUMERIC says: leave that at "C", as it
+   is unless setlocale() is called.
 
 CHANGES   1.0   the model, training, generation
 
@@ -115,7 +113,7 @@ typedef HMOE_REAL hmoe_real;
 #define HMOE_MAX_EXPERTS 256
 #define HMOE_MAX_DIM (1 << 20)  /* V, T, C, and the widths of all experts together */
 #define HMOE_MAX_LAYERS 1024
-#define HMOE_MAX_TOKENS (1 << 24) /* in one batch */
+#define HMOE_MAX_TOKENS (1 << 24) /* in one batch, counted once for each expert they can have */
 
 #ifdef __cplusplus
 extern "C" {
@@ -156,7 +154,7 @@ typedef struct hmoe_config {
     int H[HMOE_MAX_EXPERTS];      /* hidden width of each expert (hmoe_expert_sizes); same in every
                                      layer */
     hmoe_routing routing;
-    double top_p;                 /* under Top-P: in (0, 1]; 1 takes all experts */
+    double top_p;                 /* under Top-P: from 1e-9 to 1, which takes all experts */
     hmoe_gate gate;
     int noisy_gating;             /* 1: MoDSE eq. 3 to 5, noise on the logits while training */
     double lb_coef;               /* coefficients of the router's losses: load balancing, */
@@ -166,7 +164,7 @@ typedef struct hmoe_config {
     double rms_norm_eps;          /* added to the mean square in RMSNorm */
     double rope_theta;            /* base of RoPE's wavelengths */
     int vocab_size;               /* how many entries of vocab are set: V, or 0 for none */
-    unsigned char vocab[256];     /* token i is byte vocab[i]; for the programs and the checkpoint */
+    unsigned char vocab[256];     /* token i is byte vocab[i], ascending; for programs and files */
 } hmoe_config;
 
 /* The smallest useful HMoE: C 128, L 4, NH 4, T 64; 8 experts of arithmetic widths, 172 on average,
@@ -209,7 +207,8 @@ typedef struct hmoe_routes {
 
 /* ---------------------------------------------------------------------------------------------
    THE STEPS - every computation on big arrays goes through this table, so that a backend (a GPU)
-   can put its functions and its memory in place of the processor's. Host code touches the arrays
+   can put its functions and its memory in place of the processor's. Lists, structs, H and scalars
+   lie in the host's memory; every array they point to is the backend's, and host code touches it
    only by fetch and store. */
 
 /* One member of a list of linear maps, y = x W^T on rows rows[0] .. rows[1]-1 of x and y. A dense
@@ -224,23 +223,30 @@ typedef struct hmoe_linear {
     int add;                  /* 1: forward adds to y, backward_input to x (weight: always to w) */
 } hmoe_linear;
 
-struct hmoe__rates;               /* what AdamW multiplies with, under OPTIMIZER */
+/* What AdamW multiplies with in one step. */
+typedef struct hmoe_rates {
+    hmoe_real scale;          /* of the gradient: clipping */
+    hmoe_real beta1, beta2;
+    hmoe_real step, root;     /* lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t): the moments start at 0,
+                                 and this takes that bias out */
+    hmoe_real decay;          /* lr * weight_decay */
+} hmoe_rates;
 
 typedef struct hmoe_steps {
     const char *name;         /* "cpu" */
     const char *(*error)(void);   /* waits; what went wrong since the last call, or NULL */
     /* memory */
     void *(*get)(size_t bytes);   /* NULL where there is none */
-    void (*give_back)(void *array);
+    void (*give_back)(void *array);                               /* may be NULL */
     void (*fetch)(void *host, const void *array, size_t bytes);
     void (*store)(void *array, const void *host, size_t bytes);
-    void (*copy)(void *to, const void *from, size_t bytes);
+    void (*copy)(void *to, const void *from, size_t bytes);       /* from array to array */
     void (*zero)(void *array, size_t bytes);
     /* the three products of a linear map */
     void (*linear_forward)(const hmoe_linear *list, int n);          /* y  = x W^T */
     void (*linear_backward_input)(const hmoe_linear *list, int n);   /* x  = y W     (gradients) */
     void (*linear_backward_weight)(const hmoe_linear *list, int n);  /* W += y^T x   (gradients) */
-    /* the layers; every pair is explained where it is written, under LAYERS */
+    /* the layers; every pair is explained where it is written, under LAYERS and EXPERTS */
     void (*embed_forward)(hmoe_real *x, const int *tokens, const hmoe_real *w, int N, int C);
     void (*embed_backward)(hmoe_real *dw, const int *tokens, const hmoe_real *dx, int N, int C);
     void (*rmsnorm_forward)(hmoe_real *y, hmoe_real *rrms, const hmoe_real *x, const hmoe_real *w,
@@ -262,7 +268,7 @@ typedef struct hmoe_steps {
                                   int N, int V);
     void (*cross_entropy_backward)(hmoe_real *logits, const int *targets, double scale, int N,
                                    int V);
-    /* the router and the experts, under ROUTER and EXPERTS */
+    /* the router and the experts, under ROUTER and EXPERTS; draw may be raw */
     void (*noise_forward)(const hmoe_routes *routes, const hmoe_real *raw, const hmoe_real *gain,
                           double eps, uint64_t key, int first, int N, int E);
     void (*noise_backward)(hmoe_real *draw, hmoe_real *dgain, const hmoe_routes *routes,
@@ -284,7 +290,7 @@ typedef struct hmoe_steps {
     /* the optimizer */
     double (*squared_norm)(const hmoe_real *g, size_t n);
     void (*adamw)(hmoe_real *w, hmoe_real *g, hmoe_real *m, hmoe_real *v, size_t n,
-                  const struct hmoe__rates *rates);
+                  const hmoe_rates *rates);
 } hmoe_steps;
 
 /* ---------------------------------------------------------------------------------------------
@@ -326,7 +332,7 @@ typedef struct hmoe_model {
     int64_t tokens;                   /* tokens seen in training */
     double flops;                     /* spent in training: 6 * activated * tokens, and attention */
     double seconds;                   /* for the program: time spent in training */
-    double best_val_loss;             /* for the program: lowest so far, in nats; DBL_MAX at first */
+    double best_val_loss;             /* for the program: lowest so far, nats; DBL_MAX at first */
 
     /* inside */
     int max_tokens;                   /* most tokens in a batch */
@@ -335,7 +341,7 @@ typedef struct hmoe_model {
     double pass_flops;
     int64_t step_tokens;              /* passed backward since the last update: number the noise */
     int by_width[HMOE_MAX_EXPERTS];   /* experts, widest first */
-    double *usage;                    /* what hmoe_layer_usage reports, [L][2 E + 3] and tokens */
+    double *usage;                    /* what hmoe_get_usage reports: [L][2 E + 3], and tokens */
     struct hmoe__layer *layers;       /* per layer: where its tensors start, its activations */
     struct hmoe__buffers *buffers;    /* the other activations */
     void *arena;                      /* the backend's memory behind all activations */
@@ -350,14 +356,15 @@ hmoe_status hmoe_create(hmoe_model *m, const hmoe_config *config, uint64_t seed,
                         int training);
 void hmoe_free(hmoe_model *m);  /* also of a model that is zero, or freed already */
 
-/* Bytes that such a model takes beyond parameters, gradients and moments. */
+/* Bytes that such a model takes beyond parameters, gradients and moments; 0: no configuration. */
 size_t hmoe_activation_bytes(const hmoe_config *config, int max_B, int training);
 
 typedef enum hmoe_mode { HMOE_EVALUATE, HMOE_TRAIN } hmoe_mode;
 
 /* Runs B sequences of T tokens, [B, T] each: any B and T with T <= config.T and B * T <= max_B *
    config.T. targets: the tokens that should come next, or NULL (then there are no losses).
-   HMOE_TRAIN keeps what hmoe_backward needs and adds the noise of noisy gating. */
+   HMOE_TRAIN keeps what hmoe_backward needs and adds the noise of noisy gating. HMOE_NOT_FINITE
+   comes of a router or of the loss; without targets the logits are not looked at. */
 hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const int *targets,
                          int B, int T);
 
@@ -376,11 +383,14 @@ typedef struct hmoe_adamw {
                                      it; 0: never */
 } hmoe_adamw;
 
-hmoe_adamw hmoe_default_adamw(void);
+hmoe_adamw hmoe_default_adamw(void);   /* 2e-3; 0.9, 0.99; 0.1; 1 */
 
 /* Clips, makes one step of AdamW, clears the gradients, counts the step. Where a gradient is not
-   finite it changes nothing and says HMOE_NOT_FINITE. */
+   finite it clears them and says HMOE_NOT_FINITE: the step is not made. */
 hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *adamw);
+
+/* Forgets the gradients so far, as where a micro-batch failed. */
+void hmoe_zero_gradients(hmoe_model *m);
 
 /* The schedule: for step = 1, 2, ... lr * step / warmup up to warmup, then a cosine down to min_lr
    at `steps`. */
@@ -389,9 +399,11 @@ double hmoe_learning_rate(int64_t step, int64_t warmup, int64_t steps, double lr
 /* Random bits: a function of the seed, of what they are for (programs: below 2^16; the library:
    above) and of two indices; nothing depends on how many were drawn before. */
 uint64_t hmoe_random(uint64_t seed, uint64_t what, uint64_t i, uint64_t j);
+double hmoe_normal(uint64_t seed, uint64_t what, uint64_t i, uint64_t j);   /* of N(0, 1) */
 
-/* What the last forward pass computed; arrays are the caller's. */
-hmoe_status hmoe_get_logits(hmoe_model *m, hmoe_real *logits);   /* [N, V]; not after backward */
+/* What the last hmoe_forward computed, with its B and T, until any other call that computes; arrays
+   are the caller's. */
+hmoe_status hmoe_get_logits(hmoe_model *m, hmoe_real *logits);   /* [N, V] */
 hmoe_status hmoe_get_token_losses(hmoe_model *m, hmoe_real *ce); /* [N], nats; needs targets */
 
 /* The choice for one token in one layer. */
@@ -403,7 +415,8 @@ typedef struct hmoe_route {
 } hmoe_route;
 hmoe_status hmoe_get_route(hmoe_model *m, int layer, int token, hmoe_route *route);
 
-/* How the experts of one layer were used, over all tokens since hmoe_reset_usage. */
+/* How the experts of one layer were used, over all tokens that hmoe_forward saw since
+   hmoe_reset_usage, in training or not. All 0 for a layer that is not there. */
 typedef struct hmoe_usage {
     int64_t tokens;
     double share[HMOE_MAX_EXPERTS];   /* f_e: share of the tokens that chose expert e */
@@ -429,7 +442,8 @@ hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x,
 /* Generation, one token at a time. A cache holds the keys and values of the last T tokens of one
    sequence; several caches may share a model. */
 typedef struct hmoe_cache {
-    int64_t position;                 /* tokens so far */
+    int64_t position;                 /* tokens so far; set to 0, another sequence starts */
+    int L, T, C;                      /* of the model it was made for */
     hmoe_real *keys, *values;         /* [L, T, C], at position mod T; keys are rotated already */
     hmoe_real *angles;                /* [2, hs/2], RoPE's at this position */
 } hmoe_cache;
@@ -465,7 +479,9 @@ int hmoe_sample(hmoe_real *logits, int V, double temperature, int top_k, double 
 #include <stdlib.h>
 #include <string.h>
 
-#ifndef HMOE_MALLOC
+#if defined(HMOE_MALLOC) != defined(HMOE_FREE)
+#error "HMOE_MALLOC and HMOE_FREE come together"
+#elif !defined(HMOE_MALLOC)
 #define HMOE_MALLOC(n) malloc(n)
 #define HMOE_FREE(p) free(p)
 #endif
@@ -487,7 +503,8 @@ int hmoe_sample(hmoe_real *logits, int V, double temperature, int top_k, double 
 #endif
 #define HMOE__SIMD HMOE__PRAGMA(omp simd)
 #define HMOE__SIMD_SUM(s) HMOE__PRAGMA(omp simd reduction(+ : s))
-#if defined(__clang__)   /* cannot, as long as NaNs count; and at -O1 says of each loop that it did not */
+#if defined(__clang__)   /* it cannot, as long as NaNs count; and at -O1 it warns of every loop */
+#pragma clang diagnostic push
 #pragma clang diagnostic ignored "-Wpass-failed"
 #define HMOE__SIMD_MAX(s)
 #else
@@ -523,12 +540,12 @@ static hmoe_status hmoe__fail(char *message, hmoe_status status, const char *for
 #define HMOE__TRY(call) \
     do { hmoe_status status_ = (call); if (status_) return status_; } while (0)
 
-static hmoe_status hmoe__no_memory(char *message, double bytes) {
-    return hmoe__fail(message, HMOE_OUT_OF_MEMORY, "out of memory: %.0f bytes are not to be had",
-                      bytes);
+static hmoe_status hmoe__no_memory(char *message, double bytes, const char *what) {
+    return hmoe__fail(message, HMOE_OUT_OF_MEMORY, "out of memory: %.0f bytes for %s are not to be "
+                      "had", bytes, what);
 }
 
-/* The finalizer of splitmix64 (Steele, Lea and Flood 2014): every bit in moves half of those out. */
+/* The finalizer of splitmix64 (Steele, Lea, Flood 2014): every bit in moves half of those out. */
 static uint64_t hmoe__mix(uint64_t z) {
     z += 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -544,7 +561,7 @@ uint64_t hmoe_random(uint64_t seed, uint64_t what, uint64_t i, uint64_t j) {
 enum { HMOE__FOR_NOISE = 1 << 16, HMOE__FOR_SAMPLE };
 
 /* A number from N(0, 1), by Box and Muller's transform of two uniform ones. */
-static double hmoe__normal(uint64_t seed, uint64_t what, uint64_t i, uint64_t j) {
+double hmoe_normal(uint64_t seed, uint64_t what, uint64_t i, uint64_t j) {
     uint64_t bits = hmoe_random(seed, what, i, j);
     double u = ((double)(bits >> 32) + 0.5) / 4294967296.0;   /* never 0 */
     double v = (double)(bits & 0xffffffffu) / 4294967296.0;
@@ -566,7 +583,7 @@ HMOE__INLINE float hmoe__expf(float x) {
     uint32_t bits;
     x = x < -87.0f ? -87.0f : x;            /* false for NaN, which passes */
     x = x > 88.0f ? 88.0f : x;
-    shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: leaves x / ln 2 rounded, in the low bits */
+    shifted = x * 1.44269504f + 12582912.0f;   /* 1.5 * 2^23: the low bits are x / ln 2, rounded */
     n = shifted - 12582912.0f;
     r = x - n * 0.693359375f + n * 2.12194440e-4f;
     p = 1.9875691500e-4f;
@@ -614,7 +631,8 @@ static hmoe_real hmoe__softmax_row(hmoe_real *x, int n) {
    its own size. It is cut into tasks (a block of rows times a panel of columns) that threads take
    one by one, widest product first.
 
-       C[i,j] (+)= sum over k of A(i,k) B(k,j)          i < M, j < N, k < K
+       C[i,j] (+)= sum over k of A(i,k) B(k,j)          i < M, j < N, k < K: letters of this
+                                                         room alone, as in BLAS
 
    All three products of a linear map are this one, with other strides:
 
@@ -884,7 +902,7 @@ static void hmoe__rope_angles(hmoe_real *angles, int64_t position, int hs, doubl
 }
 
 /* Causal attention (Vaswani et al. 2017), per sequence and head:
-     att[i][j] = softmax over j <= i of (q_i . k_j / sqrt(hs)),   out_i = sum over j of att[i][j] v_j
+     att[i][j] = softmax over j <= i of (q_i . k_j / sqrt(hs)),   out_i = sum_j att[i][j] v_j
    out: [N, C]   att: [B, NH, T, T], kept for the backward pass   qkv: [N, 3C]
    Queries go in blocks of 64; for keys after a block nothing is computed. Within the block the
    masked ones are set to 0, so that products may run over them. */
@@ -930,7 +948,8 @@ static void hmoe__attention_backward(hmoe_real *dqkv, hmoe_real *datt, const hmo
     hmoe_real scale = 1 / hmoe__sqrt((hmoe_real)hs);
     HMOE__PARALLEL_FOR_UNEVEN(1, B * NH > 1)
     for (int head = 0; head < B * NH; head++) {
-        size_t at = head / NH * (T * row) + head % NH * hs, at_o = head / NH * (T * C) + head % NH * hs;
+        size_t at = head / NH * (T * row) + head % NH * hs;
+        size_t at_o = head / NH * (T * C) + head % NH * hs;
         const hmoe_real *q = qkv + at, *k = q + C, *v = k + C, *p = att + (size_t)head * T * T;
         hmoe_real *dq = dqkv + at, *dk = dq + C, *dv = dk + C;
         hmoe_real *ds = datt + (size_t)head * HMOE__QUERIES * T;
@@ -1078,7 +1097,7 @@ static hmoe_status hmoe__listed_ratios(double *ratio, int E, const char *list, c
                               "(homogeneous, arithmetic, geometric, hybrid, modse) and not a list "
                               "of ratios such as 9,11,13", list);
         if (!(value >= 1e-9 && value <= 1e9))
-            return HMOE__BAD(message,     "ratio %g in '%.200s' must be from 1e-9 to 1e9", value, list);
+            return HMOE__BAD(message, "ratio %g in '%.200s' must be from 1e-9 to 1e9", value, list);
         if (n < E) ratio[n] = value;
         if (!*end && n + 1 == E) return HMOE_OK;
         if (!*end || n + 1 > E)
@@ -1107,13 +1126,20 @@ hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strate
     if (strcmp(strategy, "modse")) hmoe__share(width, ratio, E, total / unit);
     else {   /* among the pairs first, so that all of them are as large */
         if (E % 2)
-            return HMOE__BAD(message,     "modse makes pairs: the number of experts must be even, not %d", E);
+            return HMOE__BAD(message, "modse makes pairs: the number of experts must be even, not "
+                             "%d", E);
         for (int i = 0; i < E / 2; i++) pair[i] = ratio[2 * i] + ratio[2 * i + 1];
         hmoe__share(pairs, pair, E / 2, total / unit);
         for (int i = 0; i < E / 2; i++) hmoe__share(width + 2 * i, ratio + 2 * i, 2, pairs[i]);
     }
     for (int e = 0; e < E; e++) H[e] = (int)(width[e] * unit);
     return HMOE_OK;
+}
+
+static double hmoe__total_width(const hmoe_config *c) {
+    double total = 0;
+    for (int e = 0; e < c->E; e++) total += c->H[e];
+    return total;
 }
 
 /* ---------------------------------------------------------------------------------------------
@@ -1129,8 +1155,9 @@ hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strate
 
 /* Noisy gating (MoDSE eq. 3 to 5; n as in Shazeer et al. 2017):
      r += n * gain * z / rms(z),   z = softplus(raw),   raw = W_n x,   n ~ N(0, 1)
-   n is a function of key (seed, step, layer), token in the step and expert: never stored.
-   raw: [N, E]   gain: [E]   first: number of token 0 within the step */
+   n is a function of key (seed, step, layer), token in the step and expert, never stored:
+   hmoe_normal(key, HMOE__FOR_NOISE = 65536, first + t, e), first being the number of token 0 within
+   the step.      raw: [N, E]   gain: [E] */
 static hmoe_real hmoe__noise_row(hmoe_real *z, const hmoe_real *raw, double eps, int E) {
     hmoe_real sum = 0;   /* z: [E] receives softplus(raw); returns 1 / rms(z) */
     for (int e = 0; e < E; e++) {
@@ -1147,15 +1174,15 @@ static void hmoe__noise_forward(const hmoe_routes *routes, const hmoe_real *raw,
     for (int t = 0; t < N; t++) {
         hmoe_real z[HMOE_MAX_EXPERTS], rrms = hmoe__noise_row(z, raw + (size_t)t * E, eps, E);
         for (int e = 0; e < E; e++) {
-            double n = hmoe__normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
+            double n = hmoe_normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
             routes->logits[(size_t)t * E + e] += (hmoe_real)n * gain[e] * z[e] * rrms;
         }
     }
 }
 
 /* From dr, in routes->logits: dgain += dr n z / rms(z), and through RMSNorm (as above) and softplus
-   (whose derivative is the sigmoid) to draw, which is replaced. One thread, so that dgain has one
-   order: E numbers a token are little. */
+   (whose derivative is the sigmoid) to draw, which is replaced and may be raw itself. One thread,
+   so that dgain has one order: E numbers a token are little. */
 static void hmoe__noise_backward(hmoe_real *draw, hmoe_real *dgain, const hmoe_routes *routes,
                                  const hmoe_real *raw, const hmoe_real *gain, double eps,
                                  uint64_t key, int first, int N, int E) {
@@ -1163,7 +1190,7 @@ static void hmoe__noise_backward(hmoe_real *draw, hmoe_real *dgain, const hmoe_r
         hmoe_real z[HMOE_MAX_EXPERTS], rrms = hmoe__noise_row(z, raw + (size_t)t * E, eps, E);
         hmoe_real dy[HMOE_MAX_EXPERTS], mean = 0;
         for (int e = 0; e < E; e++) {
-            double n = hmoe__normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
+            double n = hmoe_normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
             dy[e] = routes->logits[(size_t)t * E + e] * (hmoe_real)n;
             dgain[e] += dy[e] * z[e] * rrms;
             mean += gain[e] * dy[e] * z[e] * rrms / E;
@@ -1358,7 +1385,7 @@ static void hmoe__combine_forward(hmoe_real *y, const hmoe_real *x, const hmoe_r
     }
 }
 
-/* dx_t += sum over S[t] of drows: what the experts send back through gather (the gates are in it) */
+/* dx_t += sum over S[t] of drows: what experts send back through gather (the gates are in it) */
 static void hmoe__combine_backward(hmoe_real *dx, const hmoe_real *drows,
                                    const hmoe_routes *routes, int N, int C) {
     HMOE__PARALLEL_FOR(N)
@@ -1371,17 +1398,51 @@ static void hmoe__combine_backward(hmoe_real *dx, const hmoe_real *drows,
 }
 
 /* ---------------------------------------------------------------------------------------------
+   LOSSES - what keeps the router honest. Per layer, then summed. With, over the N tokens,
+   f_e = share that chose expert e (a constant for the gradient) and Phat_e = mean of P[t][e]:
+
+     load balancing   L_lb  = E sum_e f_e Phat_e             Switch Transformers eq. 4
+     P-Penalty        L_pp  = E sum_e M_e Phat_e,            HMoE's parameter penalty
+                      M_e   = f_e H[e] / mean(H)
+     entropy          L_ent = (E / N) sum_t entropy of P[t]  HMoE eq. 5; its sign here sharpens P
+     z-loss           L_z   = (1 / N) sum_t lse_t^2          ST-MoE eq. 5
+
+   Both penalties push on Phat_e as hard as expert e is busy: load balancing counts its tokens, the
+   P-Penalty its *work*, so that narrow experts end up with more tokens than wide ones. HMoE prints
+   M_e with the bare H[e]; divided by mean(H) equal widths give exactly load balancing, as its text
+   says they do, and the coefficient keeps its meaning when the model grows.
+
+   dP_all[l][e] is what both are worth per unit of P[t][e], the same for every token. */
+static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sums,
+                         const hmoe_config *c, double N) {
+    double mean_H = hmoe__total_width(c) / c->E;
+    loss->lb = loss->pp = loss->ent = loss->z = 0;
+    for (int l = 0; l < c->L; l++, sums += 2 * c->E + 3) {
+        for (int e = 0; e < c->E; e++) {
+            double f = sums[e] / N, Phat = sums[c->E + e] / N, M = f * c->H[e] / mean_H;
+            loss->lb += c->E * f * Phat;
+            loss->pp += c->E * M * Phat;
+            dP_all[l * c->E + e] = (hmoe_real)(c->E * (c->lb_coef * f + c->pp_coef * M) / N);
+        }
+        loss->ent += c->E * sums[2 * c->E] / N;
+        loss->z += sums[2 * c->E + 1] / N;
+    }
+    loss->total = loss->ce + c->lb_coef * loss->lb + c->pp_coef * loss->pp
+                  + c->ent_coef * loss->ent + c->z_coef * loss->z;
+}
+
+/* ---------------------------------------------------------------------------------------------
    THE MODEL - its tensors and its memory, each laid out by one function. */
 
-/* One layer: where its tensors start in params and grads, and its activations. There is one more
-   of these than layers; of the last one only x, norm1, rrms1 and n1 are used, by the final norm. */
+/* One layer: where its tensors start in params and grads, and its activations. There is one more of
+   these than layers; of the last only x, w_norm1, rrms1 and n1 are used, by the final norm. */
 typedef struct hmoe__layer {
-    size_t norm1, qkv, o;               /* q, k, v lie side by side: one [3C, C] */
-    size_t norm2, router, noise, noise_gain;
+    size_t w_norm1, w_qkv, w_o;         /* q, k, v lie side by side: one [3C, C] */
+    size_t w_norm2, w_router, w_noise, w_noise_gain;
     size_t w13[HMOE_MAX_EXPERTS];       /* W1 and W3 side by side: one [2 H[e], C] */
     size_t w2[HMOE_MAX_EXPERTS];        /* [C, H[e]] */
     hmoe_real *x, *rrms1, *n1;          /* [N, C] input; [N]; [N, C] RMSNorm(x) */
-    hmoe_real *q, *att, *out;           /* [N, 3C] q | k | v; [B, NH, T, T]; [N, C] */
+    hmoe_real *qkv, *att, *out;         /* [N, 3C] q | k | v; [B, NH, T, T]; [N, C] */
     hmoe_real *x2, *rrms2, *n2;         /* [N, C] x + attention; [N]; [N, C] RMSNorm(x2) */
     hmoe_real *raw;                     /* [N, E] W_n n2 of noisy gating, then its gradient */
     hmoe_real *u, *h;                   /* [rows, 2 ldh], [rows, ldh]: inside the experts */
@@ -1407,7 +1468,7 @@ hmoe_config hmoe_default_config(void) {
     memset(&c, 0, sizeof c);
     c.T = 64, c.C = 128, c.L = 4, c.NH = 4, c.E = 8, c.K = 2;
     hmoe_expert_sizes(c.H, c.E, 8 * 172, "arithmetic", NULL);
-    c.top_p = 0.6, c.pp_coef = 0.1;
+    c.top_p = 0.6, c.pp_coef = 0.01;
     c.rms_norm_eps = 1e-5, c.rope_theta = 10000;
     return c;
 }
@@ -1423,12 +1484,6 @@ static int hmoe__widest(const hmoe_config *c) {
     int widest = 0;
     for (int e = 0; e < c->E; e++) widest = c->H[e] > widest ? c->H[e] : widest;
     return widest;
-}
-
-static double hmoe__total_width(const hmoe_config *c) {
-    double total = 0;
-    for (int e = 0; e < c->E; e++) total += c->H[e];
-    return total;
 }
 
 static hmoe_status hmoe__check_range(const char *what, double value, double low, double high,
@@ -1461,8 +1516,8 @@ hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
                          "size", c->C, c->NH);
     for (int e = 0; e < c->E; e++)
         if (c->H[e] < 1 || c->H[e] > HMOE_MAX_DIM || hmoe__total_width(c) > HMOE_MAX_DIM)
-            return HMOE__BAD(message, "expert_sizes: expert %d is %d wide: must be from 1 to %d, as "
-                             "must be all of them together", e, c->H[e], HMOE_MAX_DIM);
+            return HMOE__BAD(message, "expert_sizes: expert %d is %d wide: must be from 1 to %d, "
+                             "as must be all of them together", e, c->H[e], HMOE_MAX_DIM);
     if (c->vocab_size != 0 && (c->vocab_size != c->V || c->V > 256))
         return HMOE__BAD(message, "vocab has %d bytes and V is %d: must be equal", c->vocab_size,
                          c->V);
@@ -1513,29 +1568,31 @@ static void hmoe__list_tensors(hmoe_model *m, hmoe__layer *layers) {
     m->tensor_count = m->param_count = 0;
     hmoe__add_tensor(m, &inside, c->V, c->C, 0, std, "model.embed_tokens.weight");
     for (int l = 0; l < c->L; l++) {
-        hmoe__layer *y = layers ? &layers[l] : &unused;
+        hmoe__layer *ly = layers ? &layers[l] : &unused;
         char layer[32], moe[64];
         snprintf(layer, sizeof layer, "model.layers.%d", l);
         snprintf(moe, sizeof moe, "%s.block_sparse_moe", layer);
-        hmoe__add_tensor(m, &y->norm1, c->C, 0, 1, 0, "%s.input_layernorm.weight", layer);
+        hmoe__add_tensor(m, &ly->w_norm1, c->C, 0, 1, 0, "%s.input_layernorm.weight", layer);
         for (int i = 0; i < 3; i++)
-            hmoe__add_tensor(m, i ? &inside : &y->qkv, c->C, c->C, 0, std,
+            hmoe__add_tensor(m, i ? &inside : &ly->w_qkv, c->C, c->C, 0, std,
                              "%s.self_attn.%c_proj.weight", layer, "qkv"[i]);
-        hmoe__add_tensor(m, &y->o, c->C, c->C, 0, std_out, "%s.self_attn.o_proj.weight", layer);
-        hmoe__add_tensor(m, &y->norm2, c->C, 0, 1, 0, "%s.post_attention_layernorm.weight", layer);
-        hmoe__add_tensor(m, &y->router, c->E, c->C, 0, std, "%s.gate.weight", moe);
+        hmoe__add_tensor(m, &ly->w_o, c->C, c->C, 0, std_out, "%s.self_attn.o_proj.weight", layer);
+        hmoe__add_tensor(m, &ly->w_norm2, c->C, 0, 1, 0, "%s.post_attention_layernorm.weight",
+                         layer);
+        hmoe__add_tensor(m, &ly->w_router, c->E, c->C, 0, std, "%s.gate.weight", moe);
         if (c->noisy_gating) {
-            hmoe__add_tensor(m, &y->noise, c->E, c->C, 0, 0, "%s.noise.weight", moe);
-            hmoe__add_tensor(m, &y->noise_gain, c->E, 0, 1, 0, "%s.noise_norm.weight", moe);
+            hmoe__add_tensor(m, &ly->w_noise, c->E, c->C, 0, 0, "%s.noise.weight", moe);
+            hmoe__add_tensor(m, &ly->w_noise_gain, c->E, 0, 1, 0, "%s.noise_norm.weight", moe);
         }
         for (int e = 0; e < c->E; e++) {
             int H = c->H[e];
-            hmoe__add_tensor(m, &y->w13[e], H, c->C, 0, std, "%s.experts.%d.w1.weight", moe, e);
+            hmoe__add_tensor(m, &ly->w13[e], H, c->C, 0, std, "%s.experts.%d.w1.weight", moe, e);
             hmoe__add_tensor(m, &inside, H, c->C, 0, std, "%s.experts.%d.w3.weight", moe, e);
-            hmoe__add_tensor(m, &y->w2[e], c->C, H, 0, std_out, "%s.experts.%d.w2.weight", moe, e);
+            hmoe__add_tensor(m, &ly->w2[e], c->C, H, 0, std_out, "%s.experts.%d.w2.weight", moe, e);
         }
     }
-    hmoe__add_tensor(m, layers ? &layers[c->L].norm1 : &inside, c->C, 0, 1, 0, "model.norm.weight");
+    hmoe__add_tensor(m, layers ? &layers[c->L].w_norm1 : &inside, c->C, 0, 1, 0,
+                     "model.norm.weight");
     hmoe__add_tensor(m, &m->head, c->V, c->C, 0, std, "lm_head.weight");
 }
 
@@ -1585,15 +1642,16 @@ static double hmoe__list_activations(const hmoe_config *c, int max_B, int traini
         hmoe__take_routes(a, layers ? &layers[l].routes : &unused.routes, slots, N, c->E);
     shared = a->used;
     for (int l = 0; l <= c->L; l++) {
-        hmoe__layer *y = layers ? &layers[l] : &unused;
+        hmoe__layer *ly = layers ? &layers[l] : &unused;
         if (!training) a->used = shared;
-        y->x = hmoe__reals(a, N, C), y->rrms1 = hmoe__reals(a, N, 1), y->n1 = hmoe__reals(a, N, C);
+        ly->x = hmoe__reals(a, N, C);
+        ly->rrms1 = hmoe__reals(a, N, 1), ly->n1 = hmoe__reals(a, N, C);
         if (l == c->L) break;
-        y->q = hmoe__reals(a, N, 3 * C), y->att = hmoe__reals(a, N * c->NH, c->T);
-        y->out = hmoe__reals(a, N, C);
-        y->x2 = hmoe__reals(a, N, C), y->rrms2 = hmoe__reals(a, N, 1), y->n2 = hmoe__reals(a, N, C);
-        y->raw = hmoe__reals(a, c->noisy_gating ? N : 0, c->E);
-        y->u = hmoe__reals(a, rows, 2 * ldh), y->h = hmoe__reals(a, rows, ldh);
+        ly->qkv = hmoe__reals(a, N, 3 * C), ly->att = hmoe__reals(a, N * c->NH, c->T);
+        ly->out = hmoe__reals(a, N, C), ly->x2 = hmoe__reals(a, N, C);
+        ly->rrms2 = hmoe__reals(a, N, 1), ly->n2 = hmoe__reals(a, N, C);
+        ly->raw = hmoe__reals(a, c->noisy_gating ? N : 0, c->E);
+        ly->u = hmoe__reals(a, rows, 2 * ldh), ly->h = hmoe__reals(a, rows, ldh);
     }
     a->used = a->most;
     b->tokens = hmoe__ints(a, N, 1), b->targets = hmoe__ints(a, N, 1);
@@ -1614,8 +1672,10 @@ static double hmoe__list_activations(const hmoe_config *c, int max_B, int traini
 
 size_t hmoe_activation_bytes(const hmoe_config *config, int max_B, int training) {
     hmoe__buffers unused;
+    double bytes;
     if (hmoe_check_config(config, NULL) || max_B < 0) return 0;
-    return (size_t)hmoe__list_activations(config, max_B, training, NULL, NULL, &unused);
+    bytes = hmoe__list_activations(config, max_B, training, NULL, NULL, &unused);
+    return bytes < (double)((size_t)-1 / 2) ? (size_t)bytes : (size_t)-1;
 }
 
 static const hmoe_steps *hmoe__cpu(void);   /* under OPTIMIZER, when all of them are known */
@@ -1640,7 +1700,7 @@ static void hmoe__init_params(hmoe_model *m, hmoe_real *host) {
         HMOE__PARALLEL_FOR(t->rows)
         for (int r = 0; r < t->rows; r++)
             for (size_t k = (size_t)r * t->cols, end = k + t->cols; k < end; k++)
-                host[k] = (hmoe_real)(t->mean + (t->std > 0 ? t->std * hmoe__normal(m->seed, what,
+                host[k] = (hmoe_real)(t->mean + (t->std > 0 ? t->std * hmoe_normal(m->seed, what,
                                                                                  k, 0) : 0));
         m->steps->store(m->params + t->offset, host, (size_t)t->rows * t->cols * sizeof *host);
     }
@@ -1662,11 +1722,13 @@ static hmoe_status hmoe__create_tables(hmoe_model *m) {
         b->host_ce = (hmoe_real *)hmoe__zeroed((size_t)m->max_tokens + 1, sizeof *b->host_ce);
     }
     if (!m->tensors || !m->layers || !m->usage || !b || !b->host_sums || !b->host_dP || !b->host_ce)
-        return hmoe__no_memory(m->message, (double)m->tensor_count * sizeof *m->tensors);
+        return hmoe__no_memory(m->message, (double)m->tensor_count * sizeof *m->tensors,
+                               "the list of tensors");
     hmoe__list_tensors(m, m->layers);
     for (int e = 0; e < c->E; e++) {   /* widest first, by insertion */
         int i = e;
-        for (; i > 0 && c->H[m->by_width[i - 1]] < c->H[e]; i--) m->by_width[i] = m->by_width[i - 1];
+        while (i > 0 && c->H[m->by_width[i - 1]] < c->H[e]) i--;
+        memmove(m->by_width + i + 1, m->by_width + i, (size_t)(e - i) * sizeof *m->by_width);
         m->by_width[i] = e;
     }
     return HMOE_OK;
@@ -1680,11 +1742,12 @@ static hmoe_status hmoe__create_arrays(hmoe_model *m, int max_B, int training, i
     double arena = hmoe__list_activations(c, max_B, training, NULL, NULL, m->buffers);
     for (int i = 0; i < (training ? 4 : 1); i++) {
         *array[i] = (hmoe_real *)m->steps->get(bytes);
-        if (!*array[i]) return hmoe__no_memory(m->message, (double)bytes);
+        if (!*array[i]) return hmoe__no_memory(m->message, (double)bytes, "the parameters");
         m->steps->zero(*array[i], bytes);
     }
     m->arena = arena < (double)((size_t)-1 / 4) ? m->steps->get((size_t)arena) : NULL;
-    if (!m->arena) return hmoe__no_memory(m->message, arena);
+    if (!m->arena) return hmoe__no_memory(m->message, arena, "activations, of which some grow "
+                                          "with the square of the context T");
     hmoe__list_activations(c, max_B, training,
                            (char *)m->arena + (64 - (uintptr_t)m->arena % 64) % 64, m->layers,
                            m->buffers);
@@ -1693,7 +1756,7 @@ static hmoe_status hmoe__create_arrays(hmoe_model *m, int max_B, int training, i
         most = n > most ? n : most;
     }
     host = (hmoe_real *)HMOE_MALLOC(most * sizeof *host);   /* where arrays are made and stored */
-    if (!host) return hmoe__no_memory(m->message, (double)most * sizeof *host);
+    if (!host) return hmoe__no_memory(m->message, (double)most * sizeof *host, "a tensor");
     for (int t = 0; t < c->T; t++) hmoe__rope_angles(host + t * hs, t, (int)hs, c->rope_theta);
     m->steps->store(m->buffers->angles, host, c->T * hs * sizeof *host);
     if (draw) hmoe__init_params(m, host);
@@ -1706,13 +1769,13 @@ static hmoe_status hmoe__create(hmoe_model *m, const hmoe_config *config, uint64
     double params, rows = (double)max_B * config->T;
     HMOE__TRY(hmoe_check_config(config, m->message));
     if (max_B < 0 || rows * hmoe__slots(config) > HMOE_MAX_TOKENS)
-        return HMOE__BAD(m->message, "batches of %d x %d tokens: at least 0 sequences and at most %d "
-                         "tokens, counted once for each of %d experts", max_B, config->T,
+        return HMOE__BAD(m->message, "batches of %d x %d tokens: at least 0 sequences and at most "
+                         "%d tokens, counted once for each of %d experts", max_B, config->T,
                          HMOE_MAX_TOKENS, hmoe__slots(config));
     params = 2.0 * config->V * config->C + (double)config->L * config->C
              * (4.0 * config->C + 3 * hmoe__total_width(config) + config->E);
     if (params * 4 * sizeof(hmoe_real) > (double)((size_t)-1 / 4))
-        return hmoe__no_memory(m->message, params * sizeof(hmoe_real));
+        return hmoe__no_memory(m->message, params * sizeof(hmoe_real), "the parameters");
     m->config = *config;
     m->config.gate = hmoe__norm_gates(config) ? HMOE_GATE_NORM : HMOE_GATE_RAW;
     m->seed = seed;
@@ -1759,43 +1822,9 @@ void hmoe_free(hmoe_model *m) {
 }
 
 /* ---------------------------------------------------------------------------------------------
-   LOSSES - what keeps the router honest. Per layer, then summed. With, over the N tokens,
-   f_e = share that chose expert e (a constant for the gradient) and Phat_e = mean of P[t][e]:
-
-     load balancing   L_lb  = E sum_e f_e Phat_e             Switch Transformers eq. 4
-     P-Penalty        L_pp  = E sum_e M_e Phat_e,            HMoE's parameter penalty
-                      M_e   = f_e H[e] / mean(H)
-     entropy          L_ent = (E / N) sum_t entropy of P[t]  HMoE eq. 5; its sign here sharpens P
-     z-loss           L_z   = (1 / N) sum_t lse_t^2          ST-MoE eq. 5
-
-   Both penalties push on Phat_e as hard as expert e is busy: load balancing counts its tokens, the
-   P-Penalty its *work*, so that narrow experts end up with more tokens than wide ones. HMoE prints
-   M_e with the bare H[e]; divided by mean(H) equal widths give exactly load balancing, as its text
-   says they do, and the coefficient keeps its meaning when the model grows.
-
-   dP_all[l][e] is what both are worth per unit of P[t][e], the same for every token. */
-static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sums,
-                         const hmoe_config *c, double N) {
-    double mean_H = hmoe__total_width(c) / c->E;
-    loss->lb = loss->pp = loss->ent = loss->z = 0;
-    for (int l = 0; l < c->L; l++, sums += 2 * c->E + 3) {
-        for (int e = 0; e < c->E; e++) {
-            double f = sums[e] / N, Phat = sums[c->E + e] / N, M = f * c->H[e] / mean_H;
-            loss->lb += c->E * f * Phat;
-            loss->pp += c->E * M * Phat;
-            dP_all[l * c->E + e] = (hmoe_real)(c->E * (c->lb_coef * f + c->pp_coef * M) / N);
-        }
-        loss->ent += c->E * sums[2 * c->E] / N;
-        loss->z += sums[2 * c->E + 1] / N;
-    }
-    loss->total = loss->ce + c->lb_coef * loss->lb + c->pp_coef * loss->pp
-                  + c->ent_coef * loss->ent + c->z_coef * loss->z;
-}
-
-/* ---------------------------------------------------------------------------------------------
    FORWARD - tokens in, loss out:
 
-       embed  [ norm  q k v  rope  attention  o  +  norm  router ... experts  + ] x L  norm  head  */
+      embed  [ norm  q k v  rope  attention  o  +  norm  router ... experts  + ] x L  norm  head  */
 
 /* A dense layer is a list of one. x: [N, in]   w: [out, in]   y: [N, out] */
 static hmoe_linear hmoe__dense(hmoe_real *x, hmoe_real *w, hmoe_real *y, int in, int out,
@@ -1805,23 +1834,23 @@ static hmoe_linear hmoe__dense(hmoe_real *x, hmoe_real *w, hmoe_real *y, int in,
 }
 
 /* The experts' products are lists of E, widest first. params: the weights, or their gradients. */
-static void hmoe__up_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *y,
+static void hmoe__up_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly,
                           hmoe_real *params, hmoe_real *rows) {
     int C = m->config.C, ldh = hmoe__widest(&m->config);
     for (int i = 0; i < m->config.E; i++) {
         int e = m->by_width[i];
-        hmoe_linear up = { rows, params + y->w13[e], y->u, y->routes.expert_start + e,
+        hmoe_linear up = { rows, params + ly->w13[e], ly->u, ly->routes.expert_start + e,
                            C, 2 * m->config.H[e], C, 2 * ldh, 0 };
         list[i] = up;
     }
 }
 
-static void hmoe__down_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *y,
+static void hmoe__down_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly,
                             hmoe_real *params, hmoe_real *h, hmoe_real *rows) {
     int C = m->config.C, ldh = hmoe__widest(&m->config);
     for (int i = 0; i < m->config.E; i++) {
         int e = m->by_width[i];
-        hmoe_linear down = { h, params + y->w2[e], rows, y->routes.expert_start + e,
+        hmoe_linear down = { h, params + ly->w2[e], rows, ly->routes.expert_start + e,
                              m->config.H[e], C, ldh, C, 0 };
         list[i] = down;
     }
@@ -1835,18 +1864,18 @@ static void hmoe__attention_block_forward(hmoe_model *m, int l, int B, int T, hm
     const hmoe_steps *s = m->steps;
     const hmoe_config *c = &m->config;
     const int *rows = m->buffers->all_rows;
-    hmoe__layer *y = &m->layers[l];
+    hmoe__layer *ly = &m->layers[l];
     int C = c->C, N = B * T, hs = C / c->NH;
-    hmoe_linear qkv = hmoe__dense(y->n1, m->params + y->qkv, y->q, C, 3 * C, rows, 0);
-    hmoe_linear o = hmoe__dense(y->out, m->params + y->o, y->x2, C, C, rows, 1);
-    s->rmsnorm_forward(y->n1, y->rrms1, y->x, m->params + y->norm1, c->rms_norm_eps, N, C);
+    hmoe_linear qkv = hmoe__dense(ly->n1, m->params + ly->w_qkv, ly->qkv, C, 3 * C, rows, 0);
+    hmoe_linear o = hmoe__dense(ly->out, m->params + ly->w_o, ly->x2, C, C, rows, 1);
+    s->rmsnorm_forward(ly->n1, ly->rrms1, ly->x, m->params + ly->w_norm1, c->rms_norm_eps, N, C);
     s->linear_forward(&qkv, 1);
-    if (cache) hmoe__attention_cached(cache, c, l, y->out, y->att, y->q);
+    if (cache) hmoe__attention_cached(cache, c, l, ly->out, ly->att, ly->qkv);
     else {
-        s->rope(y->q, m->buffers->angles, 1, B, T, c->NH, hs);
-        s->attention_forward(y->out, y->att, y->q, B, T, c->NH, hs);
+        s->rope(ly->qkv, m->buffers->angles, 1, B, T, c->NH, hs);
+        s->attention_forward(ly->out, ly->att, ly->qkv, B, T, c->NH, hs);
     }
-    s->copy(y->x2, y->x, (size_t)N * C * sizeof(hmoe_real));
+    s->copy(ly->x2, ly->x, (size_t)N * C * sizeof(hmoe_real));
     s->linear_forward(&o, 1);
 }
 
@@ -1860,19 +1889,19 @@ static void hmoe__router_forward(hmoe_model *m, int l, int N) {
     const hmoe_steps *s = m->steps;
     const hmoe_config *c = &m->config;
     const int *rows = m->buffers->all_rows;
-    hmoe__layer *y = &m->layers[l];
+    hmoe__layer *ly = &m->layers[l];
     hmoe_linear list[2];
     int noisy = c->noisy_gating && m->mode == HMOE_TRAIN, E = c->E;
-    list[0] = hmoe__dense(y->n2, m->params + y->router, y->routes.logits, c->C, E, rows, 0);
-    if (noisy) list[1] = hmoe__dense(y->n2, m->params + y->noise, y->raw, c->C, E, rows, 0);
+    list[0] = hmoe__dense(ly->n2, m->params + ly->w_router, ly->routes.logits, c->C, E, rows, 0);
+    if (noisy) list[1] = hmoe__dense(ly->n2, m->params + ly->w_noise, ly->raw, c->C, E, rows, 0);
     s->linear_forward(list, noisy ? 2 : 1);
     if (noisy)
-        s->noise_forward(&y->routes, y->raw, m->params + y->noise_gain, c->rms_norm_eps,
+        s->noise_forward(&ly->routes, ly->raw, m->params + ly->w_noise_gain, c->rms_norm_eps,
                          hmoe__noise_key(m, l), (int)m->step_tokens, N, E);
-    s->router_softmax(&y->routes, N, E);
-    s->choose(&y->routes, c->routing, c->K, c->top_p, c->gate == HMOE_GATE_NORM, N, E);
-    s->dispatch(&y->routes, N, E);
-    s->router_sums(m->buffers->sums + (size_t)l * (2 * E + 3), &y->routes, N, E);
+    s->router_softmax(&ly->routes, N, E);
+    s->choose(&ly->routes, c->routing, c->K, c->top_p, c->gate == HMOE_GATE_NORM, N, E);
+    s->dispatch(&ly->routes, N, E);
+    s->router_sums(m->buffers->sums + (size_t)l * (2 * E + 3), &ly->routes, N, E);
 }
 
 /* x of the next layer = x2 + MoE(RMSNorm(x2)),
@@ -1880,18 +1909,19 @@ static void hmoe__router_forward(hmoe_model *m, int l, int N) {
 static void hmoe__moe_block_forward(hmoe_model *m, int l, int N) {
     const hmoe_steps *s = m->steps;
     const hmoe_config *c = &m->config;
-    hmoe__layer *y = &m->layers[l];
+    hmoe__layer *ly = &m->layers[l];
     hmoe__buffers *b = m->buffers;
     hmoe_linear up[HMOE_MAX_EXPERTS], down[HMOE_MAX_EXPERTS];
-    hmoe__up_list(up, m, y, m->params, b->rows_in);
-    hmoe__down_list(down, m, y, m->params, y->h, b->rows_out);
-    s->rmsnorm_forward(y->n2, y->rrms2, y->x2, m->params + y->norm2, c->rms_norm_eps, N, c->C);
+    hmoe__up_list(up, m, ly, m->params, b->rows_in);
+    hmoe__down_list(down, m, ly, m->params, ly->h, b->rows_out);
+    s->rmsnorm_forward(ly->n2, ly->rrms2, ly->x2, m->params + ly->w_norm2, c->rms_norm_eps, N,
+                       c->C);
     hmoe__router_forward(m, l, N);
-    s->gather(b->rows_in, y->n2, &y->routes, c->C, c->E);
+    s->gather(b->rows_in, ly->n2, &ly->routes, c->C, c->E);
     s->linear_forward(up, c->E);
-    s->swiglu_forward(y->h, y->u, &y->routes, c->H, c->E, hmoe__widest(c));
+    s->swiglu_forward(ly->h, ly->u, &ly->routes, c->H, c->E, hmoe__widest(c));
     s->linear_forward(down, c->E);
-    s->combine_forward((y + 1)->x, y->x2, b->rows_out, &y->routes, N, c->C);
+    s->combine_forward((ly + 1)->x, ly->x2, b->rows_out, &ly->routes, N, c->C);
 }
 
 /* All layers, from tokens to logits. */
@@ -1907,7 +1937,7 @@ static void hmoe__layers_forward(hmoe_model *m, int B, int T, hmoe_cache *cache)
         hmoe__attention_block_forward(m, l, B, T, cache);
         hmoe__moe_block_forward(m, l, B * T);
     }
-    s->rmsnorm_forward(last->n1, last->rrms1, last->x, m->params + last->norm1, c->rms_norm_eps,
+    s->rmsnorm_forward(last->n1, last->rrms1, last->x, m->params + last->w_norm1, c->rms_norm_eps,
                        B * T, c->C);
     s->linear_forward(&head, 1);
 }
@@ -1971,8 +2001,8 @@ hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const
     m->message[0] = 0;
     m->mode = -1;
     if (B < 1 || T < 1 || T > m->config.T || B > m->max_tokens / T)
-        return HMOE__BAD(m->message, "a batch of %d x %d tokens: the model was made for sequences of "
-                         "1 to %d, and %d tokens in all", B, T, m->config.T, m->max_tokens);
+        return HMOE__BAD(m->message, "a batch of %d x %d tokens: the model was made for sequences "
+                         "of 1 to %d, and %d tokens in all", B, T, m->config.T, m->max_tokens);
     if (!tokens) return HMOE__BAD(m->message, "tokens are missing");
     if (mode == HMOE_TRAIN && (!m->grads || !targets))
         return HMOE__BAD(m->message, "training needs %s", m->grads ? "targets"
@@ -2010,58 +2040,58 @@ static void hmoe__dense_backward(hmoe_model *m, hmoe_real *dx, size_t w, hmoe_re
 static void hmoe__router_backward_block(hmoe_model *m, int l, int N, double scale) {
     const hmoe_steps *s = m->steps;
     const hmoe_config *c = &m->config;
-    hmoe__layer *y = &m->layers[l];
+    hmoe__layer *ly = &m->layers[l];
     hmoe__buffers *b = m->buffers;
-    s->router_backward(&y->routes, b->dgate, b->dP_all + (size_t)l * c->E,
+    s->router_backward(&ly->routes, b->dgate, b->dP_all + (size_t)l * c->E,
                        scale * c->ent_coef * c->E / N, scale * c->z_coef / N,
                        c->gate == HMOE_GATE_NORM, N, c->E);
     if (c->noisy_gating) {
-        s->noise_backward(y->raw, m->grads + y->noise_gain, &y->routes, y->raw,
-                          m->params + y->noise_gain, c->rms_norm_eps, hmoe__noise_key(m, l),
+        s->noise_backward(ly->raw, m->grads + ly->w_noise_gain, &ly->routes, ly->raw,
+                          m->params + ly->w_noise_gain, c->rms_norm_eps, hmoe__noise_key(m, l),
                           (int)m->step_tokens, N, c->E);
-        hmoe__dense_backward(m, b->dn, y->noise, y->raw, y->n2, c->C, c->E, 1);
+        hmoe__dense_backward(m, b->dn, ly->w_noise, ly->raw, ly->n2, c->C, c->E, 1);
     }
-    hmoe__dense_backward(m, b->dn, y->router, y->routes.logits, y->n2, c->C, c->E, 1);
+    hmoe__dense_backward(m, b->dn, ly->w_router, ly->routes.logits, ly->n2, c->C, c->E, 1);
 }
 
 static void hmoe__moe_block_backward(hmoe_model *m, int l, int N, double scale) {
     const hmoe_steps *s = m->steps;
     const hmoe_config *c = &m->config;
-    hmoe__layer *y = &m->layers[l];
+    hmoe__layer *ly = &m->layers[l];
     hmoe__buffers *b = m->buffers;
     hmoe_linear list[HMOE_MAX_EXPERTS];
     int C = c->C, E = c->E, ldh = hmoe__widest(c);
     hmoe_real *rows = b->rows_in, *drows = b->rows_out;
 
-    s->gather(rows, b->dx, &y->routes, C, E);              /* dy of each row, without its gate */
-    hmoe__down_list(list, m, y, m->params, b->dh, rows);
+    s->gather(rows, b->dx, &ly->routes, C, E);              /* dy of each row, without its gate */
+    hmoe__down_list(list, m, ly, m->params, b->dh, rows);
     s->linear_backward_input(list, E);                     /* dh = dy W2 */
-    s->swiglu_backward(y->u, y->h, b->dgate, b->dh, &y->routes, c->H, E, ldh);
-    hmoe__down_list(list, m, y, m->grads, y->h, rows);
+    s->swiglu_backward(ly->u, ly->h, b->dgate, b->dh, &ly->routes, c->H, E, ldh);
+    hmoe__down_list(list, m, ly, m->grads, ly->h, rows);
     s->linear_backward_weight(list, E);                    /* dW2 += dy^T (g h) */
-    s->gather(rows, y->n2, &y->routes, C, E);
-    hmoe__up_list(list, m, y, m->grads, rows);
+    s->gather(rows, ly->n2, &ly->routes, C, E);
+    hmoe__up_list(list, m, ly, m->grads, rows);
     s->linear_backward_weight(list, E);                    /* dW13 += du^T n */
-    hmoe__up_list(list, m, y, m->params, drows);
+    hmoe__up_list(list, m, ly, m->params, drows);
     s->linear_backward_input(list, E);                     /* dn of each row = du W13 */
     s->zero(b->dn, (size_t)N * C * sizeof(hmoe_real));
-    s->combine_backward(b->dn, drows, &y->routes, N, C);
+    s->combine_backward(b->dn, drows, &ly->routes, N, C);
     hmoe__router_backward_block(m, l, N, scale);
-    s->rmsnorm_backward(b->dx, m->grads + y->norm2, b->dn, y->x2, m->params + y->norm2, y->rrms2,
-                        N, C);
+    s->rmsnorm_backward(b->dx, m->grads + ly->w_norm2, b->dn, ly->x2, m->params + ly->w_norm2,
+                        ly->rrms2, N, C);
 }
 
 static void hmoe__attention_block_backward(hmoe_model *m, int l, int B, int T) {
     const hmoe_steps *s = m->steps;
-    hmoe__layer *y = &m->layers[l];
+    hmoe__layer *ly = &m->layers[l];
     hmoe__buffers *b = m->buffers;
     int C = m->config.C, NH = m->config.NH, N = B * T;
-    hmoe__dense_backward(m, b->dout, y->o, b->dx, y->out, C, C, 0);
-    s->attention_backward(b->dqkv, b->datt, b->dout, y->out, y->att, y->q, B, T, NH, C / NH);
+    hmoe__dense_backward(m, b->dout, ly->w_o, b->dx, ly->out, C, C, 0);
+    s->attention_backward(b->dqkv, b->datt, b->dout, ly->out, ly->att, ly->qkv, B, T, NH, C / NH);
     s->rope(b->dqkv, b->angles, -1, B, T, NH, C / NH);
-    hmoe__dense_backward(m, b->dn, y->qkv, b->dqkv, y->n1, C, 3 * C, 0);
-    s->rmsnorm_backward(b->dx, m->grads + y->norm1, b->dn, y->x, m->params + y->norm1, y->rrms1,
-                        N, C);
+    hmoe__dense_backward(m, b->dn, ly->w_qkv, b->dqkv, ly->n1, C, 3 * C, 0);
+    s->rmsnorm_backward(b->dx, m->grads + ly->w_norm1, b->dn, ly->x, m->params + ly->w_norm1,
+                        ly->rrms1, N, C);
 }
 
 hmoe_status hmoe_backward(hmoe_model *m, double scale) {
@@ -2081,7 +2111,7 @@ hmoe_status hmoe_backward(hmoe_model *m, double scale) {
     s->cross_entropy_backward(b->logits, b->targets, scale / N, N, c->V);
     hmoe__dense_backward(m, b->dn, m->head, b->logits, last->n1, c->C, c->V, 0);
     s->zero(b->dx, (size_t)N * c->C * sizeof(hmoe_real));
-    s->rmsnorm_backward(b->dx, m->grads + last->norm1, b->dn, last->x, m->params + last->norm1,
+    s->rmsnorm_backward(b->dx, m->grads + last->w_norm1, b->dn, last->x, m->params + last->w_norm1,
                         last->rrms1, N, c->C);
     for (int l = c->L - 1; l >= 0; l--) {
         hmoe__moe_block_backward(m, l, N, scale);
@@ -2096,14 +2126,6 @@ hmoe_status hmoe_backward(hmoe_model *m, double scale) {
 
 /* ---------------------------------------------------------------------------------------------
    OPTIMIZER - clipping, AdamW, the schedule; and the table of steps. */
-
-typedef struct hmoe__rates {
-    hmoe_real scale;                  /* of the gradient: clipping */
-    hmoe_real beta1, beta2;
-    hmoe_real step, root;             /* lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t): the moments start
-                                         at 0, and this takes that bias out */
-    hmoe_real decay;                  /* lr * weight_decay */
-} hmoe__rates;
 
 /* In 256 pieces of fixed place, so that the order of the sum does not depend on the threads. */
 static double hmoe__squared_norm(const hmoe_real *g, size_t n) {
@@ -2124,8 +2146,8 @@ static double hmoe__squared_norm(const hmoe_real *g, size_t n) {
    w -= lr (mhat / (sqrt(vhat) + 1e-8) + decay w);   and g = 0 for the next step: one pass over
    memory, which is what this costs. All parameters are visited, not the activated ones alone. */
 static void hmoe__adamw(hmoe_real *w, hmoe_real *g, hmoe_real *m, hmoe_real *v, size_t n,
-                        const hmoe__rates *rates) {
-    const hmoe__rates r = *rates;
+                        const hmoe_rates *rates) {
+    const hmoe_rates r = *rates;
     int blocks = (int)((n + 4095) / 4096);
     HMOE__PARALLEL_FOR(blocks)
     for (int block = 0; block < blocks; block++) {
@@ -2175,9 +2197,15 @@ double hmoe_learning_rate(int64_t step, int64_t warmup, int64_t steps, double lr
     return min_lr + (lr - min_lr) * 0.5 * (1 + cos(3.141592653589793 * done));
 }
 
+void hmoe_zero_gradients(hmoe_model *m) {
+    if (m->grads) m->steps->zero(m->grads, m->param_count * sizeof(hmoe_real));
+    m->step_tokens = 0;
+    m->mode = -1;
+}
+
 hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
     double t = (double)m->step + 1, clip = 1;
-    hmoe__rates rates;
+    hmoe_rates rates;
     m->message[0] = 0;
     if (!m->grads)
         return HMOE__BAD(m->message, "this model was not made for training");
@@ -2187,6 +2215,7 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
                           "clip %g: betas must be below 1, and nothing negative", a->lr, a->beta1,
                           a->beta2, a->weight_decay, a->clip);
     m->grad_norm = sqrt(m->steps->squared_norm(m->grads, m->param_count));
+    if (!isfinite(m->grad_norm)) hmoe_zero_gradients(m);
     if (!isfinite(m->grad_norm))
         return hmoe__fail(m->message, HMOE_NOT_FINITE, "the gradients' norm is %f", m->grad_norm);
     if (a->clip > 0 && m->grad_norm > a->clip) clip = a->clip / m->grad_norm;
@@ -2205,6 +2234,7 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
     }
     m->step++;
     m->step_tokens = 0;
+    m->mode = -1;   /* the activations are those of other weights */
     return HMOE_OK;
 }
 
@@ -2258,9 +2288,12 @@ hmoe_status hmoe_get_route(hmoe_model *m, int layer, int token, hmoe_route *rout
 void hmoe_get_usage(const hmoe_model *m, int layer, hmoe_usage *usage) {
     const hmoe_config *c = &m->config;
     size_t per_layer = 2 * (size_t)c->E + 3;
-    const double *sums = m->usage + layer * per_layer;
-    double tokens = m->usage[c->L * per_layer], N = tokens > 0 ? tokens : 1;
+    const double *sums;
+    double tokens, N;
     memset(usage, 0, sizeof *usage);
+    if (layer < 0 || layer >= c->L) return;
+    sums = m->usage + layer * per_layer;
+    tokens = m->usage[c->L * per_layer], N = tokens > 0 ? tokens : 1;
     usage->tokens = (int64_t)tokens;
     for (int e = 0; e < c->E; e++) {
         usage->share[e] = sums[e] / N;
@@ -2294,7 +2327,8 @@ hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x,
     const hmoe_steps *s = m->steps;
     const hmoe_config *c = &m->config;
     int range[2] = { 0, rows }, C = c->C, H, *on;
-    size_t n = (size_t)(rows > 0 ? rows : 0), bytes;
+    size_t n = (size_t)(rows > 0 ? rows : 0);
+    double bytes;
     hmoe_real *xs, *ys, *u, *h;
     hmoe_linear up, down;
     hmoe_routes routes;
@@ -2304,9 +2338,10 @@ hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x,
         return HMOE__BAD(m->message, "no expert %d in layer %d, or not for %d "
                           "rows: there are %d in %d layers", e, layer, rows, c->E, c->L);
     H = c->H[e];
-    bytes = 64 + n * (2 * (size_t)C + 3 * (size_t)H) * sizeof *x;
-    on = (int *)s->get(bytes);   /* the range of rows, and after it the arrays */
-    if (!on) return hmoe__no_memory(m->message, (double)bytes);
+    bytes = 64 + (double)n * (2.0 * C + 3.0 * H) * sizeof *x;
+    /* the range of rows, and after it the arrays */
+    on = bytes < (double)((size_t)-1 / 4) ? (int *)s->get((size_t)bytes) : NULL;
+    if (!on) return hmoe__no_memory(m->message, bytes, "the expert's rows");
     xs = (hmoe_real *)(void *)((char *)on + 64);
     ys = xs + n * C, u = ys + n * C, h = u + n * 2 * H;
     up = hmoe__dense(xs, m->params + m->layers[layer].w13[e], u, C, 2 * H, on, 0);
@@ -2337,9 +2372,11 @@ hmoe_status hmoe_cache_create(hmoe_cache *cache, hmoe_model *m) {
         return HMOE__BAD(m->message, "token-by-token generation runs on the CPU: load the model "
                          "without the %s backend", m->steps->name);
     if (bytes < (double)((size_t)-1 / 4)) cache->keys = (hmoe_real *)HMOE_MALLOC((size_t)bytes);
-    if (!cache->keys) return hmoe__no_memory(m->message, bytes);
+    if (!cache->keys)
+        return hmoe__no_memory(m->message, bytes, "the keys and values of T tokens in L layers");
     cache->values = cache->keys + (size_t)half;
     cache->angles = cache->values + (size_t)half;
+    cache->L = c->L, cache->T = c->T, cache->C = c->C;
     return HMOE_OK;
 }
 
@@ -2354,12 +2391,12 @@ static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int 
     int C = c->C, hs = C / c->NH, seen = cache->position < c->T ? (int)cache->position + 1 : c->T;
     size_t layer = (size_t)l * c->T * C, slot = (size_t)(cache->position % c->T) * C;
     hmoe_real scale = 1 / hmoe__sqrt((hmoe_real)hs);
-    hmoe__rope_angles(cache->angles, cache->position, hs, c->rope_theta);
     hmoe__rope_row(q, cache->angles, 1, 2 * c->NH, hs);
     memcpy(cache->keys + layer + slot, q + C, (size_t)C * sizeof *q);
     memcpy(cache->values + layer + slot, q + 2 * C, (size_t)C * sizeof *q);
     for (int head = 0; head < c->NH; head++, out += hs, q += hs) {
-        const hmoe_real *k = cache->keys + layer + head * hs, *v = cache->values + layer + head * hs;
+        const hmoe_real *k = cache->keys + layer + head * hs;
+        const hmoe_real *v = cache->values + layer + head * hs;
         for (int j = 0; j < seen; j++, k += C) {
             hmoe_real sum = 0;
             HMOE__SIMD_SUM(sum)
@@ -2375,14 +2412,18 @@ static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int 
 
 hmoe_status hmoe_next(hmoe_model *m, hmoe_cache *cache, int token, hmoe_real *logits) {
     hmoe__buffers *b = m->buffers;
+    const hmoe_config *c = &m->config;
     m->message[0] = 0;
     HMOE__TRY(hmoe__check_tokens(m, "token", &token, 1));
+    if (!cache->keys || cache->L != c->L || cache->T != c->T || cache->C != c->C)
+        return HMOE__BAD(m->message, "this cache was not made for this model: hmoe_cache_create");
     m->mode = -1;   /* what the last hmoe_forward left is overwritten */
+    hmoe__rope_angles(cache->angles, cache->position, c->C / c->NH, c->rope_theta);
     b->all_rows[0] = 0, b->all_rows[1] = 1, b->tokens[0] = token;
     hmoe__layers_forward(m, 1, 1, cache);
     cache->position++;
-    memcpy(logits, b->logits, (size_t)m->config.V * sizeof *logits);
-    for (int i = 0; i < m->config.V; i++)
+    memcpy(logits, b->logits, (size_t)c->V * sizeof *logits);
+    for (int i = 0; i < c->V; i++)
         if (!isfinite(logits[i]))
             return hmoe__fail(m->message, HMOE_NOT_FINITE, "the logits are not finite: the weights "
                               "are not those of a trained model");
@@ -2418,6 +2459,9 @@ int hmoe_sample(hmoe_real *logits, int V, double temperature, int top_k, double 
     return last;
 }
 
+#if defined(__clang__)
+#pragma clang diagnostic pop
+#endif
 #endif /* HMOE_IMPLEMENTED */
 #endif /* HMOE_IMPLEMENTATION */
 

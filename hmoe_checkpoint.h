@@ -38,8 +38,10 @@
 extern "C" {
 #endif
 
-/* Writes model.safetensors and config.json, and with training = 1 training.safetensors first.
-   Makes the directory where there is none, but not its parents. */
+/* Writes model.safetensors and config.json, and with training = 1 training.safetensors first (but
+   not the gradients of an unfinished accumulation). Makes the directory where there is none, but
+   not its parents. Each file is whole at any moment; a directory that holds a model of another
+   configuration should lose its config.json first, or a crash in between mixes the two. */
 hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training);
 
 /* Makes a model from a directory. training = 1 reads training.safetensors, to go on with a run;
@@ -208,10 +210,12 @@ static hmoe_status hmoe__save_config(hmoe_model *m, const char *dir) {
     return hmoe__close_output(&out, dir, HMOE_OK, m->message);
 }
 
-/* The header of a safetensors file, `size` bytes a number, padded to a multiple of 8 bytes. */
-static void hmoe__write_header(FILE *f, hmoe_model *m, size_t arrays, size_t size) {
+/* The header of a safetensors file, `size` bytes a number, padded to a multiple of 8 bytes. Not 0
+   where the file did not take it. */
+static int hmoe__write_header(FILE *f, hmoe_model *m, size_t arrays, size_t size) {
     char name[HMOE_NAME_SIZE + 16];
     uint64_t length = 0, at = 0;
+    long end;
     fwrite(&length, sizeof length, 1, f);   /* known at the end */
     fputs("{\"__metadata__\":{\"format\":\"pt\"", f);
     if (arrays > 1) {
@@ -227,20 +231,21 @@ static void hmoe__write_header(FILE *f, hmoe_model *m, size_t arrays, size_t siz
     fputs("}", f);
     for (size_t i = 0; i < arrays * m->tensor_count; i++) {
         const hmoe_tensor *t = hmoe__saved_tensor(m, i, name);
-        uint64_t end = at + (uint64_t)t->rows * t->cols * size;
+        uint64_t start = at;
+        at += (uint64_t)t->rows * t->cols * size;
         fprintf(f, ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%d", name, size == 8 ? "F64" : "F32",
                 t->rows);
         if (t->dims == 2) fprintf(f, ",%d", t->cols);
-        fprintf(f, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)at,
-                (unsigned long long)end);
-        at = end;
+        fprintf(f, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)start,
+                (unsigned long long)at);
     }
     fputs("}", f);
-    while (ftell(f) > 0 && ftell(f) % 8) fputs(" ", f);
-    length = (uint64_t)ftell(f) - sizeof length;
-    rewind(f);
+    end = ftell(f);
+    for (; end % 8; end++) fputs(" ", f);
+    length = (uint64_t)end - sizeof length;
+    if (end < 0 || fseek(f, 0, SEEK_SET)) return -1;   /* not rewind(), which forgets errors */
     fwrite(&length, sizeof length, 1, f);
-    fseek(f, 0, SEEK_END);
+    return fseek(f, 0, SEEK_END);
 }
 
 static const size_t hmoe__chunk = 1 << 16;   /* numbers fetched or stored at a time */
@@ -250,20 +255,25 @@ static hmoe_status hmoe__save_tensors(hmoe_model *m, const char *dir, const char
     hmoe_real *chunk = (hmoe_real *)HMOE_MALLOC(hmoe__chunk * sizeof *chunk);
     hmoe__output out;
     hmoe_status status;
-    if (!chunk) return hmoe__no_memory(m->message, (double)(hmoe__chunk * sizeof *chunk));
+    int whole = 1;
+    if (!chunk) return hmoe__no_memory(m->message, (double)(hmoe__chunk * sizeof *chunk),
+                                       "a piece of a tensor");
     status = hmoe__open_output(&out, dir, file, m->message);
-    if (!status) hmoe__write_header(out.file, m, arrays, size);
-    for (size_t which = 0; !status && which < arrays; which++)
-        for (size_t at = 0, n; at < m->param_count; at += n) {
+    if (!status) whole = !hmoe__write_header(out.file, m, arrays, size);
+    for (size_t which = 0; !status && whole && which < arrays; which++)
+        for (size_t at = 0, n; whole && at < m->param_count; at += n) {
             n = m->param_count - at < hmoe__chunk ? m->param_count - at : hmoe__chunk;
             m->steps->fetch(chunk, hmoe__saved_array(m, which) + at, n * sizeof *chunk);
             for (size_t i = 0; size < sizeof *chunk && i < n; i++) {   /* double to float */
                 float narrow = (float)chunk[i];
                 memcpy((char *)chunk + i * size, &narrow, sizeof narrow);
             }
-            if (fwrite(chunk, size, n, out.file) != n) break;          /* told of when closing */
+            whole = fwrite(chunk, size, n, out.file) == n;
         }
-    if (!status) status = hmoe__close_output(&out, dir, hmoe__settle(m), m->message);
+    if (!status && !whole)
+        status = hmoe__close_output(&out, dir, hmoe__fail(m->message, HMOE_IO, "cannot write "
+                                    "%.300s: %s", out.path, strerror(errno)), m->message);
+    else if (!status) status = hmoe__close_output(&out, dir, hmoe__settle(m), m->message);
     HMOE_FREE(chunk);
     return status;
 }
@@ -403,12 +413,14 @@ static void hmoe__wrong(hmoe__reader *r, const char *name, const char *wrong) {
 }
 
 /* HMOE_OK, or a message with what was wrong first. */
-static hmoe_status hmoe__read_to_end(const hmoe__reader *r, const char *path, char *message) {
-    int twice = 0, shown;
+static hmoe_status hmoe__reader_status(const hmoe__reader *r, const char *path, char *message) {
+    int twice = 0, shown, length;
     const char *value = r->wrong ? hmoe__json_find(r->object, r->name, &twice) : NULL;
     if (!r->wrong) return HMOE_OK;
     if (!value) return HMOE__CORRUPT(message, "%.300s: %s %s", path, r->name, r->wrong);
-    shown = (int)(hmoe__json_after(value, HMOE__JSON_DEPTH) - value);
+    shown = (int)strcspn(value, "\r\n\t");   /* one line */
+    length = (int)(hmoe__json_after(value, HMOE__JSON_DEPTH) - value);
+    if (shown > length) shown = length;
     return HMOE__CORRUPT(message, "%.300s: %s %s: it is %.*s", path, r->name, r->wrong,
                          shown < 40 ? shown : 40, value);
 }
@@ -464,13 +476,29 @@ static hmoe_status hmoe__read_json(char **text, FILE *file, size_t n, const char
     if (n > (size_t)1 << 28)
         return HMOE__CORRUPT(message, "%.300s: %.0f bytes of JSON are too many", path, (double)n);
     *text = (char *)HMOE_MALLOC(n + 1);
-    if (!*text) return hmoe__no_memory(message, (double)n);
+    if (!*text) return hmoe__no_memory(message, (double)n, "a header");
     if (fread(*text, 1, n, file) != n)
         return hmoe__fail(message, HMOE_IO, "cannot read %.300s", path);
     (*text)[n] = 0;
     end = **text == '{' ? hmoe__json_after(*text, HMOE__JSON_DEPTH) : NULL;
     if (end == *text + n) return HMOE_OK;
     return HMOE__CORRUPT(message, "%.300s: this is not one JSON object", path);
+}
+
+/* rope_theta, which newer files say in an object rope_parameters, where it may be scaled. */
+static void hmoe__read_rope(hmoe__reader *r, hmoe_config *c) {
+    const char *object = hmoe__member(r, "rope_parameters", 0);
+    double inner = 0;
+    if (object && *object == '{') {
+        hmoe__reader rope = { object, 0, "", NULL };
+        hmoe__get_choice(&rope, "rope_type", 0, "\"default\"", "\"default\"", 1);
+        hmoe__get_double(&rope, "rope_theta", 1, &inner);
+        if (rope.wrong) hmoe__wrong(r, "rope_parameters", "is not plain RoPE with a rope_theta");
+    }
+    c->rope_theta = inner;
+    hmoe__get_double(r, "rope_theta", inner == 0, &c->rope_theta);
+    if (inner != 0 && inner != c->rope_theta)
+        hmoe__wrong(r, "rope_theta", "is another one than in rope_parameters");
 }
 
 /* A model of our own kind says everything; a Mixtral lacks our keys, and what it lacks is what
@@ -493,7 +521,7 @@ static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const ch
     c->T = hmoe__get_int(r, "max_position_embeddings");
     widest = hmoe__get_int(r, "intermediate_size");
     hmoe__get_double(r, "rms_norm_eps", 1, &c->rms_norm_eps);
-    hmoe__get_double(r, "rope_theta", 1, &c->rope_theta);
+    hmoe__read_rope(r, c);
     hmoe__get_choice(r, "hidden_act", 0, "\"silu\"", "\"silu\"", 1);
     hmoe__get_choice(r, "tie_word_embeddings", 0, "false", "null", 0);
     hmoe__get_choice(r, "attention_bias", 0, "false", "null", 0);
@@ -518,7 +546,7 @@ static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const ch
     hmoe__get_double(r, "z_coef", ours, &c->z_coef);
     c->vocab_size = hmoe__get_list(r, "vocab", 0, list, 255);
     for (int i = 0; i < c->vocab_size; i++) c->vocab[i] = (unsigned char)list[i];
-    HMOE__TRY(hmoe__read_to_end(r, path, message));
+    HMOE__TRY(hmoe__reader_status(r, path, message));
     if (hmoe_check_config(c, why)) return HMOE__CORRUPT(message, "%.300s: %.200s", path, why);
     return HMOE_OK;
 }
@@ -540,6 +568,7 @@ hmoe_status hmoe_load_config(hmoe_config *config, const char *dir, char *message
 typedef struct hmoe__place {
     double begin, end;         /* end 0: not found so far */
     size_t tensor;
+    uint64_t hash;             /* of its name, of 64 bits: as good as the name */
 } hmoe__place;
 
 typedef struct hmoe__input {
@@ -595,15 +624,18 @@ static const char *hmoe__check_places(const hmoe_model *m, hmoe__input *in, char
 
 static void hmoe__read_state(hmoe__reader *r, hmoe_model *m) {
     const char *seed = hmoe__member(r, "seed", 1);
+    char *end = NULL;
     errno = 0;
-    if (seed) m->seed = strtoull(seed, NULL, 10);
-    if (seed && (errno || !isdigit((unsigned char)*seed)))
+    if (seed) m->seed = strtoull(seed, &end, 10);
+    if (seed && (errno || !isdigit((unsigned char)*seed) || *end != '"'))
         hmoe__wrong(r, "seed", "must be a whole number of 64 bits");
     m->step = (int64_t)hmoe__get_whole(r, "step", 1e15);
     m->tokens = (int64_t)hmoe__get_whole(r, "tokens", 1e15);
     hmoe__get_double(r, "flops", 1, &m->flops);
     hmoe__get_double(r, "seconds", 1, &m->seconds);
     hmoe__get_double(r, "best_val_loss", 1, &m->best_val_loss);
+    if (m->flops < 0 || m->seconds < 0 || m->best_val_loss < 0)
+        hmoe__wrong(r, "flops", "and seconds and best_val_loss must not be negative");
 }
 
 static hmoe_status hmoe__read_header(hmoe_model *m, hmoe__input *in, int training) {
@@ -615,15 +647,22 @@ static hmoe_status hmoe__read_header(hmoe_model *m, hmoe__input *in, int trainin
         const char *metadata = hmoe__json_find(in->header, "__metadata__", &twice);
         hmoe__reader r = { metadata ? metadata : "", 1, "", NULL };
         hmoe__read_state(&r, m);
-        HMOE__TRY(hmoe__read_to_end(&r, in->path, m->message));
+        HMOE__TRY(hmoe__reader_status(&r, in->path, m->message));
     }
+    for (i = 0; i < in->places; i++) {
+        hmoe__saved_tensor(m, i, name);
+        in->place[i].hash = hmoe__hash(name);
+    }
+    i = 0;
     while (!wrong && (member = hmoe__json_next(&at, 1)) != NULL) {
+        uint64_t hash;
         if (hmoe__json_is(member, "__metadata__")) continue;
-        for (tried = 0; tried < in->places; tried++, i = (i + 1) % in->places) {
-            hmoe__saved_tensor(m, i, name);   /* the next one, if the writer kept to our order */
-            if (hmoe__json_is(member, name)) break;
-        }
         snprintf(name, sizeof name, "%.*s", (int)strcspn(member + 1, "\""), member + 1);
+        hash = hmoe__hash(name);
+        for (tried = 0; tried < in->places; tried++, i++) {   /* writers keep to some order */
+            if (i == in->places) i = 0;
+            if (in->place[i].hash == hash) break;
+        }
         wrong = tried == in->places ? "is no tensor of this model"
                 : hmoe__read_entry(hmoe__json_value(member), &m->tensors[i % m->tensor_count], in,
                                    &in->place[i]);
@@ -685,14 +724,17 @@ static hmoe_status hmoe__load(hmoe_model *m, hmoe__input *in, const char *dir, i
     hmoe__list_tensors(&counted, NULL);
     in->size = training ? sizeof(hmoe_real) : sizeof(float);
     HMOE__TRY(hmoe__open_tensors(m, in, dir, training ? "training.safetensors"
-                                 : "model.safetensors", (double)counted.param_count * (double)arrays * 4));
+                                 : "model.safetensors",
+                                 (double)counted.param_count * (double)arrays * 4));
     HMOE__TRY(hmoe__create(m, &counted.config, 0, max_B, training, 0));
     in->places = m->tensor_count * arrays;
     in->place = (hmoe__place *)hmoe__zeroed(in->places, sizeof *in->place);
-    if (!in->place) return hmoe__no_memory(m->message, (double)(in->places * sizeof *in->place));
+    if (!in->place)
+        return hmoe__no_memory(m->message, (double)(in->places * sizeof *in->place), "a header");
     HMOE__TRY(hmoe__read_header(m, in, training));
     chunk = (hmoe_real *)HMOE_MALLOC(hmoe__chunk * sizeof *chunk);
-    if (!chunk) return hmoe__no_memory(m->message, (double)(hmoe__chunk * sizeof *chunk));
+    if (!chunk) return hmoe__no_memory(m->message, (double)(hmoe__chunk * sizeof *chunk),
+                                       "a piece of a tensor");
     status = hmoe__read_tensors(m, in, chunk);
     HMOE_FREE(chunk);
     return status;

@@ -93,8 +93,7 @@ static void interrupt(int signal_number) { (void)signal_number; interrupted = 1;
 /* --- the command line ------------------------------------------------------------------------ */
 
 /* Reads the options; those that describe a model make its configuration. */
-static void read_options(int argc, char **argv)
-{
+static void read_options(int argc, char **argv) {
     char why[HMOE_MESSAGE_SIZE];
     hmoe_config *c = &held.config;
     *c = hmoe_default_config();
@@ -123,8 +122,7 @@ static void read_options(int argc, char **argv)
 }
 
 /* A resumed run is what its directory says. Options that repeat it are fine, others are not. */
-static void compare_with_run(const hmoe_config *c, uint64_t seed)
-{
+static void compare_with_run(const hmoe_config *c, uint64_t seed) {
     struct held in_run = { .config = *c, .seed = seed, .routing = c->routing == HMOE_TOP_P,
                            .gate = c->gate == HMOE_GATE_RAW };
     long long total = 0;
@@ -139,14 +137,12 @@ static void compare_with_run(const hmoe_config *c, uint64_t seed)
 
 /* --- the run's directory --------------------------------------------------------------------- */
 
-static const char *path_of(char *path, const char *name)
-{
+static const char *path_of(char *path, const char *name) {
     snprintf(path, PATH_SIZE, "%s/%s", set.out, name);
     return path;
 }
 
-static void enter_directory(void)
-{
+static void enter_directory(void) {
     char path[PATH_SIZE];
     if (set.resume && (access(path_of(path, "config.json"), F_OK)
                        || access(path_of(path, "training.safetensors"), F_OK)))
@@ -156,8 +152,7 @@ static void enter_directory(void)
 
 /* A new log.csv.new, with the rows up to the model's step where the run is resumed. A resumed run
    renames it at once, a fresh one with its first save. */
-static void open_log(run *r)
-{
+static void open_log(run *r) {
     char path[PATH_SIZE], new_path[PATH_SIZE], row[512];
     FILE *old = r->ours ? fopen(path_of(path, "log.csv"), "r") : NULL;
     r->log = fopen(path_of(new_path, "log.csv.new"), "w");
@@ -174,8 +169,7 @@ static void open_log(run *r)
 
 /* Before the first save of a fresh run: an older run in --out goes, config.json first, so that a
    crash before the new one is written leaves a directory that no reader takes for a run. */
-static void replace_older_run(void)
-{
+static void replace_older_run(void) {
     static const char *const files[] = { "config.json", "training.safetensors", "best/config.json",
         "best/model.safetensors", "best/tokenizer.json", "best/tokenizer_config.json" };
     char path[PATH_SIZE], new_path[PATH_SIZE];
@@ -188,10 +182,11 @@ static void replace_older_run(void)
 }
 
 /* best/ first, the state at once: after a crash in between, the resumed run saves best/ again. */
-static void save(run *r, int best)
-{
+static void save(run *r, int best) {
     char path[PATH_SIZE];
     if (fsync(fileno(r->log))) cli_fail(1, "cannot write log.csv: %s", strerror(errno));
+    if (access(path_of(path, r->ours ? "log.csv" : "log.csv.new"), F_OK))
+        cli_fail(1, "step %lld is not saved: %s is gone", (long long)r->model.step, path);
     if (!r->ours) replace_older_run();
     r->ours = 1;
     if ((best && hmoe_save(&r->model, path_of(path, "best"), 0))
@@ -200,8 +195,7 @@ static void save(run *r, int best)
 }
 
 /* The bytes, as tokens. Their vocabulary is the model's. */
-static void read_text(run *r)
-{
+static void read_text(run *r) {
     hmoe_config *c = set.resume ? &r->model.config : &held.config;
     size_t n, least = (((size_t)c->T + 1) * 10 + 8) / 9;    /* then 9n/10 is at least T + 1 */
     r->text = cli_read(set.data, &n, GIVEN("--data") ? "" : "\n(`make data` fetches it)");
@@ -216,8 +210,7 @@ static void read_text(run *r)
 
 /* Micro-batch a of a step: where sequence s of a step starts depends on the seed, the step and s
    alone, so however a step is cut, it has the same sequences. */
-static void fill_batch(run *r, int64_t step, int a)
-{
+static void fill_batch(run *r, int64_t step, int a) {
     size_t T = (size_t)r->model.config.T;
     for (int b = 0; b < set.batch; b++) {
         uint64_t s = (uint64_t)a * (uint64_t)set.batch + (uint64_t)b;
@@ -230,8 +223,7 @@ static void fill_batch(run *r, int64_t step, int a)
 
 /* --- what is shown --------------------------------------------------------------------------- */
 
-static void introduce(const run *r)
-{
+static void introduce(const run *r) {
     const hmoe_model *m = &r->model;
     const hmoe_config *c = &m->config;
     int top_p = c->routing == HMOE_TOP_P;
@@ -249,8 +241,7 @@ static void introduce(const run *r)
 }
 
 /* One line, rewritten in place on a terminal; elsewhere printed every ten seconds. */
-static void show_progress(run *r, const hmoe_losses *losses, double lr, int finish_line)
-{
+static void show_progress(run *r, const hmoe_losses *losses, double lr, int finish_line) {
     const hmoe_model *m = &r->model;
     int terminal = isatty(STDOUT_FILENO);
     double seconds = m->seconds - r->first_seconds;
@@ -258,7 +249,7 @@ static void show_progress(run *r, const hmoe_losses *losses, double lr, int fini
     if (!finish_line && cli_seconds() - r->shown < (terminal ? 0.1 : 10)) return;
     r->shown = cli_seconds();
     cli_line_is_open = terminal && !finish_line;
-    printf("%sstep %lld/%d  loss %.6f ce %.6f lr %.4f  %.0f tok/s  %.0f:%02d left%s%s",
+    printf("%sstep %lld/%d  loss %.6f ce %.6f lr %.6f  %.0f tok/s  %.0f:%02d left%s%s",
            terminal ? "\r" : "", (long long)m->step, set.steps, losses->total, losses->ce, lr,
            (double)(m->tokens - r->first_tokens) / seconds, floor(left / 60), (int)fmod(left, 60),
            terminal ? "\033[K" : "", cli_line_is_open ? "" : "\n");
@@ -267,8 +258,7 @@ static void show_progress(run *r, const hmoe_losses *losses, double lr, int fini
 
 /* A line per layer and a cell per expert: its share of the tokens and of the compute, as a bar and
    in percent. Half a bar is an even share. Eight experts fill a line, more go below. */
-static void draw_experts(const hmoe_model *m)
-{
+static void draw_experts(const hmoe_model *m) {
     static const char *const bars[] = { " ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█" };
     int E = m->config.E;
     printf("experts by width, each with its %% of the tokens and of the compute (▄: even)\n");
@@ -288,10 +278,16 @@ static void draw_experts(const hmoe_model *m)
             }
         }
     }
+    printf("layer: entropy of the router in nats, experts per token, dead experts:");
+    for (int l = 0; l < m->config.L; l++) {
+        hmoe_usage u;
+        hmoe_get_usage(m, l, &u);
+        printf("%s%d: %.2f %.2f %d", l % 4 ? "   " : "\n  ", l + 1, u.entropy, u.experts, u.dead);
+    }
+    putchar('\n');
 }
 
-static void put_sample(int byte)
-{
+static void put_sample(int byte) {
     static int inside;
     if (!inside) printf("  | ");
     inside = byte != '\n';
@@ -300,8 +296,7 @@ static void put_sample(int byte)
 
 /* --- training -------------------------------------------------------------------------------- */
 
-static void give_up(const run *r, hmoe_status status, int64_t step)
-{
+static void give_up(const run *r, hmoe_status status, int64_t step) {
     const char *why = r->model.message;
     if (status && status != HMOE_NOT_FINITE) cli_fail(1, "step %lld: %s", (long long)step, why);
     cli_fail(1, "step %lld: %s; most likely --lr %.9g is too high\n(this state is not saved, %s is "
@@ -310,8 +305,7 @@ static void give_up(const run *r, hmoe_status status, int64_t step)
 }
 
 /* One step: its micro-batches forward and backward, then the update. Returns the learning rate. */
-static double train_step(run *r, hmoe_losses *mean)
-{
+static double train_step(run *r, hmoe_losses *mean) {
     hmoe_model *m = &r->model;
     hmoe_adamw adamw = set.adamw;
     int64_t step = m->step + 1;
@@ -336,8 +330,7 @@ static double train_step(run *r, hmoe_losses *mean)
 
 /* The loss on evenly spaced windows of the validation text, the same each time, how the experts
    were used there, and a sample. Returns whether this is the lowest loss so far. */
-static int evaluate(run *r, double *loss)
-{
+static int evaluate(run *r, double *loss) {
     hmoe_model *m = &r->model;
     unsigned char first = cli_first_token(&m->config);
     cli_sampling how = { 0.8, 1.0, 0, hmoe_random(m->seed, SAMPLES, (uint64_t)m->step, 0) };
@@ -348,8 +341,8 @@ static int evaluate(run *r, double *loss)
     if (status || !isfinite(*loss)) give_up(r, status, m->step);
     int best = *loss < m->best_val_loss;
     if (best) m->best_val_loss = *loss;
-    printf("step %lld: validation loss %.6f%s, %.0f parameters activated\n", (long long)m->step,
-           *loss, best ? ", the lowest so far" : "", hmoe_activated(m));
+    printf("step %lld: validation loss %.6f%s; %.0f parameters activated, %.3g training FLOPs\n",
+           (long long)m->step, *loss, best ? ", lowest so far" : "", hmoe_activated(m), m->flops);
     draw_experts(m);
     status = cli_write(m, &first, 1, 200, &how, put_sample);
     put_sample('\n');
@@ -358,8 +351,7 @@ static int evaluate(run *r, double *loss)
     return best;
 }
 
-static void log_step(run *r, const hmoe_losses *x, double lr)
-{
+static void log_step(run *r, const hmoe_losses *x, double lr) {
     const hmoe_model *m = &r->model;
     double experts = 0;
     for (int l = 0; l < m->config.L; l++) {
@@ -373,8 +365,7 @@ static void log_step(run *r, const hmoe_losses *x, double lr)
 }
 
 /* Steps until --steps or an interruption; returns 0 where it was one. */
-static int train(run *r)
-{
+static int train(run *r) {
     hmoe_model *m = &r->model;
     double val_loss;
     int stop = 0;
@@ -396,8 +387,7 @@ static int train(run *r)
 }
 
 /* Makes the model, or takes it from --out, and room for its batches. */
-static void start(run *r)
-{
+static void start(run *r) {
     hmoe_model *m = &r->model;
     hmoe_status status = set.resume ? hmoe_load(m, set.out, set.batch, 1) : HMOE_OK;
     if (status) cli_fail(1, "%s", m->message);
@@ -411,9 +401,9 @@ static void start(run *r)
     r->first_step = m->step, r->first_tokens = m->tokens, r->first_seconds = m->seconds;
 }
 
-/* The last line: the whole validation text. Seconds of the run before it was resumed count. */
-static void finish(run *r)
-{
+/* The last line: the whole validation text. The seconds are all of this program's, and those that
+   the run had spent in training steps before it was resumed. */
+static void finish(run *r) {
     hmoe_model *m = &r->model;
     double loss;
     if (cli_loss(m, r->text + r->n_train, r->n_val, 0, set.batch, &loss))
@@ -423,8 +413,7 @@ static void finish(run *r)
            r->first_seconds + cli_seconds() - r->began);
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
     static run r;
     struct sigaction on_interrupt = { .sa_handler = interrupt, .sa_flags = SA_RESTART };
     cli_program = "train_tiny";

@@ -18,15 +18,13 @@ typedef struct naive {
     hmoe_losses losses;
 } naive;
 
-static inline double *naive_array(size_t n)
-{
+static inline double *naive_array(size_t n) {
     double *a = (double *)calloc(n ? n : 1, sizeof(double));
     if (!a) { puts("naive.h: out of memory"); exit(2); }
     return a;
 }
 
-static inline naive naive_create(const hmoe_config *c, int N)
-{
+static inline naive naive_create(const hmoe_config *c, int N) {
     naive r;
     memset(&r, 0, sizeof r);
     r.logits = naive_array((size_t)N * c->V);
@@ -35,24 +33,21 @@ static inline naive naive_create(const hmoe_config *c, int N)
     return r;
 }
 
-static inline void naive_free(naive *r)
-{
+static inline void naive_free(naive *r) {
     free(r->logits);
     free(r->ce);
     free(r->gates);
 }
 
 /* All parameters, as doubles; the caller frees them. */
-static inline double *naive_params(const hmoe_model *m)
-{
+static inline double *naive_params(const hmoe_model *m) {
     double *params = naive_array(m->param_count);
     for (size_t i = 0; i < m->param_count; i++) params[i] = (double)m->params[i];
     return params;
 }
 
 /* A tensor by its name in a checkpoint. A wrong name is a mistake in the test. */
-static inline const hmoe_tensor *naive_find(const hmoe_model *m, const char *format, ...)
-{
+static inline const hmoe_tensor *naive_find(const hmoe_model *m, const char *format, ...) {
     char name[HMOE_NAME_SIZE];
     va_list arguments;
     va_start(arguments, format);
@@ -65,8 +60,7 @@ static inline const hmoe_tensor *naive_find(const hmoe_model *m, const char *for
 }
 
 /* y = W x,  W: [out, in] */
-static inline void naive_linear(double *y, const double *W, const double *x, int out, int in)
-{
+static inline void naive_linear(double *y, const double *W, const double *x, int out, int in) {
     for (int o = 0; o < out; o++) {
         y[o] = 0;
         for (int i = 0; i < in; i++) y[o] += W[(size_t)o * in + i] * x[i];
@@ -74,16 +68,14 @@ static inline void naive_linear(double *y, const double *W, const double *x, int
 }
 
 /* y = w * x / sqrt(mean(x^2) + eps) */
-static inline void naive_norm(double *y, const double *x, const double *w, int C, double eps)
-{
+static inline void naive_norm(double *y, const double *x, const double *w, int C, double eps) {
     double square = 0;
     for (int i = 0; i < C; i++) square += x[i] * x[i];
     for (int i = 0; i < C; i++) y[i] = w[i] * x[i] / sqrt(square / C + eps);
 }
 
 /* Rotate-half: dimension i turns together with i + hs/2, by position * theta^(-2i/hs). */
-static inline void naive_rope(double *head, int position, int hs, double theta)
-{
+static inline void naive_rope(double *head, int position, int hs, double theta) {
     for (int i = 0; i < hs / 2; i++) {
         double angle = position * pow(theta, -2.0 * i / hs);
         double a = head[i], b = head[i + hs / 2];
@@ -94,8 +86,7 @@ static inline void naive_rope(double *head, int position, int hs, double theta)
 
 /* One expert on one token: y = W2 (silu(W1 x) * (W3 x)). */
 static inline void naive_expert(double *y, const double *w1, const double *w3, const double *w2,
-                                const double *x, int C, int H)
-{
+                                const double *x, int C, int H) {
     double *a = naive_array(H), *b = naive_array(H);
     naive_linear(a, w1, x, H, C);
     naive_linear(b, w3, x, H, C);
@@ -107,8 +98,7 @@ static inline void naive_expert(double *y, const double *w1, const double *w3, c
 
 /* One token's gates from its probabilities, 0 for the experts not chosen: the largest P again and
    again (the lowest index among equals) until there are K of them, or until they add up to p. */
-static inline void naive_gates(double *gates, const double *P, const hmoe_config *c)
-{
+static inline void naive_gates(double *gates, const double *P, const hmoe_config *c) {
     int norm = c->gate == HMOE_GATE_NORM
                || (c->gate == HMOE_GATE_DEFAULT && !(c->routing == HMOE_TOP_K && c->K == 1));
     double sum = 0;
@@ -131,8 +121,7 @@ static inline void naive_gates(double *gates, const double *P, const hmoe_config
    last of them. x and out: [T, C]. */
 static inline void naive_attention(double *out, const double *x, const double *wq,
                                    const double *wk, const double *wv, const double *wo,
-                                   const hmoe_config *c, int T, int window)
-{
+                                   const hmoe_config *c, int T, int window) {
     int C = c->C, hs = C / c->NH;
     double *q = naive_array((size_t)T * C), *k = naive_array((size_t)T * C);
     double *v = naive_array((size_t)T * C), *mix = naive_array(C), *a = naive_array(T);
@@ -169,8 +158,7 @@ static inline void naive_attention(double *out, const double *x, const double *w
    [N, E] the gates, `losses` is added to. noise: the n of noisy gating, [N, E], or NULL. */
 static inline void naive_moe(double *y, double *gates, hmoe_losses *losses, const double *x,
                              const hmoe_model *m, const double *params, int l, int N,
-                             const double *noise)
-{
+                             const double *noise) {
     const hmoe_config *c = &m->config;
     const char *moe = "model.layers.%d.block_sparse_moe.%s";
     const char *weight = "model.layers.%d.block_sparse_moe.experts.%d.w%d.weight";
@@ -219,8 +207,7 @@ static inline void naive_moe(double *y, double *gates, hmoe_losses *losses, cons
    window: how many tokens attention looks back on (T: all). noise: [L, N, E] or NULL. */
 static inline void naive_forward(naive *out, const hmoe_model *m, const double *params,
                                  const int *tokens, const int *targets, int B, int T, int window,
-                                 const double *noise)
-{
+                                 const double *noise) {
     const hmoe_config *c = &m->config;
     const char *in_layer = "model.layers.%d.%s.weight";
     int N = B * T, C = c->C, V = c->V, E = c->E;

@@ -13,8 +13,7 @@
 
 /* How many threads share the work from here on. Where threads are not the question, one: these
    models are so small that waking a second one takes longer than the work. */
-static inline void threads(int n)
-{
+static inline void threads(int n) {
 #ifdef _OPENMP
     omp_set_num_threads(n);
 #else
@@ -26,10 +25,9 @@ static inline void threads(int n)
    whatever ran before it. */
 static uint64_t small_draws;
 
-static inline void fill(hmoe_real *x, size_t n, double scale)
-{
+static inline void fill(hmoe_real *x, size_t n, double scale) {
     small_draws++;
-    for (size_t i = 0; i < n; i++) x[i] = (hmoe_real)(scale * hmoe__normal(9, small_draws, i, 0));
+    for (size_t i = 0; i < n; i++) x[i] = (hmoe_real)(scale * hmoe_normal(9, small_draws, i, 0));
 }
 
 static inline int pick(int low, int high)       /* low <= the result <= high */
@@ -37,8 +35,7 @@ static inline int pick(int low, int high)       /* low <= the result <= high */
     return low + (int)(hmoe_random(9, 1000, ++small_draws, 0) % (uint64_t)(high - low + 1));
 }
 
-static inline void *small_array(size_t bytes)
-{
+static inline void *small_array(size_t bytes) {
     void *a = calloc(bytes ? bytes : 1, 1);
     if (!a) { puts("small.h: out of memory"); exit(2); }
     return a;
@@ -47,15 +44,13 @@ static inline void *small_array(size_t bytes)
 static inline hmoe_real *reals(size_t n) { return (hmoe_real *)small_array(n * sizeof(hmoe_real)); }
 static inline int *ints(size_t n) { return (int *)small_array(n * sizeof(int)); }
 
-static inline hmoe_real *random_reals(size_t n, double scale)
-{
+static inline hmoe_real *random_reals(size_t n, double scale) {
     hmoe_real *x = reals(n);
     fill(x, n, scale);
     return x;
 }
 
-static inline int *random_tokens(int n, int V)
-{
+static inline int *random_tokens(int n, int V) {
     int *tokens = ints(n);
     for (int i = 0; i < n; i++) tokens[i] = pick(0, V - 1);
     return tokens;
@@ -63,8 +58,7 @@ static inline int *random_tokens(int n, int V)
 
 /* A model of two layers in miniature: four experts of widths 5 2 7 1, Top-2. Its losses all count,
    so that none is forgotten. */
-static inline hmoe_config small_config(void)
-{
+static inline hmoe_config small_config(void) {
     static const int widths[4] = { 5, 2, 7, 1 };
     hmoe_config c = hmoe_default_config();
     c.V = 11; c.T = 6; c.C = 8; c.L = 2; c.NH = 2; c.E = 4; c.K = 2;
@@ -74,8 +68,7 @@ static inline hmoe_config small_config(void)
     return c;
 }
 
-static inline void small_create(hmoe_model *m, const hmoe_config *c, int max_B)
-{
+static inline void small_create(hmoe_model *m, const hmoe_config *c, int max_B) {
     memset(m, 0, sizeof *m);
     if (hmoe_create(m, c, 5, max_B, 1)) { printf("small.h: %s\n", m->message); exit(2); }
 }
@@ -83,8 +76,7 @@ static inline void small_create(hmoe_model *m, const hmoe_config *c, int max_B)
 /* The initial weights are so small that every probability is near 1/E and every gradient near 0.
    These make a model that has made up its mind: matrices of `scale` * N(0, 1), the router's of
    `router` * N(0, 1), gains around 1. */
-static inline void spread_weights(hmoe_model *m, double scale, double router)
-{
+static inline void spread_weights(hmoe_model *m, double scale, double router) {
     for (size_t i = 0; i < m->tensor_count; i++) {
         const hmoe_tensor *t = &m->tensors[i];
         size_t n = (size_t)t->rows * t->cols;
@@ -95,8 +87,7 @@ static inline void spread_weights(hmoe_model *m, double scale, double router)
 }
 
 /* Routes for N tokens, on their own; a routes that is not part of any model. */
-static inline hmoe_routes routes_create(int N, int E, int slots)
-{
+static inline hmoe_routes routes_create(int N, int E, int slots) {
     hmoe_routes r;
     memset(&r, 0, sizeof r);
     r.slots = slots;
@@ -114,8 +105,7 @@ static inline hmoe_routes routes_create(int N, int E, int slots)
     return r;
 }
 
-static inline void routes_free(hmoe_routes *r)
-{
+static inline void routes_free(hmoe_routes *r) {
     free(r->logits); free(r->P); free(r->lse); free(r->entropy);
     free(r->count); free(r->expert); free(r->gate);
     free(r->expert_start); free(r->row_token); free(r->row_gate); free(r->row);

@@ -29,16 +29,14 @@ static int test_bad_checks;                  /* in the test that is running */
 static const char *test_context = "";        /* which of many cases, where a test loops over them */
 enum { TEST_MAX_PRINTED = 8 };               /* failed checks shown of one test */
 
-static inline int test_check(int ok, const char *file, int line, const char *what)
-{
+static inline int test_check(int ok, const char *file, int line, const char *what) {
     if (!ok && ++test_bad_checks <= TEST_MAX_PRINTED)
         printf("%s:%d: failed: %s   %s\n", file, line, what, test_context);
     return ok;
 }
 
 static inline int test_near(double a, double b, double relative, double absolute,
-                            const char *file, int line, const char *what)
-{
+                            const char *file, int line, const char *what) {
     double larger = fabs(a) > fabs(b) ? fabs(a) : fabs(b);
     int ok = fabs(a - b) <= relative * larger + absolute;    /* false for a NaN */
     if (!ok && ++test_bad_checks <= TEST_MAX_PRINTED)
@@ -47,15 +45,13 @@ static inline int test_near(double a, double b, double relative, double absolute
     return ok;
 }
 
-static inline int test_int(long long a, long long b, const char *file, int line, const char *what)
-{
+static inline int test_int(long long a, long long b, const char *file, int line, const char *what) {
     if (a != b && ++test_bad_checks <= TEST_MAX_PRINTED)
         printf("%s:%d: %s is %lld, should be %lld   %s\n", file, line, what, a, b, test_context);
     return a == b;
 }
 
-static inline void test_run(const char *name, void (*function)(void))
-{
+static inline void test_run(const char *name, void (*function)(void)) {
     test_bad_checks = 0;
     test_context = "";
     function();
@@ -64,8 +60,7 @@ static inline void test_run(const char *name, void (*function)(void))
     fflush(stdout);
 }
 
-static inline int test_summary(const char *name)
-{
+static inline int test_summary(const char *name) {
     printf("%s: %d passed, %d failed\n", name, test_passed, test_failed);
     return test_failed ? 1 : 0;
 }

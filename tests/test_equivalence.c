@@ -29,16 +29,14 @@ typedef struct product {
     size_t x_size, y_size, w_size;
 } product;
 
-static double *doubles(const hmoe_real *x, size_t n)
-{
+static double *doubles(const hmoe_real *x, size_t n) {
     double *copy = (double *)small_array(n * sizeof *copy);
     for (size_t i = 0; i < n; i++) copy[i] = (double)x[i];
     return copy;
 }
 
 /* An array no larger than it must be: a sanitizer sees the first number read or written beyond. */
-static void product_create(product *p, int n, int big)
-{
+static void product_create(product *p, int n, int big) {
     size_t w_offset[MEMBERS];
     int widest_in = 0, widest_out = 0;
     memset(p, 0, sizeof *p);
@@ -74,22 +72,19 @@ static void product_create(product *p, int n, int big)
     }
 }
 
-static void product_free(product *p)
-{
+static void product_free(product *p) {
     free(p->x); free(p->y); free(p->w);
     free(p->x_expected); free(p->y_expected); free(p->w_expected);
 }
 
-static void check_same(const hmoe_real *a, const double *b, size_t n, double allowed)
-{
+static void check_same(const hmoe_real *a, const double *b, size_t n, double allowed) {
     for (size_t i = 0; i < n; i++) CHECK_NEAR(a[i], b[i], allowed, allowed);
 }
 
 enum form { FORWARD, BACKWARD_INPUT, BACKWARD_WEIGHT };
 
 /* The three forms as triple loops, over x, w and y as they were before. */
-static void naive_product(product *p, enum form form)
-{
+static void naive_product(product *p, enum form form) {
     double *x = doubles(p->x, p->x_size), *y = doubles(p->y, p->y_size);
     double *w = doubles(p->w, p->w_size);
     for (int k = 0; k < p->n; k++) {
@@ -113,8 +108,7 @@ static void naive_product(product *p, enum form form)
     free(x); free(y); free(w);
 }
 
-static void products(enum form form)
-{
+static void products(enum form form) {
     threads(2);
     void (*fast)(const hmoe_linear *, int) = form == FORWARD ? hmoe__linear_forward
         : form == BACKWARD_INPUT ? hmoe__linear_backward_input : hmoe__linear_backward_weight;
@@ -138,8 +132,7 @@ static void linear_backward_input(void) { products(BACKWARD_INPUT); }
 static void linear_backward_weight(void) { products(BACKWARD_WEIGHT); }
 
 /* The exponential that the compiler can vectorise, against libm's. */
-static void exponential(void)
-{
+static void exponential(void) {
     double epsilon = sizeof(hmoe_real) == 8 ? 2.3e-16 : 1.2e-7;
     double lowest = sizeof(hmoe_real) == 8 ? -700 : -87, highest = -lowest + 1;
     for (int i = 0; i <= 20000; i++) {
@@ -162,8 +155,7 @@ static void exponential(void)
 /* ---- The model. */
 
 /* hmoe_forward against naive_forward: logits, losses, every token's cross-entropy and gates. */
-static void check_forward(hmoe_model *m, hmoe_mode mode, int B, int T)
-{
+static void check_forward(hmoe_model *m, hmoe_mode mode, int B, int T) {
     const hmoe_config *c = &m->config;
     int N = B * T, E = c->E;
     double *noise = NULL;
@@ -178,7 +170,7 @@ static void check_forward(hmoe_model *m, hmoe_mode mode, int B, int T)
             for (int t = 0; t < N; t++)
                 for (int e = 0; e < E; e++)
                     noise[(l * N + t) * E + e]
-                        = hmoe__normal(hmoe__noise_key(m, l), HMOE__FOR_NOISE, t, e);
+                        = hmoe_normal(hmoe__noise_key(m, l), HMOE__FOR_NOISE, t, e);
     }
     naive_forward(&slow, m, params, tokens, targets, B, T, T, noise);
     CHECK_INT(hmoe_forward(m, mode, tokens, targets, B, T), HMOE_OK);
@@ -206,8 +198,7 @@ static void check_forward(hmoe_model *m, hmoe_mode mode, int B, int T)
     free(tokens); free(targets); free(logits); free(ce); free(params); free(noise);
 }
 
-static void whole_model(void)
-{
+static void whole_model(void) {
     char where[100];
     test_context = where;
     for (int i = 0; i < 24; i++) {
@@ -242,8 +233,7 @@ static void whole_model(void)
 }
 
 /* B * T tokens fit in any cut that holds no more than the model was made for. */
-static void more_and_shorter_sequences(void)
-{
+static void more_and_shorter_sequences(void) {
     hmoe_model m;
     hmoe_config c = small_config();
     small_create(&m, &c, 2);                       /* 2 x 6 tokens */
@@ -255,8 +245,7 @@ static void more_and_shorter_sequences(void)
 }
 
 /* One expert is a dense SwiGLU feed-forward. */
-static void one_expert_is_dense(void)
-{
+static void one_expert_is_dense(void) {
     for (int gate = 0; gate < 3; gate++) {         /* P of one is 1, so every gate rule agrees */
         hmoe_model m;
         hmoe_config c = small_config();
@@ -274,8 +263,7 @@ static void one_expert_is_dense(void)
 
 /* hmoe_run_expert, the public way to one expert, and it mixed by hand: with K = E and raw gates a
    layer is the sum of P[e] * expert e over all experts. */
-static void all_experts_raw_is_the_weighted_sum(void)
-{
+static void all_experts_raw_is_the_weighted_sum(void) {
     enum { N = 5, C = 8, E = 4 };
     hmoe_model m;
     hmoe_config c = small_config();
@@ -316,8 +304,7 @@ static void all_experts_raw_is_the_weighted_sum(void)
 }
 
 /* Top-P with p = 1 takes everyone, which is Top-K with K = E: the same bits. */
-static void top_p_of_one_is_all_experts(void)
-{
+static void top_p_of_one_is_all_experts(void) {
     hmoe_config c = small_config();
     int *tokens = random_tokens(12, c.V);
     hmoe_real *logits[2] = { reals(12 * c.V), reals(12 * c.V) };
@@ -342,8 +329,7 @@ static void top_p_of_one_is_all_experts(void)
 
 /* Grouped by expert, computed, and added up again = a loop over the tokens, whatever the groups:
    a layer's experts in isolation, with empty, tiny and full groups. */
-static void grouped_dispatch_is_a_loop_over_tokens(void)
-{
+static void grouped_dispatch_is_a_loop_over_tokens(void) {
     enum { N = 200, E = 5, C = 6 };
     hmoe_routes r = routes_create(N, E, E);
     hmoe_real *x = random_reals(N * C, 1), *y = reals(N * C), *rows = reals(N * E * C);
@@ -390,8 +376,7 @@ static void grouped_dispatch_is_a_loop_over_tokens(void)
 
 /* Token by token through the cache gives the logits of one pass over the sequence, in which each
    layer attends to the last T positions (all of them, until the cache is full). */
-static void check_cached(const hmoe_config *c, int length)
-{
+static void check_cached(const hmoe_config *c, int length) {
     hmoe_model m;
     hmoe_cache cache, other;
     int *tokens = random_tokens(length, c->V);
@@ -418,8 +403,7 @@ static void check_cached(const hmoe_config *c, int length)
     free(tokens); free(logits); free(ignored); free(params);
 }
 
-static void cached_inference(void)
-{
+static void cached_inference(void) {
     for (int i = 0; i < 6; i++) {
         hmoe_config c = small_config();
         c.T = i == 5 ? 1 : 4 + i;
@@ -430,8 +414,7 @@ static void cached_inference(void)
     }
 }
 
-static void sliding_cache(void)
-{
+static void sliding_cache(void) {
     for (int i = 0; i < 4; i++) {
         hmoe_config c = small_config();
         c.T = i == 3 ? 1 : 3 + 2 * i;
@@ -442,8 +425,7 @@ static void sliding_cache(void)
 }
 
 /* The cache also agrees with hmoe_forward itself, at a size where the fast tiles are used. */
-static void cached_inference_at_full_size(void)
-{
+static void cached_inference_at_full_size(void) {
     hmoe_model m;
     hmoe_cache cache;
     hmoe_config c = hmoe_default_config();
@@ -467,8 +449,7 @@ static void cached_inference_at_full_size(void)
 }
 
 /* Sampling: what each rule keeps, by drawing often. */
-static void sampling(void)
-{
+static void sampling(void) {
     static const double P[5] = { 0.1, 0.4, 0.05, 0.25, 0.2 };
     int seen[4][5] = { { 0 } };
     enum { DRAWS = 4000 };
@@ -495,8 +476,7 @@ static void sampling(void)
     }
 }
 
-int main(void)
-{
+int main(void) {
     threads(1);
     TEST(linear_forward);
     TEST(linear_backward_input);

@@ -26,8 +26,7 @@ static int live_blocks, allocations;
 static int fail_at = -1;                           /* this allocation fails, counted from 0 */
 static const size_t most_bytes = (size_t)1 << 28;  /* Linux would promise far more than it has */
 
-static void *counted_malloc(size_t n)
-{
+static void *counted_malloc(size_t n) {
     char *p;
     if (allocations++ == fail_at || n > most_bytes) return NULL;
     p = (char *)malloc(n + 64);                    /* the size stands in front of the block */
@@ -40,8 +39,7 @@ static void *counted_malloc(size_t n)
     return p + 64;
 }
 
-static void counted_free(void *p)
-{
+static void counted_free(void *p) {
     size_t n;
     if (!p) return;
     memcpy(&n, (char *)p - 64, sizeof n);
@@ -51,8 +49,7 @@ static void counted_free(void *p)
 }
 
 /* A message is one line, and contains `says`. */
-static void check_message(const char *message, const char *says)
-{
+static void check_message(const char *message, const char *says) {
     int ok = message[0] && !strchr(message, '\n') && strstr(message, says);
     if (!CHECK(ok)) printf("   said: \"%s\", without \"%s\"\n", message, says);
 }
@@ -61,8 +58,7 @@ static void check_message(const char *message, const char *says)
 
 static char directory[64] = "/tmp/hmoe-test-errors-XXXXXX";
 
-static const char *path(const char *name)
-{
+static const char *path(const char *name) {
     static char buffer[4][300];
     static int turn;
     turn = (turn + 1) % 4;
@@ -75,8 +71,7 @@ typedef struct bytes {
     size_t size;
 } bytes;
 
-static bytes read_bytes(const char *name)
-{
+static bytes read_bytes(const char *name) {
     bytes b = { NULL, 0 };
     struct stat about;
     FILE *f;
@@ -87,15 +82,13 @@ static bytes read_bytes(const char *name)
     return b;
 }
 
-static void write_bytes(const char *name, const void *data, size_t size)
-{
+static void write_bytes(const char *name, const void *data, size_t size) {
     FILE *f = fopen(name, "wb");
     if (!f || fwrite(data, 1, size, f) != size || fclose(f)) perror(name), exit(2);
 }
 
 /* A number that changes with any name or byte in a directory. */
-static uint64_t fingerprint(const char *name)
-{
+static uint64_t fingerprint(const char *name) {
     uint64_t all = 0;
     DIR *dir = opendir(name);
     if (!dir) return 1;
@@ -115,8 +108,7 @@ static uint64_t fingerprint(const char *name)
 }
 
 /* Whatever a failed test has left. */
-static void remove_tree(const char *name)
-{
+static void remove_tree(const char *name) {
     DIR *dir = opendir(name);
     for (struct dirent *entry; dir && (entry = readdir(dir)); ) {
         char file[600];
@@ -128,8 +120,7 @@ static void remove_tree(const char *name)
     remove(name);
 }
 
-static void remove_checkpoint(const char *name)
-{
+static void remove_checkpoint(const char *name) {
     char file[600];
     static const char *const files[3] = { "model.safetensors", "config.json",
                                           "training.safetensors" };
@@ -141,8 +132,7 @@ static void remove_checkpoint(const char *name)
 }
 
 /* The model whose checkpoint is damaged below. */
-static void make_model(hmoe_model *m)
-{
+static void make_model(hmoe_model *m) {
     hmoe_config c = small_config();
     c.V = 5, c.C = 4, c.T = 3;
     c.vocab_size = 5;
@@ -151,8 +141,7 @@ static void make_model(hmoe_model *m)
     spread_weights(m, 0.4, 0.6);
 }
 
-static void step_once(hmoe_model *m)
-{
+static void step_once(hmoe_model *m) {
     static const int tokens[6] = { 0, 1, 2, 3, 4, 0 };
     hmoe_adamw adamw = hmoe_default_adamw();
     CHECK_INT(hmoe_forward(m, HMOE_TRAIN, tokens, tokens, 2, 3), HMOE_OK);
@@ -162,8 +151,7 @@ static void step_once(hmoe_model *m)
 
 /* ---- Configurations. */
 
-static void refuse(const hmoe_config *c, int line, const char *says)
-{
+static void refuse(const hmoe_config *c, int line, const char *says) {
     char message[HMOE_MESSAGE_SIZE] = "", where[40];
     hmoe_model m;
     int blocks = live_blocks;
@@ -184,8 +172,7 @@ static void refuse(const hmoe_config *c, int line, const char *says)
 #define REFUSE(change, says) \
     do { hmoe_config c = small_config(); change; refuse(&c, __LINE__, says); } while (0)
 
-static void bad_configurations(void)
-{
+static void bad_configurations(void) {
     hmoe_config good = small_config();
     CHECK_INT(hmoe_check_config(&good, NULL), HMOE_OK);
     REFUSE(c.V = 0, "V");
@@ -233,8 +220,7 @@ static void bad_configurations(void)
 
 /* Each size may be large, not all of them: products must not wrap around, and what does not fit
    is out of memory, not a crash. */
-static void sizes_that_overflow(void)
-{
+static void sizes_that_overflow(void) {
     int blocks = live_blocks;
     for (int i = 0; i < 4; i++) {
         hmoe_config c = small_config();
@@ -265,8 +251,7 @@ static void sizes_that_overflow(void)
 
 /* hmoe_activation_bytes is what hmoe_create takes, but for the arrays of parameters and a few small
    tables. */
-static void memory_is_what_was_said(void)
-{
+static void memory_is_what_was_said(void) {
     for (int training = 0; training < 2; training++)
         for (int max_B = 0; max_B < 3; max_B++) {
             hmoe_config c = hmoe_default_config();
@@ -291,8 +276,7 @@ static hmoe_cache cache;
 static int tokens6[6] = { 0, 1, 2, 3, 4, 0 };
 static hmoe_real numbers[64];
 
-static hmoe_status call_create(void)
-{
+static hmoe_status call_create(void) {
     hmoe_config c = small_config();
     return hmoe_create(&subject, &c, 1, 2, 1);
 }
@@ -301,30 +285,25 @@ static hmoe_status call_resume(void) { return hmoe_load(&subject, path("oom"), 2
 static hmoe_status call_save(void) { return hmoe_save(&subject, path("oom"), 1); }
 static hmoe_status call_cache(void) { return hmoe_cache_create(&cache, &subject); }
 static hmoe_status call_next(void) { return hmoe_next(&subject, &cache, 1, numbers); }
-static hmoe_status call_expert(void)
-{
+static hmoe_status call_expert(void) {
     return hmoe_run_expert(&subject, 0, 1, numbers, numbers + 32, 2);
 }
-static hmoe_status call_forward(void)
-{
+static hmoe_status call_forward(void) {
     return hmoe_forward(&subject, HMOE_TRAIN, tokens6, tokens6, 2, 3);
 }
 static hmoe_status call_backward(void) { return hmoe_backward(&subject, 1); }
-static hmoe_status call_update(void)
-{
+static hmoe_status call_update(void) {
     hmoe_adamw adamw = hmoe_default_adamw();
     return hmoe_update(&subject, &adamw);
 }
-static hmoe_status call_config(void)
-{
+static hmoe_status call_config(void) {
     hmoe_config c;
     return hmoe_load_config(&c, path("oom"), subject.message);
 }
 
 /* Lets the n-th allocation of a call fail for n = 0, 1, ... until it needs no more. `makes`: the
    call makes the model, so that a failure must leave nothing at all. */
-static void starve(const char *name, hmoe_status (*call)(void), int makes)
-{
+static void starve(const char *name, hmoe_status (*call)(void), int makes) {
     int blocks = live_blocks;
     size_t bytes_before = live_bytes;
     uint64_t files = fingerprint(path("oom"));
@@ -353,8 +332,7 @@ static void starve(const char *name, hmoe_status (*call)(void), int makes)
     test_context = "";
 }
 
-static void out_of_memory(void)
-{
+static void out_of_memory(void) {
     int blocks = live_blocks;
     starve("create", call_create, 1);
     CHECK(live_blocks > blocks);
@@ -391,8 +369,7 @@ static void out_of_memory(void)
         check_message(m.message, says); \
     } while (0)
 
-static void bad_batches(void)
-{
+static void bad_batches(void) {
     hmoe_model m;
     int bad[6] = { 0, 1, 5, 2, 3, 4 }, negative[6] = { 0, 1, 2, 3, -2, 4 };
     make_model(&m);                                /* V 5, T 3, two sequences at most */
@@ -412,8 +389,7 @@ static void bad_batches(void)
     hmoe_free(&m);
 }
 
-static void calls_out_of_order(void)
-{
+static void calls_out_of_order(void) {
     hmoe_model m;
     hmoe_adamw adamw = hmoe_default_adamw();
     hmoe_config c;
@@ -432,6 +408,9 @@ static void calls_out_of_order(void)
     REFUSED(hmoe_backward(&m, 1), "forward");      /* twice */
     REFUSED(hmoe_get_logits(&m, numbers), "backward");
     CHECK_INT(hmoe_update(&m, &adamw), HMOE_OK);
+    CHECK_INT(hmoe_forward(&m, HMOE_TRAIN, tokens6, tokens6, 2, 3), HMOE_OK);
+    CHECK_INT(hmoe_update(&m, &adamw), HMOE_OK);
+    REFUSED(hmoe_backward(&m, 1), "forward");      /* those activations are of other weights */
     hmoe_free(&m);
     memset(&m, 0, sizeof m);                       /* a model that only generates */
     CHECK_INT(hmoe_create(&m, &c, 1, 0, 0), HMOE_OK);
@@ -449,10 +428,10 @@ static void calls_out_of_order(void)
     hmoe_free(&m);                                 /* twice does no harm */
 }
 
-static void indices_out_of_range(void)
-{
+static void indices_out_of_range(void) {
     hmoe_model m;
     hmoe_route route;
+    hmoe_usage usage;
     make_model(&m);                                /* L 2, E 4, V 5 */
     REFUSED(hmoe_get_route(&m, 0, 0, &route), "forward");
     CHECK_INT(hmoe_forward(&m, HMOE_EVALUATE, tokens6, NULL, 1, 3), HMOE_OK);
@@ -471,6 +450,11 @@ static void indices_out_of_range(void)
     CHECK_INT(cache.position, 0);
     hmoe_cache_free(&cache);
     hmoe_cache_free(&cache);
+    REFUSED(hmoe_next(&m, &cache, 0, numbers), "cache");
+    hmoe_get_usage(&m, 2, &usage);
+    CHECK_INT(usage.tokens, 0);
+    hmoe_get_usage(&m, -1, &usage);
+    CHECK_INT(usage.tokens, 0);
     hmoe_free(&m);
 }
 
@@ -478,8 +462,7 @@ static void indices_out_of_range(void)
 
 /* A weight that everything passes through becomes NaN, or infinite: an error, not a choice of
    expert -1, and it is gone when the weight is. */
-static void poisoned_weights(void)
-{
+static void poisoned_weights(void) {
     hmoe_model m;
     int found = 0;
     make_model(&m);
@@ -520,8 +503,7 @@ static void poisoned_weights(void)
     hmoe_free(&m);
 }
 
-static void poisoned_gradient(void)
-{
+static void poisoned_gradient(void) {
     static const float poison[3] = { NAN, INFINITY, -INFINITY };
     hmoe_model m;
     hmoe_adamw adamw = hmoe_default_adamw();
@@ -542,9 +524,12 @@ static void poisoned_gradient(void)
         CHECK(!memcmp(before, m.params, size));
         CHECK(!memcmp(before + size, m.exp_avg, size));
         CHECK(!memcmp(before + 2 * size, m.exp_avg_sq, size));
-        m.grads[m.param_count - 1 - i] = 0;
+        for (size_t k = 0; k < m.param_count; k++)      /* the next step starts anew */
+            if (m.grads[k] != 0) { CHECK(m.grads[k] == 0); break; }
         free(before);
     }
+    step_once(&m);
+    CHECK_INT(m.step, 2);
     hmoe_free(&m);
 }
 
@@ -556,20 +541,17 @@ static const char *const file_name[3] = { "model.safetensors", "config.json",
 static bytes good[3];
 static hmoe_real *good_params;
 
-static const char *file_path(int file)
-{
+static const char *file_path(int file) {
     static char buffer[3][300];
     snprintf(buffer[file], sizeof buffer[file], "%s/damaged/%s", directory, file_name[file]);
     return buffer[file];
 }
 
-static void restore(int file)
-{
+static void restore(int file) {
     write_bytes(file_path(file), good[file].data, good[file].size);
 }
 
-static void make_checkpoint(void)
-{
+static void make_checkpoint(void) {
     hmoe_model m;
     make_model(&m);
     step_once(&m);
@@ -583,8 +565,7 @@ static void make_checkpoint(void)
 
 /* Loads what stands in the directory, of which one file is damaged; returns the status. Where that
    is OK the weights must be the good ones; otherwise there must be a message, and nothing else. */
-static hmoe_status load_damaged(int file, char *message)
-{
+static hmoe_status load_damaged(int file, char *message) {
     hmoe_model m;
     hmoe_status status;
     int blocks = live_blocks;
@@ -605,23 +586,20 @@ static hmoe_status load_damaged(int file, char *message)
     return status;
 }
 
-static hmoe_status load_with(int file, const void *data, size_t size, char *message)
-{
+static hmoe_status load_with(int file, const void *data, size_t size, char *message) {
     write_bytes(file_path(file), data, size);
     return load_damaged(file, message);
 }
 
 /* One byte in its place: a file system may flush a file that is written anew, and there are ten
    thousand of these. */
-static void write_byte(int file, size_t at, int byte)
-{
+static void write_byte(int file, size_t at, int byte) {
     FILE *f = fopen(file_path(file), "r+b");
     if (!f || fseek(f, (long)at, SEEK_SET) || putc(byte, f) == EOF || fclose(f))
         perror(file_path(file)), exit(2);
 }
 
-static void refuse_file(int file, const void *data, size_t size, const char *says)
-{
+static void refuse_file(int file, const void *data, size_t size, const char *says) {
     char message[HMOE_MESSAGE_SIZE];
     uint64_t before;
     write_bytes(file_path(file), data, size);
@@ -635,8 +613,7 @@ static void refuse_file(int file, const void *data, size_t size, const char *say
 
 /* The file with the first `find` (after the first `after`) replaced. In a safetensors file the
    header's length is put right, so that nothing else is wrong. */
-static bytes edited(int file, const char *after, const char *find, const char *replace)
-{
+static bytes edited(int file, const char *after, const char *find, const char *replace) {
     size_t start = file == CONFIG ? 0 : 8, end = good[file].size, at, n = strlen(find);
     size_t m = strlen(replace);
     uint64_t header = 0;
@@ -663,8 +640,7 @@ static bytes edited(int file, const char *after, const char *find, const char *r
 }
 
 static void refuse_edit(int file, const char *after, const char *find, const char *replace,
-                        const char *says)
-{
+                        const char *says) {
     bytes b = edited(file, after, find, replace);
     test_context = replace;
     refuse_file(file, b.data, b.size, says);
@@ -672,15 +648,13 @@ static void refuse_edit(int file, const char *after, const char *find, const cha
     test_context = "";
 }
 
-static void intact(void)
-{
+static void intact(void) {
     char message[HMOE_MESSAGE_SIZE];
     for (int i = 0; i < 3; i++)
         CHECK_INT(load_with(i, good[i].data, good[i].size, message), HMOE_OK);
 }
 
-static void missing_files(void)
-{
+static void missing_files(void) {
     hmoe_model m;
     hmoe_config c;
     char message[HMOE_MESSAGE_SIZE] = "";
@@ -700,8 +674,7 @@ static void missing_files(void)
     CHECK_INT(live_blocks, 0);
 }
 
-static void truncated_files(void)
-{
+static void truncated_files(void) {
     char message[HMOE_MESSAGE_SIZE];
     for (int file = 0; file < 3; file++) {
         size_t size = good[file].size;
@@ -725,8 +698,7 @@ static void truncated_files(void)
 /* Any bit of a header may flip: then the load fails, or what flipped did not concern the weights
    (load_damaged compares them). config.json has both its masks, model.safetensors one for each
    byte; training.safetensors the metadata and every third byte of the rest, which is alike. */
-static void every_header_byte_flipped(void)
-{
+static void every_header_byte_flipped(void) {
     char message[HMOE_MESSAGE_SIZE];
     uint64_t before = fingerprint(path("damaged"));
     for (int file = 0; file < 3; file++) {
@@ -750,13 +722,11 @@ static void every_header_byte_flipped(void)
     }
 }
 
-static void put_length(unsigned char *to, uint64_t n)
-{
+static void put_length(unsigned char *to, uint64_t n) {
     for (int i = 0; i < 8; i++) to[i] = (unsigned char)(n >> (8 * i));
 }
 
-static void hostile_headers(void)
-{
+static void hostile_headers(void) {
     static const uint64_t lengths[] = { 0, 1, (uint64_t)1 << 31, (uint64_t)1 << 32,
                                         (uint64_t)1 << 40, (uint64_t)1 << 63, UINT64_MAX,
                                         UINT64_MAX - 7, UINT64_MAX - 8 };
@@ -782,8 +752,7 @@ static void hostile_headers(void)
     }
 }
 
-static void wrong_tensors(void)
-{
+static void wrong_tensors(void) {
     static const char *const norm = "model.norm.weight", *const head = "lm_head.weight";
     for (int file = MODEL; file <= TRAINING; file += TRAINING - MODEL) {
         refuse_edit(file, norm, "F32", "F16", "model.norm.weight");
@@ -813,8 +782,7 @@ static void wrong_tensors(void)
 }
 
 /* The first description of a tensor's place in a file, as text. */
-static const char *offsets_of(int file, const char *name)
-{
+static const char *offsets_of(int file, const char *name) {
     static char text[2][60];
     static int turn;
     const unsigned char *at = good[file].data + 8, *end;
@@ -828,8 +796,7 @@ static const char *offsets_of(int file, const char *name)
 
 /* The first tensor begins at 0; moved, it overlaps the second or leaves a gap, lies beyond the end
    of the file, or has another size than its shape says. */
-static void wrong_offsets(void)
-{
+static void wrong_offsets(void) {
     static const char *const offsets[] = {
         "\"data_offsets\":[4,", "\"data_offsets\":[-4,", "\"data_offsets\":[99999999,",
         "\"data_offsets\":[18446744073709551600,", "\"data_offsets\":[1e3,",
@@ -845,8 +812,7 @@ static void wrong_offsets(void)
 }
 
 /* A run continues in the type it began in: a file of the other one is refused by name. */
-static void the_other_type(void)
-{
+static void the_other_type(void) {
     char message[HMOE_MESSAGE_SIZE];
     bytes b = { NULL, good[TRAINING].size };
     b.data = (unsigned char *)small_array(b.size);
@@ -864,8 +830,7 @@ static void the_other_type(void)
 
 /* The value that stands behind a key, as text; it ends at a comma or a line's end outside of
    brackets. */
-static size_t value_of(const char *key, size_t *length)
-{
+static size_t value_of(const char *key, size_t *length) {
     const char *text = (const char *)good[CONFIG].data, *at, *end;
     char quoted[100];
     int depth = 0;
@@ -880,8 +845,7 @@ static size_t value_of(const char *key, size_t *length)
     return (size_t)(at - text);
 }
 
-static bytes config_with(const char *key, const char *value)
-{
+static bytes config_with(const char *key, const char *value) {
     size_t length, at = value_of(key, &length), n = strlen(value);
     bytes b = { NULL, good[CONFIG].size - length + n };
     b.data = (unsigned char *)small_array(b.size);
@@ -891,8 +855,7 @@ static bytes config_with(const char *key, const char *value)
     return b;
 }
 
-static void refuse_value(const char *key, const char *value, const char *says)
-{
+static void refuse_value(const char *key, const char *value, const char *says) {
     bytes b = config_with(key, value);
     char where[100];
     sprintf(where, "(%s: %.40s)", key, value);
@@ -902,12 +865,11 @@ static void refuse_value(const char *key, const char *value, const char *says)
     test_context = "";
 }
 
-static void keys_missing_or_of_the_wrong_type(void)
-{
+static void keys_missing_or_of_the_wrong_type(void) {
     static const char *const keys[] = {
         "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "num_local_experts", "num_experts_per_tok", "intermediate_size",
-        "vocab_size", "max_position_embeddings", "rms_norm_eps", "rope_theta", "expert_sizes",
+        "vocab_size", "max_position_embeddings", "rms_norm_eps", "expert_sizes",
         "routing", "top_p", "norm_topk_prob", "noisy_gating", "lb_coef", "pp_coef", "ent_coef",
         "z_coef" };
     static const char *const nonsense[] = { "null", "{}", "\"x\"", "[1, 2]", "[[1]]", "nan" };
@@ -926,8 +888,21 @@ static void keys_missing_or_of_the_wrong_type(void)
     test_context = "";
 }
 
-static void values_out_of_range(void)
-{
+/* Newer files have rope_theta in an object, with what scales it; ours has it in both places. */
+static void rope_in_either_place(void) {
+    char message[HMOE_MESSAGE_SIZE];
+    bytes flat = edited(CONFIG, "rope_parameters", "\"rope_theta\"", "\"none\"");
+    bytes inner = edited(CONFIG, "", "\"rope_theta\"", "\"none\"");
+    bytes scaled = edited(CONFIG, "", "\"default\"", "\"yarn\"");
+    CHECK_INT(load_with(CONFIG, inner.data, inner.size, message), HMOE_OK);
+    refuse_file(CONFIG, flat.data, flat.size, "rope_parameters");
+    refuse_file(CONFIG, scaled.data, scaled.size, "rope_parameters");
+    refuse_value("rope_theta", "500000", "rope_theta");
+    free(flat.data), free(inner.data), free(scaled.data);
+    restore(CONFIG);
+}
+
+static void values_out_of_range(void) {
     static const char *const counts[] = { "hidden_size", "num_hidden_layers",
                                           "num_attention_heads", "num_local_experts",
                                           "num_experts_per_tok", "vocab_size",
@@ -960,8 +935,7 @@ static void values_out_of_range(void)
 }
 
 /* A configuration that is one, but not that of these weights. */
-static void widths_that_do_not_fit(void)
-{
+static void widths_that_do_not_fit(void) {
     static const struct { const char *key, *value; } cases[] = {
         { "expert_sizes", "[5, 2, 7, 2]" },  { "expert_sizes", "[2, 5, 7, 1]" },
         { "num_hidden_layers", "1" },        { "num_hidden_layers", "3" },
@@ -986,8 +960,7 @@ static void widths_that_do_not_fit(void)
 }
 
 /* Terabytes on paper, five kilobytes on disk: compared before anything is allocated. */
-static void terabytes_beside_a_small_file(void)
-{
+static void terabytes_beside_a_small_file(void) {
     static const struct { const char *key, *value; } cases[] = {
         { "hidden_size", "1048576" }, { "vocab_size", "1048576" },
         { "num_hidden_layers", "1024" }, { "expert_sizes", "[1000000, 20000, 20000, 1]" } };
@@ -1016,8 +989,7 @@ static void terabytes_beside_a_small_file(void)
 }
 
 /* Our own keys with something besides: whatever a value looks like, it must be one. */
-static void text_that_is_not_json(void)
-{
+static void text_that_is_not_json(void) {
     static const char *const wrong[] = {
         "", "{", "}", "[", "]", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "{\"a\" 1}", "{a:1}",
         "{'a':1}", "[1 2]", "[1,]", "[,1]", "[1}", "{\"a\":1]", "1e", "-", "--1",
@@ -1071,8 +1043,7 @@ static void text_that_is_not_json(void)
                 "hidden_size");
 }
 
-static void free_checkpoint(void)
-{
+static void free_checkpoint(void) {
     for (int i = 0; i < 3; i++) free(good[i].data);
     free(good_params);
     remove_checkpoint(path("damaged"));
@@ -1081,8 +1052,7 @@ static void free_checkpoint(void)
 
 /* ---- Saving. */
 
-static void save_to_nowhere(void)
-{
+static void save_to_nowhere(void) {
     hmoe_model m;
     char long_name[3000];
     make_model(&m);
@@ -1102,8 +1072,7 @@ static void save_to_nowhere(void)
 }
 
 /* A target that cannot be replaced: here a directory stands in its place. */
-static void save_over_the_impossible(void)
-{
+static void save_over_the_impossible(void) {
     for (int i = 0; i < 3; i++) {
         hmoe_model m;
         uint64_t before;
@@ -1127,8 +1096,7 @@ static void save_over_the_impossible(void)
 
 /* The disk is full after so many bytes: a limit on file sizes stands for it. The checkpoint that
    was there still loads, in one piece, and no half-written file is left. */
-static void full_disk(void)
-{
+static void full_disk(void) {
 #ifdef SIGXFSZ
     hmoe_model m, loaded;
     struct rlimit limit, saved;
@@ -1163,8 +1131,7 @@ static void full_disk(void)
 #endif
 }
 
-int main(void)
-{
+int main(void) {
     threads(1);
     if (!mkdtemp(directory)) { perror(directory); return 1; }
     TEST(bad_configurations);
@@ -1186,6 +1153,7 @@ int main(void)
     TEST(wrong_offsets);
     TEST(the_other_type);
     TEST(keys_missing_or_of_the_wrong_type);
+    TEST(rope_in_either_place);
     TEST(values_out_of_range);
     TEST(widths_that_do_not_fit);
     TEST(terabytes_beside_a_small_file);

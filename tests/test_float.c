@@ -18,8 +18,7 @@ static char directory[64] = "/tmp/hmoe-test-float-XXXXXX";
 
 static double directional(naive *slow, const hmoe_model *m, double *params,
                           const hmoe_tensor *tensor, const hmoe_real *direction,
-                          const int *tokens, const int *targets, int B, int T)
-{
+                          const int *tokens, const int *targets, int B, int T) {
     size_t n = (size_t)tensor->rows * tensor->cols;
     double *w = params + tensor->offset, *saved = (double *)small_array(n * sizeof *saved);
     double h = 1e-4, loss[2];
@@ -35,8 +34,7 @@ static double directional(naive *slow, const hmoe_model *m, double *params,
 }
 
 /* All experts, so that no step can cross a switch: who is chosen is tested elsewhere. */
-static void float_is_close_to_double(void)
-{
+static void float_is_close_to_double(void) {
     hmoe_config c = small_config();
     hmoe_model m;
     int *tokens, *targets, B = 2, T = 9;
@@ -78,8 +76,7 @@ static void float_is_close_to_double(void)
 /* ---- Runs. */
 
 /* A model with every kind of step in it, at a size where tiles, edges and threads all have work. */
-static hmoe_config run_config(hmoe_routing routing, int noisy)
-{
+static hmoe_config run_config(hmoe_routing routing, int noisy) {
     hmoe_config c = hmoe_default_config();
     c.V = 65, c.T = 24, c.C = 48, c.L = 2, c.NH = 4;
     CHECK_INT(hmoe_expert_sizes(c.H, c.E, 8 * 40, "arithmetic", NULL), HMOE_OK);
@@ -90,8 +87,7 @@ static hmoe_config run_config(hmoe_routing routing, int noisy)
 }
 
 /* Training steps `first` to `last` on batches that depend on the step alone. */
-static void train(hmoe_model *m, int first, int last)
-{
+static void train(hmoe_model *m, int first, int last) {
     enum { B = 3, T = 24 };
     hmoe_adamw adamw = hmoe_default_adamw();
     for (int step = first; step <= last; step++) {
@@ -111,14 +107,12 @@ static void train(hmoe_model *m, int first, int last)
     }
 }
 
-static void create_run(hmoe_model *m, const hmoe_config *c, uint64_t seed)
-{
+static void create_run(hmoe_model *m, const hmoe_config *c, uint64_t seed) {
     memset(m, 0, sizeof *m);
     if (!CHECK(!hmoe_create(m, c, seed, 3, 1))) printf("%s\n", m->message), exit(2);
 }
 
-static int same_bits(const hmoe_model *a, const hmoe_model *b)
-{
+static int same_bits(const hmoe_model *a, const hmoe_model *b) {
     size_t bytes = a->param_count * sizeof(hmoe_real);
     return a->param_count == b->param_count && a->step == b->step && a->tokens == b->tokens
         && a->seed == b->seed
@@ -129,8 +123,7 @@ static int same_bits(const hmoe_model *a, const hmoe_model *b)
         && !memcmp(a->exp_avg_sq, b->exp_avg_sq, bytes);
 }
 
-static void same_bits_for_any_number_of_threads(void)
-{
+static void same_bits_for_any_number_of_threads(void) {
     static const int counts[3] = { 1, 2, 5 };
     for (int rule = 0; rule < 3; rule++) {
         hmoe_config c = run_config(rule == 1 ? HMOE_TOP_P : HMOE_TOP_K, rule == 2);
@@ -147,8 +140,7 @@ static void same_bits_for_any_number_of_threads(void)
 }
 
 /* Generation too. */
-static void same_logits_for_any_number_of_threads(void)
-{
+static void same_logits_for_any_number_of_threads(void) {
     hmoe_config c = run_config(HMOE_TOP_K, 0);
     hmoe_model m;
     hmoe_real logits[2][65];
@@ -165,8 +157,7 @@ static void same_logits_for_any_number_of_threads(void)
     hmoe_free(&m);
 }
 
-static void same_bits_for_one_seed_only(void)
-{
+static void same_bits_for_one_seed_only(void) {
     hmoe_config c = run_config(HMOE_TOP_K, 1);
     hmoe_model a, b, other;
     create_run(&a, &c, 1);
@@ -183,8 +174,7 @@ static void same_bits_for_one_seed_only(void)
 
 /* ---- Checkpoints. */
 
-static const char *path(const char *sub, const char *file)
-{
+static const char *path(const char *sub, const char *file) {
     static char buffer[4][256];
     static int turn;
     turn = (turn + 1) % 4;
@@ -193,8 +183,7 @@ static const char *path(const char *sub, const char *file)
     return buffer[turn];
 }
 
-static int same_file(const char *a, const char *b)
-{
+static int same_file(const char *a, const char *b) {
     FILE *f = fopen(a, "rb"), *g = fopen(b, "rb");
     int x = 0, y = 0;
     long bytes = 0;
@@ -204,8 +193,7 @@ static int same_file(const char *a, const char *b)
     return f && g && x == y && bytes > 1;
 }
 
-static int remove_checkpoint(const char *sub)
-{
+static int remove_checkpoint(const char *sub) {
     remove(path(sub, "model.safetensors"));
     remove(path(sub, "config.json"));
     remove(path(sub, "training.safetensors"));
@@ -213,8 +201,7 @@ static int remove_checkpoint(const char *sub)
 }
 
 /* Saved after 3 steps, loaded, and 3 more = 6 steps without a break. */
-static void resumed_is_never_stopped(void)
-{
+static void resumed_is_never_stopped(void) {
     for (int rule = 0; rule < 2; rule++) {
         hmoe_config c = run_config(rule ? HMOE_TOP_P : HMOE_TOP_K, 1);
         hmoe_model straight, first, second;
@@ -242,8 +229,7 @@ static void resumed_is_never_stopped(void)
     }
 }
 
-static void save_load_save(void)
-{
+static void save_load_save(void) {
     static const char *const file[3] = { "model.safetensors", "config.json",
                                          "training.safetensors" };
     for (int i = 0; i < 4; i++) {
@@ -283,8 +269,7 @@ static void save_load_save(void)
 
 /* What is a Mixtral says so, and a configuration without our keys means equal widths, Top-K and
    normalised gates; what is none must not be opened as one. */
-static void mixtral_or_not(void)
-{
+static void mixtral_or_not(void) {
     static const char plain[] =
         "{ \"model_type\": \"mixtral\", \"hidden_size\": 48, \"num_hidden_layers\": 2,\n"
         "  \"num_attention_heads\": 4, \"num_key_value_heads\": 4, \"num_local_experts\": 8,\n"
@@ -331,8 +316,7 @@ static void mixtral_or_not(void)
 
 /* ---- Learning. */
 
-static void overfits_one_batch(void)
-{
+static void overfits_one_batch(void) {
     enum { N = 2 * 16 };
     static const char text[] = "To be, or not to be, that is the question: Whether 'tis nobler";
     hmoe_config c = hmoe_default_config();
@@ -368,8 +352,7 @@ static void overfits_one_batch(void)
     hmoe_free(&m);
 }
 
-int main(void)
-{
+int main(void) {
     if (!mkdtemp(directory)) { perror(directory); return 1; }
     threads(1);
     TEST(float_is_close_to_double);

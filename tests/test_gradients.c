@@ -24,8 +24,7 @@ typedef uint64_t (*choice_function)(void);     /* a fingerprint of who is chosen
 /* (8 (L(x+h) - L(x-h)) - (L(x+2h) - L(x-2h))) / 12h: the central difference with its h^2 error
    removed. Returns 0 if the choice of experts was not the same at all four points. */
 static int difference(double d[TERMS], hmoe_real *x, double h, int terms, loss_function loss,
-                      choice_function choice, uint64_t chosen)
-{
+                      choice_function choice, uint64_t chosen) {
     static const double at[4] = { 1, -1, 2, -2 }, factor[4] = { 8, -8, -1, 1 };
     hmoe_real saved = *x;
     int same = 1;
@@ -44,8 +43,7 @@ static int difference(double d[TERMS], hmoe_real *x, double h, int terms, loss_f
 /* The gradients dx[k] of x [n], k < terms, against differences of loss. */
 static void check_gradients(const char *name, hmoe_real *x, const hmoe_real *const *dx, size_t n,
                             int terms, const enum expected *expected, loss_function loss,
-                            choice_function choice)
-{
+                            choice_function choice) {
     double worst[TERMS] = { 0 }, largest[TERMS] = { 0 }, ignored[TERMS];
     size_t stride = n / MAX_ELEMENTS + 1;
     int tried = 0, checked = 0;
@@ -79,14 +77,12 @@ static void check_gradients(const char *name, hmoe_real *x, const hmoe_real *con
 }
 
 static void check_gradient(const char *name, hmoe_real *x, const hmoe_real *dx, size_t n,
-                           loss_function loss)
-{
+                           loss_function loss) {
     static const enum expected nonzero[1] = { NONZERO };
     check_gradients(name, x, &dx, n, 1, nonzero, loss, NULL);
 }
 
-static double dot(const hmoe_real *a, const hmoe_real *b, size_t n)
-{
+static double dot(const hmoe_real *a, const hmoe_real *b, size_t n) {
     double sum = 0;
     for (size_t i = 0; i < n; i++) sum += (double)a[i] * b[i];
     return sum;
@@ -102,14 +98,12 @@ static hmoe_routes routes;
 static int expert_start[4] = { 0, 3, 3, 10 };  /* the second expert has no rows */
 static int width[3] = { 4, 9, 17 };
 static hmoe_linear list[3];
-static void linear_loss(double *loss)
-{
+static void linear_loss(double *loss) {
     hmoe__linear_forward(list, 3);
     *loss = dot(c, y, 10 * 20);
 }
 
-static void linear(void)
-{
+static void linear(void) {
     int rows = 10, in = 5, ldx = 7, ldy = 20;
     hmoe_real *weights = random_reals(30 * 5, 1), *dweights = random_reals(30 * 5, 1);
     hmoe_real *before = reals(30 * 5), *dx = reals(10 * 7);
@@ -138,14 +132,12 @@ static void linear(void)
 }
 
 static int *tokens;
-static void embed_loss(double *loss)
-{
+static void embed_loss(double *loss) {
     hmoe__embed_forward(y, tokens, w, N, C);
     *loss = dot(c, y, (size_t)N * C);
 }
 
-static void embed(void)
-{
+static void embed(void) {
     N = 9, C = 6, V = 4;                       /* more tokens than vocabulary: rows add up */
     hmoe_real *dw = reals(V * C);
     tokens = random_tokens(N, V);
@@ -157,14 +149,12 @@ static void embed(void)
     free(dw); free(tokens); free(w); free(y); free(c);
 }
 
-static void norm_loss(double *loss)
-{
+static void norm_loss(double *loss) {
     hmoe__rmsnorm_forward(y, scratch, x, w, 1e-5, N, C);
     *loss = dot(c, y, (size_t)N * C);
 }
 
-static void rmsnorm(void)
-{
+static void rmsnorm(void) {
     static const int sizes[5][2] = { { 1, 2 }, { 7, 6 }, { 70, 33 }, { 3, 128 }, { 5, 1 } };
     for (int i = 0; i < 5; i++) {
         N = sizes[i][0], C = sizes[i][1];
@@ -187,16 +177,14 @@ static void rmsnorm(void)
 }
 
 static hmoe_real *angles;
-static void rope_loss(double *loss)
-{
+static void rope_loss(double *loss) {
     size_t n = (size_t)B * T * 3 * NH * hs;
     memcpy(y, x, n * sizeof *y);
     hmoe__rope(y, angles, 1, B, T, NH, hs);
     *loss = dot(c, y, n);
 }
 
-static void rope(void)
-{
+static void rope(void) {
     static const int sizes[4][4] = { { 1, 1, 1, 2 }, { 2, 5, 3, 4 }, { 1, 9, 1, 6 },
                                      { 2, 3, 2, 16 } };
     for (int i = 0; i < 4; i++) {
@@ -218,14 +206,12 @@ static void rope(void)
     }
 }
 
-static void attention_loss(double *loss)
-{
+static void attention_loss(double *loss) {
     hmoe__attention_forward(y, scratch, x, B, T, NH, hs);
     *loss = dot(c, y, (size_t)B * T * NH * hs);
 }
 
-static void attention(void)
-{
+static void attention(void) {
     static const int sizes[6][4] = { { 1, 1, 1, 2 }, { 2, 5, 3, 4 }, { 1, 9, 1, 6 },
                                      { 3, 2, 2, 2 }, { 1, 17, 2, 16 }, { 1, 67, 1, 2 } };
     for (int i = 0; i < 6; i++) {
@@ -241,8 +227,7 @@ static void attention(void)
 }
 
 /* Routes of N tokens among E experts from random logits. */
-static void random_routes(hmoe_routing routing, int K, double top_p, int norm)
-{
+static void random_routes(hmoe_routing routing, int K, double top_p, int norm) {
     routes = routes_create(N, E, routing == HMOE_TOP_K ? K : E);
     fill(routes.logits, (size_t)N * E, 1);
     hmoe__router_softmax(&routes, N, E);
@@ -252,8 +237,7 @@ static void random_routes(hmoe_routing routing, int K, double top_p, int norm)
 
 /* c stands for <W2^T dy>, the gradient of an expert's output before its gate. */
 static int H[5] = { 3, 1, 19, 8, 1 };
-static void swiglu_loss(double *loss)
-{
+static void swiglu_loss(double *loss) {
     int ldh = 19;
     *loss = 0;
     hmoe__swiglu_forward(y, x, &routes, H, E, ldh);
@@ -262,8 +246,7 @@ static void swiglu_loss(double *loss)
             *loss += routes.row_gate[r] * dot(c + r * ldh, y + r * ldh, H[e]);
 }
 
-static void swiglu(void)
-{
+static void swiglu(void) {
     N = 6, E = 5;
     int rows = 2 * N, ldh = 19;
     random_routes(HMOE_TOP_K, 2, 0, 0);
@@ -287,15 +270,13 @@ static void swiglu(void)
 }
 
 static int *targets;
-static void ce_loss(double *loss)
-{
+static void ce_loss(double *loss) {
     *loss = 0;
     hmoe__cross_entropy_forward(y, x, targets, N, V);
     for (int t = 0; t < N; t++) *loss += 0.7 * y[t];
 }
 
-static void cross_entropy(void)
-{
+static void cross_entropy(void) {
     static const int sizes[4][2] = { { 1, 2 }, { 5, 7 }, { 3, 65 }, { 2, 300 } };
     for (int i = 0; i < 4; i++) {
         N = sizes[i][0], V = sizes[i][1];
@@ -311,14 +292,12 @@ static void cross_entropy(void)
 
 /* Gather hands every expert its tokens; its backward is combine's, which adds up what they send
    back. (Combine's other half, the gate, is SwiGLU's.) */
-static void gather_loss(double *loss)
-{
+static void gather_loss(double *loss) {
     hmoe__gather(y, x, &routes, C, E);
     *loss = dot(c, y, (size_t)routes.expert_start[E] * C);
 }
 
-static void gather_and_combine(void)
-{
+static void gather_and_combine(void) {
     N = 7, E = 5, C = 6;
     random_routes(HMOE_TOP_P, 0, 0.6, 1);
     size_t rows = routes.expert_start[E], n = (size_t)N * C;
@@ -337,8 +316,7 @@ static hmoe_routing routing;
 static int K, norm;
 static double top_p, pull_entropy, pull_lse2;
 static hmoe_real *pull_P;
-static uint64_t routes_choice(void)
-{
+static uint64_t routes_choice(void) {
     uint64_t choice = 0;
     for (int t = 0; t < N; t++) {
         const int *S = routes.expert + t * routes.slots;
@@ -349,8 +327,7 @@ static uint64_t routes_choice(void)
     return choice;
 }
 
-static void router_loss(double *loss)
-{
+static void router_loss(double *loss) {
     /* a gate counts by what its expert makes of it, wherever its row may be */
     memcpy(routes.logits, x, (size_t)N * E * sizeof *x);
     hmoe__router_softmax(&routes, N, E);
@@ -367,8 +344,7 @@ static void router_loss(double *loss)
     }
 }
 
-static void router_case(int with_gates, int with_P, int with_entropy, int with_lse)
-{
+static void router_case(int with_gates, int with_P, int with_entropy, int with_lse) {
     static const enum expected expected[2] = { NONZERO, ZERO };
     size_t n = (size_t)N * E;
     int zero = 1;
@@ -399,8 +375,7 @@ static void router_case(int with_gates, int with_P, int with_entropy, int with_l
     routes_free(&routes);
 }
 
-static void router(void)
-{
+static void router(void) {
     static const int sizes[5][3] = { { 5, 4, 2 }, { 6, 8, 1 }, { 4, 3, 3 }, { 2, 1, 1 },
                                      { 1, 9, 5 } };
     char where[80];
@@ -420,15 +395,13 @@ static void router(void)
 }
 
 /* Noisy gating: r += n * gain * softplus(raw) / rms(softplus(raw)); here x is raw, w the gain. */
-static void noise_loss(double *loss)
-{
+static void noise_loss(double *loss) {
     memset(routes.logits, 0, (size_t)N * E * sizeof *routes.logits);
     hmoe__noise_forward(&routes, x, w, 1e-5, 77, 3, N, E);
     *loss = dot(c, routes.logits, (size_t)N * E);
 }
 
-static void noise(void)
-{
+static void noise(void) {
     N = 5, E = 6;
     size_t n = (size_t)N * E;
     hmoe_real *dx = reals(n), *dw = reals(E);
@@ -449,8 +422,7 @@ static void noise(void)
 static hmoe_model model;
 static int unused_experts;                     /* seen in all cases together */
 
-static void model_loss(double loss[TERMS])
-{
+static void model_loss(double loss[TERMS]) {
     hmoe_status status = hmoe_forward(&model, HMOE_TRAIN, tokens, targets, B, T);
     const hmoe_losses *l = &model.losses;
     CHECK(status == HMOE_OK);
@@ -458,8 +430,7 @@ static void model_loss(double loss[TERMS])
     loss[TOTAL] = l->total;
 }
 
-static uint64_t model_choice(void)
-{
+static uint64_t model_choice(void) {
     static hmoe_route route;
     uint64_t choice = 0;
     for (int l = 0; l < model.config.L; l++)
@@ -473,8 +444,7 @@ static uint64_t model_choice(void)
 }
 
 /* The gradient of a loss by itself: of the total with its coefficient as 1, minus that without. */
-static hmoe_real *model_gradient(int term)
-{
+static hmoe_real *model_gradient(int term) {
     double *coef[TERMS] = { NULL, &model.config.lb_coef, &model.config.pp_coef,
                             &model.config.ent_coef, &model.config.z_coef, NULL };
     hmoe_config saved = model.config;
@@ -500,8 +470,7 @@ typedef struct facts {
     int moves[TERMS];                          /* this layer's part of a loss has a gradient */
 } facts;
 
-static facts layer_facts(int l)
-{
+static facts layer_facts(int l) {
     static hmoe_route route;
     facts f;
     const hmoe_config *cfg = &model.config;
@@ -523,8 +492,7 @@ static facts layer_facts(int l)
     return f;
 }
 
-static enum expected expect(const hmoe_tensor *t, int term, const facts *f)
-{
+static enum expected expect(const hmoe_tensor *t, int term, const facts *f) {
     int L = model.config.L, l = -1, e = -1, from, terms_below = 0, own = 0;
     const char *expert = strstr(t->name, ".experts.");
     int router = strstr(t->name, ".gate.") || strstr(t->name, ".noise");
@@ -547,8 +515,7 @@ static enum expected expect(const hmoe_tensor *t, int term, const facts *f)
     return terms_below ? NONZERO : ZERO;
 }
 
-static void check_model(const hmoe_config *config, double router_scale)
-{
+static void check_model(const hmoe_config *config, double router_scale) {
     facts *f = (facts *)small_array(config->L * sizeof *f);
     hmoe_real *gradient[TERMS];
     char where[200];
@@ -586,8 +553,7 @@ static void check_model(const hmoe_config *config, double router_scale)
 }
 
 /* Every routing rule with every gate rule, without and with noise. */
-static void model_rules(hmoe_routing rule)
-{
+static void model_rules(hmoe_routing rule) {
     for (int i = 0; i < 6; i++) {
         hmoe_config config = small_config();
         config.routing = rule;
@@ -603,8 +569,7 @@ static void model_top_p(void) { model_rules(HMOE_TOP_P); }
 
 /* One expert per token: the raw gate is the default, and the one through which the router learns;
    normalised, the gate is 1 and the router's gradient from the cross-entropy zero. */
-static void model_one_expert_per_token(void)
-{
+static void model_one_expert_per_token(void) {
     hmoe_config config = small_config();
     config.K = 1;
     B = 2, T = 3;
@@ -616,8 +581,7 @@ static void model_one_expert_per_token(void)
     check_model(&config, 0.5);
 }
 
-static void model_all_experts(void)
-{
+static void model_all_experts(void) {
     hmoe_config config = small_config();
     B = 1, T = 5;
     config.K = config.E;
@@ -629,8 +593,7 @@ static void model_all_experts(void)
     check_model(&config, 0.5);
 }
 
-static void model_edge_sizes(void)
-{
+static void model_edge_sizes(void) {
     hmoe_config config = small_config();
     config.E = config.K = 1;                   /* a dense model */
     B = 2, T = 3;
@@ -648,8 +611,7 @@ static void model_edge_sizes(void)
     check_model(&config, 0.5);
 }
 
-static void model_random_sizes(void)
-{
+static void model_random_sizes(void) {
     for (int i = 0; i < 24; i++) {
         hmoe_config config = small_config();
         config.NH = pick(1, 3);
@@ -670,8 +632,7 @@ static void model_random_sizes(void)
 }
 
 /* backward adds `scale` times the gradient to what is there. */
-static void scale_and_accumulation(void)
-{
+static void scale_and_accumulation(void) {
     hmoe_config config = small_config();
     double ignored[TERMS];
     hmoe_real *once, *sum;
@@ -692,8 +653,7 @@ static void scale_and_accumulation(void)
     hmoe_free(&model);
 }
 
-int main(void)
-{
+int main(void) {
     threads(1);
     TEST(linear);
     TEST(embed);

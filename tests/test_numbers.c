@@ -12,8 +12,7 @@
    A model whose attention is off and whose embedding of token v is a long one-hot vector: after
    RMSNorm it is sqrt(C) in dimension v, so column v of the router's matrix, times sqrt(C), is what
    token v gets as logits. */
-static void one_hot_create(hmoe_model *m, const hmoe_config *c)
-{
+static void one_hot_create(hmoe_model *m, const hmoe_config *c) {
     hmoe_real *embedding, *output;
     small_create(m, c, 1);
     embedding = m->params + naive_find(m, "model.embed_tokens.weight")->offset;
@@ -25,8 +24,7 @@ static void one_hot_create(hmoe_model *m, const hmoe_config *c)
     }
 }
 
-static void set_router(hmoe_model *m, int token, const double *P, double log_sum)
-{
+static void set_router(hmoe_model *m, int token, const double *P, double log_sum) {
     const hmoe_config *c = &m->config;
     for (int l = 0; l < c->L; l++) {
         const char *name = "model.layers.%d.block_sparse_moe.gate.weight";
@@ -36,8 +34,7 @@ static void set_router(hmoe_model *m, int token, const double *P, double log_sum
     }
 }
 
-static void losses_at_hand_made_routes(void)
-{
+static void losses_at_hand_made_routes(void) {
     static const double P[4][4] = { { 0.5, 0.25, 0.125, 0.125 }, { 0.1, 0.2, 0.3, 0.4 },
                                     { 0.25, 0.25, 0.25, 0.25 }, { 0.05, 0.8, 0.1, 0.05 } };
     static const double log_sum[4] = { 0, 1, -2, 0.5 };
@@ -74,8 +71,7 @@ static void losses_at_hand_made_routes(void)
 }
 
 /* A router of zeros has no preference: P = 1/E for everyone. */
-static void losses_at_uniform_routing(void)
-{
+static void losses_at_uniform_routing(void) {
     static const int tokens[6] = { 3, 1, 4, 1, 5, 9 };
     hmoe_config c = small_config();
     for (int E = 1; E <= 9; E += 2)
@@ -102,8 +98,7 @@ static void losses_at_uniform_routing(void)
 }
 
 /* Equal widths: the parameter penalty is load balancing, at any routes, and in its gradient. */
-static void penalty_of_equal_widths_is_load_balancing(void)
-{
+static void penalty_of_equal_widths_is_load_balancing(void) {
     hmoe_config c = small_config();
     int *tokens = random_tokens(12, c.V);
     hmoe_real *gradient = NULL;
@@ -132,14 +127,12 @@ static void penalty_of_equal_widths_is_load_balancing(void)
 /* ---- The choice. */
 
 static void choose(hmoe_routes *r, const double *P, int E, hmoe_routing routing, int K,
-                   double top_p, int norm)
-{
+                   double top_p, int norm) {
     for (int e = 0; e < E; e++) r->P[e] = P[e];
     hmoe__choose(r, routing, K, top_p, norm, 1, E);
 }
 
-static void ties_go_to_the_lowest_index(void)
-{
+static void ties_go_to_the_lowest_index(void) {
     static const double P[6] = { 0.125, 0.25, 0.125, 0.25, 0.125, 0.125 };
     static const int order[6] = { 1, 3, 0, 2, 4, 5 };
     for (int K = 1; K <= 6; K++) {
@@ -155,8 +148,7 @@ static void ties_go_to_the_lowest_index(void)
 }
 
 /* The shortest prefix, by descending P, whose sum reaches p. All of these sums are exact. */
-static void top_p_takes_the_shortest_prefix(void)
-{
+static void top_p_takes_the_shortest_prefix(void) {
     static const double P[5] = { 0.0625, 0.25, 0.5, 0.125, 0.0625 };
     static const int order[5] = { 2, 1, 3, 0, 4 };
     static const struct { double p; int count; } cases[] = {
@@ -178,8 +170,7 @@ static void top_p_takes_the_shortest_prefix(void)
 }
 
 /* p = 1 does not add up at all: rounding could stop the sum short of 1, or reach it early. */
-static void top_p_of_one_takes_all(void)
-{
+static void top_p_of_one_takes_all(void) {
     static const double P[4] = { 1, 1e-30, 0, 1e-20 };
     hmoe_routes r = routes_create(1, 4, 4);
     choose(&r, P, 4, HMOE_TOP_P, 0, 1, 0);
@@ -247,8 +238,7 @@ static const struct { int E; long long total; const char *strategy; int H[16]; }
     { 4, 240, "9,11,13,15", { 48, 56, 64, 72 } },
 };
 
-static void sizes_worked_out(void)
-{
+static void sizes_worked_out(void) {
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         int H[HMOE_MAX_EXPERTS];
         char message[HMOE_MESSAGE_SIZE] = "";
@@ -260,8 +250,7 @@ static void sizes_worked_out(void)
     test_context = "";
 }
 
-static void sizes_keep_the_total(void)
-{
+static void sizes_keep_the_total(void) {
     static const char *const strategies[] = { "homogeneous", "arithmetic", "geometric", "hybrid",
                                               "modse" };
     for (int i = 0; i < 100; i++) {
@@ -283,8 +272,7 @@ static void sizes_keep_the_total(void)
     }
 }
 
-static void sizes_refused(void)
-{
+static void sizes_refused(void) {
     static const struct { int E; long long total; const char *strategy, *says; } cases[] = {
         { 8, 7, "arithmetic", "7" },       { 8, 0, "homogeneous", "0" },
         { 8, -5, "geometric", "-5" },      { 0, 100, "arithmetic", "0" },
@@ -313,8 +301,7 @@ static void sizes_refused(void)
 
 /* ---- What the model is made of. */
 
-static void tensor_is(const hmoe_model *m, const char *name, int rows, int cols, size_t *count)
-{
+static void tensor_is(const hmoe_model *m, const char *name, int rows, int cols, size_t *count) {
     const hmoe_tensor *t = naive_find(m, "%s", name);
     test_context = name;
     CHECK_INT(t->rows, rows);
@@ -325,8 +312,7 @@ static void tensor_is(const hmoe_model *m, const char *name, int rows, int cols,
 }
 
 /* Names and shapes are those of a Mixtral checkpoint, and there is nothing besides. */
-static void tensors(void)
-{
+static void tensors(void) {
     for (int noisy = 0; noisy < 2; noisy++) {
         hmoe_config c = small_config();
         hmoe_model m;
@@ -370,8 +356,7 @@ static void tensors(void)
 }
 
 /* N(0, 0.02), those that write to the residual stream over sqrt(2L); gains 1, noise 0. */
-static void initial_weights(void)
-{
+static void initial_weights(void) {
     hmoe_config c = hmoe_default_config();
     hmoe_model m;
     c.V = 65;
@@ -398,8 +383,7 @@ static void initial_weights(void)
 }
 
 /* What random numbers depend on, all of it; and that they are what they should be. */
-static void random_numbers(void)
-{
+static void random_numbers(void) {
     enum { DRAWS = 20000 };
     double mean = 0, square = 0, fourth = 0;
     CHECK(hmoe_random(1, 2, 3, 4) == hmoe_random(1, 2, 3, 4));
@@ -414,7 +398,7 @@ static void random_numbers(void)
         CHECK(ones > 400 && ones < 600);
     }
     for (int i = 0; i < DRAWS; i++) {
-        double n = hmoe__normal(3, 5, i / 7, i % 7);
+        double n = hmoe_normal(3, 5, i / 7, i % 7);
         mean += n / DRAWS;
         square += n * n / DRAWS;
         fourth += n * n * n * n / DRAWS;
@@ -431,8 +415,7 @@ static void random_numbers(void)
      w -= lr * (m / (1 - b1^s) / (sqrt(v / (1 - b2^s)) + 1e-8) + decay * w)
    with lr 0.1, b1 0.9, b2 0.99, decay 0.1, clip 1. One weight of a matrix, one of a norm (which
    does not decay), one of a matrix whose gradient is 0 (which only decays); norms 5, 0.22, 10. */
-static void adamw_for_three_steps(void)
-{
+static void adamw_for_three_steps(void) {
     static const double gradient[3][3] = { { 3, 4, 0 }, { 0.1, -0.2, 0 }, { -6, 8, 0 } };
     static const double norm[3] = { 5, 0.22360679774997896, 10 };
     static const double expected[3][3] = {
@@ -463,8 +446,7 @@ static void adamw_for_three_steps(void)
     hmoe_free(&m);
 }
 
-static void clip_of_zero_clips_nothing(void)
-{
+static void clip_of_zero_clips_nothing(void) {
     hmoe_config c = small_config();
     hmoe_adamw adamw = { 0.1, 0, 0, 0, 0 };        /* moments that forget: v is the last g^2 */
     hmoe_model m;
@@ -482,8 +464,7 @@ static void clip_of_zero_clips_nothing(void)
     hmoe_free(&m);
 }
 
-static void schedule(void)
-{
+static void schedule(void) {
     CHECK_NEAR(hmoe_learning_rate(1, 100, 1000, 1e-3, 1e-4), 1e-5, 1e-12, 0);
     CHECK_NEAR(hmoe_learning_rate(50, 100, 1000, 1e-3, 1e-4), 5e-4, 1e-12, 0);
     CHECK_NEAR(hmoe_learning_rate(100, 100, 1000, 1e-3, 1e-4), 1e-3, 1e-12, 0);
@@ -502,8 +483,7 @@ static void schedule(void)
 
 /* Two steps on 8 sequences at once, or as 4 micro-batches of 2: noise, gradients and weights are
    the same. (Load balancing and the penalty are off: their f_e is that of each micro-batch.) */
-static void accumulation(void)
-{
+static void accumulation(void) {
     hmoe_config c = small_config();
     hmoe_adamw adamw = { 0.05, 0.9, 0.99, 0.1, 1 };
     hmoe_model whole, cut;
@@ -550,8 +530,7 @@ static void accumulation(void)
 }
 
 /* The noise is there while training, and only then; it is another in every step and sequence. */
-static void noise_only_in_training(void)
-{
+static void noise_only_in_training(void) {
     hmoe_config c = small_config();
     hmoe_adamw still = { 0, 0.9, 0.99, 0, 1 };     /* lr 0: the weights stay */
     hmoe_model m;
@@ -585,8 +564,7 @@ static void noise_only_in_training(void)
 
 /* ---- What a run reports. */
 
-static void usage_is_what_the_routes_say(void)
-{
+static void usage_is_what_the_routes_say(void) {
     for (int rule = 0; rule < 2; rule++) {
         hmoe_config c = small_config();
         hmoe_model m;
@@ -644,8 +622,7 @@ static void usage_is_what_the_routes_say(void)
 }
 
 /* Attention, norms, router, head, one embedding row, and the chosen experts' 3 C H[e]. */
-static void activated_parameters(void)
-{
+static void activated_parameters(void) {
     hmoe_config c = small_config();                /* V 11, C 8, L 2, E 4, widths 5 2 7 1 */
     hmoe_model m;
     hmoe_usage u;
@@ -672,8 +649,7 @@ static void activated_parameters(void)
 /* Training costs 6 FLOPs per activated parameter and token, and attention: queries with keys and
    probabilities with values, 4 C for each pair of tokens, three times that with the backward pass,
    (T + 1) / 2 pairs per token and layer. */
-static void training_flops(void)
-{
+static void training_flops(void) {
     hmoe_config c = small_config();
     hmoe_model m;
     int *tokens = random_tokens(12, c.V);
@@ -696,8 +672,7 @@ static void training_flops(void)
     free(tokens);
 }
 
-static void distinct_bytes(void)
-{
+static void distinct_bytes(void) {
     hmoe_config c = hmoe_default_config();
     unsigned char all[1000];
     CHECK_INT(hmoe_byte_vocab(&c, (const unsigned char *)"to be\xff\n", 7, NULL), HMOE_OK);
@@ -710,8 +685,7 @@ static void distinct_bytes(void)
     for (int i = 0; i < 256; i++) CHECK_INT(c.vocab[i], i);
 }
 
-int main(void)
-{
+int main(void) {
     threads(1);
     TEST(losses_at_hand_made_routes);
     TEST(losses_at_uniform_routing);

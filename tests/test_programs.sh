@@ -210,6 +210,12 @@ check "and repeats what it must" [ "${command#*--lr 0.005}" != "$command" ]
 step=$(tail -n 1 q/log.csv | cut -d , -f 1)
 check "and works" gives 0 "^final: " sh -c "$command --steps $((step + 2))"
 
+"$train_tiny" --data text $model $recipe $endless --out lost >said 2>stderr & running=$!
+wait_for_rows lost/log.csv.new 3
+rm -rf lost; kill -INT $running; wait $running; status=$?; running=
+check "a lost directory: status 1" [ $status -eq 1 ]
+check "a lost directory is said" grep -q "lost/log.csv.new is gone" stderr
+
 # --- what goes wrong leaves what was there --------------------------------------------------------
 state b >before
 check "NaN" gives 1 "step .*--lr" train --out b --lr 1e30 --min-lr 1e30 --steps 20
@@ -281,6 +287,8 @@ check "strange prompt" gives 1 "byte 90 (0x5a) at offset 3" write --prompt "to Z
 check "strange text" gives 1 "offset 3004" write --score text-Z
 check "one byte to score" gives 1 "at least 2" write --score empty
 check "no file to score" gives 1 "cannot read" write --score nothing
+cp -r a wordless; sed '/"vocab"/d' a/config.json >wordless/config.json
+check "a model without bytes" gives 1 "no vocab" "$generate" wordless
 check "no model" gives 1 "none" "$generate" none
 tail -c 300 text >validation
 check "--score" gives 0 "^nll [0-9.]* nats/token over 299 tokens$" write --score validation
