@@ -28,6 +28,7 @@ help:
 	@echo 'make run DATA=F   the same with a text of your own; ARGS="--steps 500" for more options'
 	@echo 'make test         prove that the mathematics is right: less than a minute, no network'
 	@echo 'make test-full    the same, and once more under the address and undefined sanitizers'
+	@echo 'make test-long    train with six seeds, ten minutes, and compare with another program'
 	@echo 'make train_tiny   build the trainer: ./train_tiny --help'
 	@echo 'make generate     build the writer: ./generate --help'
 	@echo 'make data         fetch tinyshakespeare, 1 MB'
@@ -135,9 +136,12 @@ test-full: all
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
 		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/test_programs.sh
 
+test-long: $(BIN)train_tiny data
+	@$(RUN_TESTS) BIN=$(BIN) tests/test_learning.sh
+
 clean:
 	rm -rf build train_tiny generate
 
 always:
 
-.PHONY: help all data run test test-full clean always
+.PHONY: help all data run test test-full test-long clean always

@@ -59,8 +59,8 @@ static cli_option options[] = {
     { "--batch", CLI_INT, &set.batch, "[1, 16777216]", "12", "sequences in a micro-batch", 0 },
     { "--accum", CLI_INT, &set.accum, "[1, 1000000]", "1", "micro-batches in a step", 0 },
     { "--lr", CLI_REAL, &set.adamw.lr, "[0, inf)", "0.002", "highest learning rate", 0 },
-    { "--min-lr", CLI_REAL, &set.min_lr, "[0, inf)", "0.0002", "the last one, at most --lr", 0 },
-    { "--warmup", CLI_INT, &set.warmup, "[0, 1000000000]", "100", "steps up to --lr", 0 },
+    { "--min-lr", CLI_REAL, &set.min_lr, "[0, inf)", "0", "the last one, at most --lr", 0 },
+    { "--warmup", CLI_INT, &set.warmup, "[0, 1000000000]", "half of all", "steps up to --lr", 0 },
     { "--weight-decay", CLI_REAL, &set.adamw.weight_decay, "[0, inf)", "0.1", "of matrices", 0 },
     { "--beta1", CLI_REAL, &set.adamw.beta1, "[0, 1)", "0.9", "AdamW's first moment", 0 },
     { "--beta2", CLI_REAL, &set.adamw.beta2, "[0, 1)", "0.99", "AdamW's second moment", 0 },
@@ -106,6 +106,7 @@ static void read_options(int argc, char **argv) {
         cli_fail(2, "--min-lr %s: is above --lr, %.9g", GIVEN("--min-lr"), set.adamw.lr);
     if (set.min_lr > set.adamw.lr) set.min_lr = set.adamw.lr;
     if (!GIVEN("--k") && c->E < c->K) c->K = c->E;
+    if (!GIVEN("--warmup")) set.warmup = (set.steps + 1) / 2;
     if (!GIVEN("--ent") && held.routing) c->ent_coef = 0.03;
     c->routing = held.routing ? HMOE_TOP_P : HMOE_TOP_K;
     if (GIVEN("--gate")) c->gate = held.gate ? HMOE_GATE_RAW : HMOE_GATE_NORM;
@@ -341,8 +342,9 @@ static int evaluate(run *r, double *loss) {
     if (status || !isfinite(*loss)) give_up(r, status, m->step);
     int best = *loss < m->best_val_loss;
     if (best) m->best_val_loss = *loss;
-    printf("step %lld: validation loss %.6f%s; %.0f parameters activated, %.3g training FLOPs\n",
-           (long long)m->step, *loss, best ? ", lowest so far" : "", hmoe_activated(m), m->flops);
+    printf("step %lld: validation loss %.6f%s; %.0f activated, %.2f TFLOPs so far\n",
+           (long long)m->step, *loss, best ? ", lowest yet" : "", hmoe_activated(m),
+           m->flops / 1e12);
     draw_experts(m);
     status = cli_write(m, &first, 1, 200, &how, put_sample);
     put_sample('\n');
