@@ -5,6 +5,7 @@ set -u
 LC_ALL=C; export LC_ALL
 case ${BIN:-} in /*) ;; *) BIN=$PWD/${BIN:-} ;; esac
 train_tiny=${BIN}train_tiny generate=${BIN}generate
+tests=$(cd "$(dirname "$0")" && pwd)
 here=$(mktemp -d "${TMPDIR:-/tmp}/hmoe-programs-XXXXXX") || exit 1
 running=
 trap 'if [ -n "$running" ]; then kill -9 "$running"; fi 2>/dev/null; rm -rf "$here"' EXIT
@@ -295,6 +296,15 @@ check "--score" gives 0 "^nll [0-9.]* nats/token over 299 tokens$" write --score
 nll=$(cut -d ' ' -f 2 stdout)
 train --resume --steps 0 --out a >stdout
 check "--score is train_tiny's final loss" near "$nll" "$(sed -n 's/^final: val_loss \([0-9.]*\).*/\1/p' stdout)"
+
+# --- the README ------------------------------------------------------------------------------------
+readme=$(dirname "$tests")/README.md
+for option in $(grep -o -e '--[a-z][a-z-]*' "$readme" | sort -u); do
+    check "README: $option is an option" sh -c '{ "$1" --help; "$2" --help; } | grep -q -e "^  $3 "' \
+        sh "$train_tiny" "$generate" "$option"
+done
+"$train_tiny" --data text --steps 0 --out readme --threads 1 >said 2>stderr
+check "README: the default widths" grep -qF "$(grep '^experts  ' said)" "$readme"
 
 echo "test_programs: $passed passed, $failed failed"
 [ "$failed" -eq 0 ]
