@@ -59,7 +59,7 @@ static void speak(hmoe_model *m) {
         for (size_t i = 0; i < n; i++) put(set.prompt[i]);
     }
     if (cli_write(m, prompt, n, set.n, &set.sampling, put)) cli_fail(1, "%s", m->message);
-    if (isatty(STDOUT_FILENO)) put('\n');            /* elsewhere these are the model's bytes alone */
+    if (isatty(STDOUT_FILENO)) put('\n');   /* elsewhere these are the model's bytes alone */
     free(prompt);
 }
 
