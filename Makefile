@@ -29,6 +29,7 @@ help:
 	@echo 'make test         prove that the mathematics is right: less than a minute, no network'
 	@echo 'make test-full    the same, and once more under the address and undefined sanitizers'
 	@echo 'make test-long    train with six seeds, ten minutes, and compare with another program'
+	@echo 'make bench        measure speed, a minute; PROFILE=1 adds where the time goes'
 	@echo 'make train_tiny   build the trainer: ./train_tiny --help'
 	@echo 'make generate     build the writer: ./generate --help'
 	@echo 'make data         fetch tinyshakespeare, 1 MB'
@@ -36,7 +37,7 @@ help:
 	@echo
 	@echo 'CC=clang CFLAGS=... DEBUG=1 (sanitizers) OPENMP=0 (one thread) change how it is built.'
 
-all: $(BIN)train_tiny $(BIN)generate $(TESTS)
+all: $(BIN)train_tiny $(BIN)generate $(TESTS) $(BUILD)/bench
 
 # --- what the compiler can do ---------------------------------------------------------------------
 
@@ -139,9 +140,16 @@ test-full: all
 test-long: $(BIN)train_tiny data
 	@$(RUN_TESTS) BIN=$(BIN) tests/test_learning.sh
 
+# Not one of the tests: a time is no proof, and other jobs disturb it.
+$(BUILD)/bench: tests/bench.c hmoe.h $(BUILD)/flags
+	$(COMPILE) -o $@ tests/bench.c $(LINK)
+
+bench: $(BUILD)/bench
+	@$(BUILD)/bench
+
 clean:
 	rm -rf build train_tiny generate
 
 always:
 
-.PHONY: help all data run test test-full test-long clean always
+.PHONY: help all data run test test-full test-long bench clean always
