@@ -1,16 +1,19 @@
-/* bench.c - how near the machine's limit is training, and generation? `make bench` runs it, in about
-   a minute; nothing else should run meanwhile.
+/* bench.c - how near the machine's limit is training, and generation? `make bench` runs it, about a
+   minute; nothing else should run meanwhile.
 
    The limit is measured first: multiply-adds that stay in registers, on all threads. A training
    step is counted at 6 FLOPs per activated parameter (as the routing chose) and token. Each number
-   is the median of several repeats, after a warm-up. Lines that begin with "bench" are for programs.
-   PROFILE in the environment: also the share of each kind of step, timed around the table of steps
-   through which all of them are called. */
+   is the median of several repeats, after a warm-up. Lines that begin with "bench" are for
+   programs. PROFILE in the environment: also the share of each kind of step, timed around the table
+   of steps through which all of them are called. */
 #define HMOE_IMPLEMENTATION
 #include "../hmoe.h"
 #include <time.h>
 #ifdef _OPENMP
 #include <omp.h>
+#endif
+#ifdef __clang__   /* as in hmoe.h */
+#pragma clang diagnostic ignored "-Wpass-failed"
 #endif
 
 static double now(void) {
@@ -95,8 +98,8 @@ static void products(int M, int N, int K) {
     double rate[REPEATS];
     if (!x) exit(1);
     for (size_t i = 0; i < n; i++) x[i] = (hmoe_real)(i % 7) * (hmoe_real)0.01;
-    hmoe_linear map = hmoe__dense(x, x + (size_t)M * K, x + (size_t)M * K + (size_t)N * K, K, N, rows,
-                                  0);
+    hmoe_real *w = x + (size_t)M * K, *y = w + (size_t)N * K;
+    hmoe_linear map = hmoe__dense(x, w, y, K, N, rows, 0);
     printf("product  %4d x %4d x %4d ", M, N, K);
     for (int f = 0; f < 3; f++) {
         for (int r = 0; r < REPEATS; r++) {
@@ -202,7 +205,7 @@ static void generation(const hmoe_config *c, const char *name) {
     hmoe_free(&m);
 }
 
-/* --- the profile: a table of steps whose functions take the time of the CPU's ------------------ */
+/* --- the profile: a table of steps whose functions take the time of the CPU's ---------------- */
 
 enum { PRODUCTS, ATTENTION, LAYERS, ROUTER, EXPERTS, LOSS, OPTIMIZER, MEMORY, PARTS };
 static const char *const part_names[PARTS] = { "products", "attention", "norm, RoPE, embedding",
