@@ -1387,16 +1387,18 @@ static void hmoe__combine_forward(hmoe_real *y, const hmoe_real *x, const hmoe_r
     }
 }
 
-/* dx_t += sum over S[t] of drows: what experts send back through gather (the gates are in it) */
+/* dx_t = sum over S[t] of drows: what experts send back through gather (the gates are in it) */
 static void hmoe__combine_backward(hmoe_real *dx, const hmoe_real *drows,
                                    const hmoe_routes *routes, int N, int C) {
     HMOE__PARALLEL_FOR(N)
-    for (int t = 0; t < N; t++)
+    for (int t = 0; t < N; t++) {
+        hmoe_real *dx_t = dx + (size_t)t * C;
         for (int s = 0; s < routes->count[t]; s++) {
             const hmoe_real *row = drows + (size_t)routes->row[(size_t)t * routes->slots + s] * C;
             HMOE__SIMD
-            for (int i = 0; i < C; i++) dx[(size_t)t * C + i] += row[i];
+            for (int i = 0; i < C; i++) dx_t[i] = s ? dx_t[i] + row[i] : row[i];
         }
+    }
 }
 
 /* ---------------------------------------------------------------------------------------------
@@ -2076,7 +2078,6 @@ static void hmoe__moe_block_backward(hmoe_model *m, int l, int N, double scale) 
     s->linear_backward_weight(list, E);                    /* dW13 += du^T n */
     hmoe__up_list(list, m, ly, m->params, drows);
     s->linear_backward_input(list, E);                     /* dn of each row = du W13 */
-    s->zero(b->dn, (size_t)N * C * sizeof(hmoe_real));
     s->combine_backward(b->dn, drows, &ly->routes, N, C);
     hmoe__router_backward_block(m, l, N, scale);
     s->rmsnorm_backward(b->dx, m->grads + ly->w_norm2, b->dn, ly->x2, m->params + ly->w_norm2,

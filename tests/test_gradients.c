@@ -301,13 +301,11 @@ static void gather_and_combine(void) {
     N = 7, E = 5, C = 6;
     random_routes(HMOE_TOP_P, 0, 0.6, 1);
     size_t rows = routes.expert_start[E], n = (size_t)N * C;
-    hmoe_real *dx = random_reals(n, 1), *dx0 = reals(n);
+    hmoe_real *dx = random_reals(n, 1);   /* replaced */
     x = random_reals(n, 1), y = reals(rows * C), c = random_reals(rows * C, 1);
-    memcpy(dx0, dx, n * sizeof *dx);
     hmoe__combine_backward(dx, c, &routes, N, C);
-    for (size_t i = 0; i < n; i++) dx[i] -= dx0[i];
     check_gradient("gather x", x, dx, n, gather_loss);
-    free(dx); free(dx0); free(x); free(y); free(c);
+    free(dx); free(x); free(y); free(c);
     routes_free(&routes);
 }
 
