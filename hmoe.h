@@ -1273,6 +1273,9 @@ static void hmoe__dispatch(const hmoe_routes *routes, int N, int E) {
         }
 }
 
+/* How many sums the router of a layer leaves. */
+static size_t hmoe__sum_count(const hmoe_config *c) { return 2 * (size_t)c->E + 3; }
+
 /* sums: [2 E + 3] receives, over the N tokens, how many chose each expert, the sum of each P[e],
    of the entropies, of lse^2 and of |S|. */
 static void hmoe__router_sums(double *sums, const hmoe_routes *routes, int N, int E) {
@@ -1421,7 +1424,7 @@ static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sum
                          const hmoe_config *c, double N) {
     double mean_H = hmoe__total_width(c) / c->E;
     loss->lb = loss->pp = loss->ent = loss->z = 0;
-    for (int l = 0; l < c->L; l++, sums += 2 * c->E + 3) {
+    for (int l = 0; l < c->L; l++, sums += hmoe__sum_count(c)) {
         for (int e = 0; e < c->E; e++) {
             double f = sums[e] / N, Phat = sums[c->E + e] / N, M = f * c->H[e] / mean_H;
             loss->lb += c->E * f * Phat;
@@ -1663,7 +1666,7 @@ static double hmoe__list_activations(const hmoe_config *c, int max_B, int traini
     b->angles = hmoe__reals(a, c->T, C / c->NH);
     b->rows_in = hmoe__reals(a, rows, C), b->rows_out = hmoe__reals(a, rows, C);
     b->logits = hmoe__reals(a, N, c->V), b->ce = hmoe__reals(a, N, 1);
-    b->sums = (double *)hmoe__take(a, c->L, 2 * c->E + 3, sizeof(double));
+    b->sums = (double *)hmoe__take(a, c->L, (double)hmoe__sum_count(c), sizeof(double));
     b->dP_all = hmoe__reals(a, c->L, c->E);
     if (training) {
         b->dx = hmoe__reals(a, N, C), b->dn = hmoe__reals(a, N, C);
@@ -1713,7 +1716,7 @@ static void hmoe__init_params(hmoe_model *m, hmoe_real *host) {
 /* The model's own small arrays, in the host's memory, and the list of its tensors. */
 static hmoe_status hmoe__create_tables(hmoe_model *m) {
     const hmoe_config *c = &m->config;
-    size_t sums = (size_t)c->L * (2 * c->E + 3);
+    size_t sums = c->L * hmoe__sum_count(c);
     hmoe__buffers *b;
     hmoe__list_tensors(m, NULL);   /* counts */
     m->tensors = (hmoe_tensor *)hmoe__zeroed(m->tensor_count, sizeof *m->tensors);
@@ -1905,7 +1908,7 @@ static void hmoe__router_forward(hmoe_model *m, int l, int N) {
     s->router_softmax(&ly->routes, N, E);
     s->choose(&ly->routes, c->routing, c->K, c->top_p, c->gate == HMOE_GATE_NORM, N, E);
     s->dispatch(&ly->routes, N, E);
-    s->router_sums(m->buffers->sums + (size_t)l * (2 * E + 3), &ly->routes, N, E);
+    s->router_sums(m->buffers->sums + l * hmoe__sum_count(c), &ly->routes, N, E);
 }
 
 /* x of the next layer = x2 + MoE(RMSNorm(x2)),
@@ -1962,7 +1965,7 @@ static double hmoe__training_flops(const hmoe_config *c, double activated, int N
 static hmoe_status hmoe__collect(hmoe_model *m, int N, int T) {
     const hmoe_config *c = &m->config;
     double *sums = m->buffers->host_sums, width = 0;
-    size_t per_layer = 2 * (size_t)c->E + 3, n = c->L * per_layer;
+    size_t per_layer = hmoe__sum_count(c), n = c->L * per_layer;
     m->steps->fetch(sums, m->buffers->sums, n * sizeof *sums);
     HMOE__TRY(hmoe__settle(m));
     for (size_t i = 0; i < n; i++)
@@ -2218,9 +2221,10 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
                           "clip %g: betas must be below 1, and nothing negative", a->lr, a->beta1,
                           a->beta2, a->weight_decay, a->clip);
     m->grad_norm = sqrt(m->steps->squared_norm(m->grads, m->param_count));
-    if (!isfinite(m->grad_norm)) hmoe_zero_gradients(m);
-    if (!isfinite(m->grad_norm))
+    if (!isfinite(m->grad_norm)) {
+        hmoe_zero_gradients(m);
         return hmoe__fail(m->message, HMOE_NOT_FINITE, "the gradients' norm is %f", m->grad_norm);
+    }
     if (a->clip > 0 && m->grad_norm > a->clip) clip = a->clip / m->grad_norm;
     rates.scale = (hmoe_real)clip;
     rates.beta1 = (hmoe_real)a->beta1;
@@ -2290,7 +2294,7 @@ hmoe_status hmoe_get_route(hmoe_model *m, int layer, int token, hmoe_route *rout
 
 void hmoe_get_usage(const hmoe_model *m, int layer, hmoe_usage *usage) {
     const hmoe_config *c = &m->config;
-    size_t per_layer = 2 * (size_t)c->E + 3;
+    size_t per_layer = hmoe__sum_count(c);
     const double *sums;
     double tokens, N;
     memset(usage, 0, sizeof *usage);
@@ -2311,7 +2315,7 @@ void hmoe_get_usage(const hmoe_model *m, int layer, hmoe_usage *usage) {
 }
 
 void hmoe_reset_usage(hmoe_model *m) {
-    memset(m->usage, 0, ((size_t)m->config.L * (2 * m->config.E + 3) + 1) * sizeof *m->usage);
+    memset(m->usage, 0, (m->config.L * hmoe__sum_count(&m->config) + 1) * sizeof *m->usage);
 }
 
 double hmoe_activated(const hmoe_model *m) {

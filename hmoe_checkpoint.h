@@ -270,10 +270,12 @@ static hmoe_status hmoe__save_tensors(hmoe_model *m, const char *dir, const char
             }
             whole = fwrite(chunk, size, n, out.file) == n;
         }
-    if (!status && !whole)
-        status = hmoe__close_output(&out, dir, hmoe__fail(m->message, HMOE_IO, "cannot write "
-                                    "%.300s: %s", out.path, strerror(errno)), m->message);
-    else if (!status) status = hmoe__close_output(&out, dir, hmoe__settle(m), m->message);
+    if (!status) {
+        status = whole ? hmoe__settle(m)
+                       : hmoe__fail(m->message, HMOE_IO, "cannot write %.300s: %s", out.path,
+                                    strerror(errno));
+        status = hmoe__close_output(&out, dir, status, m->message);
+    }
     HMOE_FREE(chunk);
     return status;
 }
@@ -643,9 +645,9 @@ static hmoe_status hmoe__read_header(hmoe_model *m, hmoe__input *in, int trainin
     const char *at = in->header, *member, *wrong = NULL;
     size_t i = 0, tried;
     if (training) {
-        int twice = 0;
-        const char *metadata = hmoe__json_find(in->header, "__metadata__", &twice);
-        hmoe__reader r = { metadata ? metadata : "", 1, "", NULL };
+        hmoe__reader header = { in->header, 0, "", NULL }, r = { "", 1, "", NULL };
+        r.object = hmoe__member(&header, "__metadata__", 1);
+        HMOE__TRY(hmoe__reader_status(&header, in->path, m->message));
         hmoe__read_state(&r, m);
         HMOE__TRY(hmoe__reader_status(&r, in->path, m->message));
     }

@@ -779,6 +779,9 @@ static void wrong_tensors(void) {
                     "\"model.norm.weight\":{\"dtype\":\"F32\",\"shape\":[4],"
                     "\"data_offsets\":[0,16]},\"model.norm.weight\"", "model.norm.weight");
     }
+    refuse_edit(TRAINING, "", "{\"__metadata__\"", "{\"__metadata__\":{},\"__metadata__\"",
+                "__metadata__ comes twice");
+    refuse_edit(TRAINING, "", "\"__metadata__\"", "\"__metaphor__\"", "__metadata__ is missing");
 }
 
 /* The first description of a tensor's place in a file, as text. */
