@@ -51,7 +51,7 @@ CONTENTS (search for the words in capitals; IMPLEMENTATION and all below it come
        UTILITIES        messages, random numbers             PRODUCTS          the one hot loop
        LAYERS           norm, RoPE, attention, SwiGLU,       EXPERT SIZES      how wide each is
                         embedding, cross-entropy             ROUTER            who gets a token
-       EXPERTS          gather, products, combine            LOSSES            balance, penalty, ...
+       EXPERTS          products, SwiGLU, combine            LOSSES            balance, penalty, ...
        THE MODEL        tensors, memory                      FORWARD           tokens in, loss out
        BACKWARD         the same page upside down            OPTIMIZER         AdamW, CPU's steps
        INSPECTION       who did what                         INFERENCE         cache, sampling
@@ -220,7 +220,10 @@ typedef struct hmoe_linear {
     hmoe_real *y;             /* [.., out]   row stride ldy */
     const int *rows;          /* two ints in the backend's memory, such as &expert_start[e] */
     int in, out, ldx, ldy;
-    int add;                  /* 1: forward adds to y, backward_input to x (weight: always to w) */
+    const hmoe_real *add;     /* forward: y = x W^T + add; backward_input: x = y W + add; laid out
+                                 like the result, which it may be; NULL: 0. weight always adds */
+    const int *x_row, *y_row; /* NULL, or where x (or y) is read: row r is its row x_row[r]. So
+                                 experts take their tokens from where they lie: row_token */
 } hmoe_linear;
 
 /* What AdamW multiplies with in one step. */
@@ -240,7 +243,6 @@ typedef struct hmoe_steps {
     void (*give_back)(void *array);                               /* may be NULL */
     void (*fetch)(void *host, const void *array, size_t bytes);
     void (*store)(void *array, const void *host, size_t bytes);
-    void (*copy)(void *to, const void *from, size_t bytes);       /* from array to array */
     void (*zero)(void *array, size_t bytes);
     /* the three products of a linear map */
     void (*linear_forward)(const hmoe_linear *list, int n);          /* y  = x W^T */
@@ -251,7 +253,7 @@ typedef struct hmoe_steps {
     void (*embed_backward)(hmoe_real *dw, const int *tokens, const hmoe_real *dx, int N, int C);
     void (*rmsnorm_forward)(hmoe_real *y, hmoe_real *rrms, const hmoe_real *x, const hmoe_real *w,
                             double eps, int N, int C);
-    void (*rmsnorm_backward)(hmoe_real *dx, hmoe_real *dw, const hmoe_real *dy, const hmoe_real *x,
+    void (*rmsnorm_backward)(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy, const hmoe_real *x,
                              const hmoe_real *w, const hmoe_real *rrms, int N, int C);
     void (*rope)(hmoe_real *qkv, const hmoe_real *angles, int direction, int B, int T, int NH,
                  int hs);
@@ -282,7 +284,6 @@ typedef struct hmoe_steps {
     void (*router_backward)(const hmoe_routes *routes, const hmoe_real *dgate,
                             const hmoe_real *dP_all, double d_entropy, double d_lse2, int norm,
                             int N, int E);
-    void (*gather)(hmoe_real *rows, const hmoe_real *x, const hmoe_routes *routes, int C, int E);
     void (*combine_forward)(hmoe_real *y, const hmoe_real *x, const hmoe_real *rows,
                             const hmoe_routes *routes, int N, int C);
     void (*combine_backward)(hmoe_real *dx, const hmoe_real *drows, const hmoe_routes *routes,
@@ -340,7 +341,6 @@ typedef struct hmoe_model {
     int had_targets;                  /* did it have any? then there are token losses */
     double pass_flops;                /* what it will have cost, when its backward pass is made */
     int64_t step_tokens;              /* passed backward since the last update: number the noise */
-    int by_width[HMOE_MAX_EXPERTS];   /* experts, widest first */
     double *usage;                    /* what hmoe_get_usage reports: [L][2 E + 3], and tokens */
     struct hmoe__layer *layers;       /* per layer: where its tensors start, its activations */
     struct hmoe__buffers *buffers;    /* the other activations */
@@ -494,12 +494,12 @@ int hmoe_sample(hmoe_real *logits, int V, double temperature, int top_k, double 
 #define HMOE__PRAGMA(text)
 #endif
 #ifdef _OPENMP
+#include <omp.h>
 #define HMOE__PARALLEL_FOR(n) HMOE__PRAGMA(omp parallel for schedule(static) if ((n) > 1))
-#define HMOE__PARALLEL_FOR_UNEVEN(chunk, much) \
-    HMOE__PRAGMA(omp parallel for schedule(dynamic, chunk) if (much))
+static int hmoe__threads(void) { return omp_get_max_threads(); }
 #else
 #define HMOE__PARALLEL_FOR(n)
-#define HMOE__PARALLEL_FOR_UNEVEN(chunk, much) (void)(much);
+static int hmoe__threads(void) { return 1; }
 #endif
 #define HMOE__SIMD HMOE__PRAGMA(omp simd)
 #define HMOE__SIMD_SUM(s) HMOE__PRAGMA(omp simd reduction(+ : s))
@@ -515,10 +515,12 @@ int hmoe_sample(hmoe_real *logits, int V, double temperature, int top_k, double 
 #define HMOE__INLINE static inline __attribute__((always_inline))
 #define HMOE__PRINTF(text, first) __attribute__((format(printf, text, first)))
 #define HMOE__ALIGNED __attribute__((aligned(64)))
+#define HMOE__PREFETCH(p) __builtin_prefetch(p, 1)
 #else
 #define HMOE__INLINE static inline
 #define HMOE__PRINTF(text, first)
 #define HMOE__ALIGNED
+#define HMOE__PREFETCH(p) (void)(p)
 #endif
 
 /* ---------------------------------------------------------------------------------------------
@@ -577,11 +579,12 @@ static uint64_t hmoe__hash(const char *text) {   /* FNV-1a */
 /* exp of a float, in steps that a compiler turns into vector instructions (libm's is called once
    per element, and softmax and SiLU would cost more than the products): x = n ln 2 + r, exp(r) by
    the polynomial of the Cephes library, 2^n by its bits. Relative error below 2e-7 for x in
-   [-87, 88]; beyond, the value at the end of that range; NaN stays NaN. */
+   [-87, 88]; 0 below, where floats run out, and exp(88) above; NaN stays NaN. */
 HMOE__INLINE float hmoe__expf(float x) {
     float shifted, n, r, p, power;
     uint32_t bits;
-    x = x < -87.0f ? -87.0f : x;            /* false for NaN, which passes */
+    float low = x < -87.0f ? 0.0f : 1.0f;   /* false for NaN, which passes */
+    x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
     shifted = x * 1.44269504f + 12582912.0f;   /* 1.5 * 2^23: the low bits are x / ln 2, rounded */
     n = shifted - 12582912.0f;
@@ -596,7 +599,7 @@ HMOE__INLINE float hmoe__expf(float x) {
     memcpy(&bits, &shifted, sizeof bits);
     bits = (bits + 127u) << 23;
     memcpy(&power, &bits, sizeof power);
-    return p * power;
+    return p * power * low;
 }
 
 HMOE__INLINE hmoe_real hmoe__exp(hmoe_real x) {
@@ -609,29 +612,30 @@ HMOE__INLINE hmoe_real hmoe__sqrt(hmoe_real x) {
 
 HMOE__INLINE hmoe_real hmoe__sigmoid(hmoe_real x) { return 1 / (1 + hmoe__exp(-x)); }
 
-/* Softmax of one row in place: p_i = exp(x_i - max) / sum. Returns log(sum of exp(x_i)). The
-   largest is taken off first, so no exp overflows and the sum is at least 1. */
-static hmoe_real hmoe__softmax_row(hmoe_real *x, int n) {
-    hmoe_real max = x[0], sum = 0;
+/* Softmax of one row in place: p_i = exp(scale (x_i - max)) / sum. *lse, unless NULL, receives
+   log(sum of exp(scale x_i)). The largest is taken off first, so no exp overflows and the sum is at
+   least 1. */
+static void hmoe__softmax_row(hmoe_real *x, int n, hmoe_real scale, hmoe_real *lse) {
+    hmoe_real max = x[0], sum = 0, inverse;
     HMOE__SIMD_MAX(max)
     for (int i = 1; i < n; i++) max = x[i] > max ? x[i] : max;
     HMOE__SIMD_SUM(sum)
     for (int i = 0; i < n; i++) {
-        x[i] = hmoe__exp(x[i] - max);
+        x[i] = hmoe__exp(scale * (x[i] - max));
         sum += x[i];
     }
+    inverse = 1 / sum;
     HMOE__SIMD
-    for (int i = 0; i < n; i++) x[i] /= sum;
-    return max + (hmoe_real)log((double)sum);
+    for (int i = 0; i < n; i++) x[i] *= inverse;
+    if (lse) *lse = scale * max + (hmoe_real)log((double)sum);
 }
 
 /* ---------------------------------------------------------------------------------------------
    PRODUCTS - the one hot loop. Every heavy computation is a matrix product, and in a mixture of
    experts they come in ragged bunches: so there is one primitive, a *list* of products, each of
-   its own size. It is cut into tasks (a block of rows times a panel of columns) that threads take
-   one by one, widest product first.
+   its own size.
 
-       C[i,j] (+)= sum over k of A(i,k) B(k,j)          i < M, j < N, k < K: letters of this
+       C[i,j] = sum over k of A(i,k) B(k,j) + D[i,j]    i < M, j < N, k < K: letters of this
                                                          room alone, as in BLAS
 
    All three products of a linear map are this one, with other strides:
@@ -640,11 +644,9 @@ static hmoe_real hmoe__softmax_row(hmoe_real *x, int n) {
        input     dx = dy W       A = dy    B = W
        weight    dW += dy^T x    A(i,k) = dy[k,i]    B = x
 
-   A task copies its columns of B into a *panel*, NR numbers for each k one after another, padded
-   with zeros; the tile then adds MR x NR products at a time in registers, reading the panel from
-   the first cache in order. Measured on one core with AVX-512, packing included, M 192 to 2048, N
-   and K 128 to 1024: 140 to 160 GFLOP/s forward (its packing is a transposition), 155 to 190 input,
-   110 to 165 weight. */
+   Columns of B are copied into a *panel*, NR numbers for each k one after another, padded with
+   zeros; the tile then adds MR x NR products at a time in registers, reading the panel from the
+   first cache in order. */
 
 /* The tile fills the vector registers: MR * NR / (numbers in one) of them hold sums. */
 #if defined(__AVX512F__)
@@ -655,108 +657,181 @@ enum { HMOE__MR = 6, HMOE__NR = 64 / sizeof(hmoe_real) };     /* AVX2: 12 of 16;
 enum { HMOE__MR = 6, HMOE__NR = 32 / sizeof(hmoe_real) };     /* 128 bits: 12 of 16 */
 #endif
 enum { HMOE__KC = 192,      /* so much of k at a time: the panel stays in the first cache */
-       HMOE__ROWS = 192 };  /* rows of a task: enough to be worth packing a panel for */
+       HMOE__ROWS = 192,    /* and so many rows: enough to be worth packing a panel for */
+       HMOE__BLOCK_ROW = HMOE__ROWS + 16 };  /* no power of 2 divides it much: such strides use
+                                                only a part of a cache */
 
-typedef struct hmoe__product {   /* { c, a, b, c_row, a_row, a_k, b_k, b_col, M, N, K, add } */
-    hmoe_real *c;
+typedef struct hmoe__product {   /* { c, d, a, b, a_at, b_at, c_row, a_row, a_k, b_k, b_col, ... */
+    hmoe_real *c;                /* [M, N], row stride c_row */
+    const hmoe_real *d;          /* like c, or NULL: 0 */
     const hmoe_real *a, *b;
-    size_t c_row, a_row, a_k, b_k, b_col;   /* how far apart neighbours lie */
-    int M, N, K, add;
+    const int *a_at, *b_at;      /* NULL, or where rows lie: row r of memory is row a_at[r] */
+    size_t c_row, a_row, a_k, b_k, b_col;   /* how far apart neighbours lie; of a_row and a_k, and
+                                               of b_k and b_col, one is 1 */
+    int M, N, K;
 } hmoe__product;
 
-static void hmoe__pack(hmoe_real *panel, const hmoe_real *b, size_t b_k, size_t b_col, int K, int n,
+/* A perfect riffle of 256 cards: it moves the top bit of a card's place to the bottom. */
+HMOE__INLINE void hmoe__riffle(hmoe_real *to, const hmoe_real *from) {
+    HMOE__SIMD
+    for (int i = 0; i < 128; i++) {
+        to[2 * i] = from[i];
+        to[2 * i + 1] = from[i + 128];
+    }
+}
+
+/* Transposes a square of 16 x 16. A number's place in it is row * 16 + column, and four riffles
+   exchange the two. Compilers turn them into vector instructions, unlike 256 moves. */
+static void hmoe__transpose(hmoe_real *to, size_t to_row, const hmoe_real *from, size_t from_row) {
+    hmoe_real x[256] HMOE__ALIGNED, y[256] HMOE__ALIGNED;
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++) x[i * 16 + j] = from[i * from_row + j];
+    hmoe__riffle(y, x), hmoe__riffle(x, y), hmoe__riffle(y, x), hmoe__riffle(x, y);
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++) to[i * to_row + j] = x[i * 16 + j];
+}
+
+/* B(k0 .. k0+K-1, j0 .. j0+n-1) into panel[K][nr]. */
+static void hmoe__pack(hmoe_real *panel, const hmoe__product *p, int k0, int K, int j0, int n,
                        int nr) {
-    if (b_col == 1) {
+    const hmoe_real *b = p->b + j0 * p->b_col;
+    if (p->b_col == 1) {
         for (int k = 0; k < K; k++) {
-            for (int j = 0; j < n; j++) panel[k * nr + j] = b[k * b_k + j];
+            const hmoe_real *b_k = b + (p->b_at ? p->b_at[k0 + k] : k0 + k) * p->b_k;
+            for (int j = 0; j < n; j++) panel[k * nr + j] = b_k[j];
             for (int j = n; j < nr; j++) panel[k * nr + j] = 0;
         }
         return;
     }
-    for (int start = 0; start < K; start += 16) {   /* a transposition, by blocks that stay near */
-        int end = start + 16 < K ? start + 16 : K;
-        for (int j = 0; j < nr; j++)
-            for (int k = start; k < end; k++)
-                panel[k * nr + j] = j < n ? b[k * b_k + j * b_col] : 0;
+    b += k0;
+    for (int k = 0; k < K; k += 16)
+        for (int j = 0; j < nr; j += 16)
+            if (k + 16 <= K && j + 16 <= n)
+                hmoe__transpose(panel + k * nr + j, nr, b + j * p->b_col + k, p->b_col);
+            else
+                for (int c = k; c < K && c < k + 16; c++)
+                    for (int r = j; r < nr && r < j + 16; r++)
+                        panel[c * nr + r] = r < n ? b[r * p->b_col + c] : 0;
+}
+
+/* A(i0 .. i0+rows-1, k0 .. k0+K-1), where its columns are rows in memory that may lie far apart:
+   block[k * BLOCK_ROW + i]. */
+static void hmoe__pack_block(hmoe_real *block, const hmoe__product *p, int i0, int rows, int k0,
+                             int K) {
+    for (int k = 0; k < K; k++) {
+        const hmoe_real *a_k = p->a + (p->a_at ? p->a_at[k0 + k] : k0 + k) * p->a_k + i0;
+        for (int i = 0; i < rows; i++) block[k * HMOE__BLOCK_ROW + i] = a_k[i];
     }
 }
 
 /* MR rows by nr columns, of which m by n are stored. nr is a constant wherever this is inlined, so
-   that sum[][] becomes registers. Rows past m repeat the last one, and are not stored. */
-HMOE__INLINE void hmoe__tile(hmoe_real *c, size_t c_row, const hmoe_real *a, size_t a_row,
-                             size_t a_k, const hmoe_real *panel, int m, int n, int K, int add,
-                             const int nr) {
+   that sum[][] becomes registers. row: where each row of A starts; its neighbours lie a_k apart. */
+HMOE__INLINE void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_row,
+                             const hmoe_real *const *row, size_t a_k, const hmoe_real *panel, int m,
+                             int n, int K, const int nr) {
     hmoe_real sum[HMOE__MR][HMOE__NR];
-    const hmoe_real *row[HMOE__MR];
     for (int i = 0; i < HMOE__MR; i++) {
-        row[i] = a + (size_t)(i < m ? i : m - 1) * a_row;
         HMOE__SIMD
         for (int j = 0; j < nr; j++) sum[i][j] = 0;
     }
+    for (int i = 0; i < m; i++)   /* what is stored at the end is on its way meanwhile */
+        for (int j = 0; j < n; j += 64 / (int)sizeof *c) HMOE__PREFETCH(c + i * c_row + j);
     for (int k = 0; k < K; k++)
         for (int i = 0; i < HMOE__MR; i++) {
-            hmoe_real a_ik = row[i][(size_t)k * a_k];
+            hmoe_real a_ik = row[i][k * a_k];
             HMOE__SIMD
             for (int j = 0; j < nr; j++) sum[i][j] += a_ik * panel[k * nr + j];
         }
-    for (int i = 0; i < m; i++) {
-        hmoe_real *c_i = c + (size_t)i * c_row;
-        if (add) for (int j = 0; j < n; j++) c_i[j] += sum[i][j];
-        else for (int j = 0; j < n; j++) c_i[j] = sum[i][j];
+    for (int i = 0; i < m; i++, c += c_row) {
+        if (d) for (int j = 0; j < n; j++) c[j] = d[j] + sum[i][j];
+        else for (int j = 0; j < n; j++) c[j] = sum[i][j];
+        d = d ? d + c_row : d;
     }
 }
 
-/* One panel of columns, j0 .. j0+n-1, for rows i0 .. i1-1. */
-static void hmoe__multiply_panel(const hmoe__product *p, int i0, int i1, int j0, int n) {
+/* The tile of rows i .. i+m-1 and columns j0 .. j0+n-1. block: their part of one, or NULL. */
+static void hmoe__multiply_tile(const hmoe__product *p, const hmoe_real *panel,
+                                const hmoe_real *block, int i, int m, int j0, int n, int k0,
+                                int K) {
     enum { NR = HMOE__NR, Q = HMOE__NR / 4 };
-    hmoe_real panel[HMOE__KC * NR] HMOE__ALIGNED;
-    int nr = (n + Q - 1) / Q * Q;
-    for (int k0 = 0; k0 == 0 || k0 < p->K; k0 += HMOE__KC) {
-        int K = p->K - k0 < HMOE__KC ? p->K - k0 : HMOE__KC, add = p->add || k0 > 0;
-        hmoe__pack(panel, p->b + k0 * p->b_k + j0 * p->b_col, p->b_k, p->b_col, K, n, nr);
-        for (int i = i0; i < i1; i += HMOE__MR) {
-            int m = i1 - i < HMOE__MR ? i1 - i : HMOE__MR;
-            hmoe_real *c = p->c + i * p->c_row + j0;
-            const hmoe_real *a = p->a + i * p->a_row + k0 * p->a_k;
-            switch (nr / Q) {
-            case 4: hmoe__tile(c, p->c_row, a, p->a_row, p->a_k, panel, m, n, K, add, NR); break;
-            case 3: hmoe__tile(c, p->c_row, a, p->a_row, p->a_k, panel, m, n, K, add, 3 * Q); break;
-            case 2: hmoe__tile(c, p->c_row, a, p->a_row, p->a_k, panel, m, n, K, add, 2 * Q); break;
-            default: hmoe__tile(c, p->c_row, a, p->a_row, p->a_k, panel, m, n, K, add, Q);
+    const hmoe_real *row[HMOE__MR], *d = k0 ? p->c : p->d;
+    size_t at = i * p->c_row + j0, a_k = block ? HMOE__BLOCK_ROW : 1;
+    hmoe_real *c = p->c + at;
+    for (int r = 0; r < HMOE__MR; r++) {   /* rows past m repeat the last one, and are not stored */
+        int in = r < m ? r : m - 1;
+        row[r] = block ? block + in
+                 : p->a + (p->a_at ? p->a_at[i + in] : i + in) * p->a_row + k0;
+    }
+    d = d ? d + at : d;
+    switch ((n + Q - 1) / Q) {
+    case 4: hmoe__tile(c, d, p->c_row, row, a_k, panel, m, n, K, NR); break;
+    case 3: hmoe__tile(c, d, p->c_row, row, a_k, panel, m, n, K, 3 * Q); break;
+    case 2: hmoe__tile(c, d, p->c_row, row, a_k, panel, m, n, K, 2 * Q); break;
+    default: hmoe__tile(c, d, p->c_row, row, a_k, panel, m, n, K, Q);
+    }
+}
+
+/* Rows first .. end-1 of a product. */
+static void hmoe__multiply_rows(const hmoe__product *p, int first, int end) {
+    enum { MR = HMOE__MR, NR = HMOE__NR, Q = HMOE__NR / 4 };
+    hmoe_real panel[HMOE__KC * NR] HMOE__ALIGNED, block[HMOE__KC * HMOE__BLOCK_ROW] HMOE__ALIGNED;
+    for (int i0 = first; i0 < end; i0 += HMOE__ROWS)
+        for (int k0 = 0; k0 < p->K; k0 += HMOE__KC) {
+            int rows = end - i0 < HMOE__ROWS ? end - i0 : HMOE__ROWS;
+            int K = p->K - k0 < HMOE__KC ? p->K - k0 : HMOE__KC;
+            if (p->a_k != 1) hmoe__pack_block(block, p, i0, rows, k0, K);
+            for (int j0 = 0; j0 < p->N; j0 += NR) {
+                int n = p->N - j0 < NR ? p->N - j0 : NR;
+                hmoe__pack(panel, p, k0, K, j0, n, (n + Q - 1) / Q * Q);
+                for (int i = 0; i < rows; i += MR)
+                    hmoe__multiply_tile(p, panel, p->a_k != 1 ? block + i : NULL, i0 + i,
+                                        rows - i < MR ? rows - i : MR, j0, n, k0, K);
             }
         }
-    }
-}
-
-static int hmoe__panels(const hmoe__product *p) { return (p->N + HMOE__NR - 1) / HMOE__NR; }
-static int hmoe__blocks(const hmoe__product *p) { return (p->M + HMOE__ROWS - 1) / HMOE__ROWS; }
-
-/* A few rows of x W^T, as in generation: a panel would be packed for hardly anything, and both
-   operands lie in the order of k: each element is a dot product. */
-static void hmoe__multiply_few(const hmoe__product *p, int i0, int i1, int j0, int n) {
-    for (int j = j0; j < j0 + n; j++)
-        for (int i = i0; i < i1; i++) {
-            const hmoe_real *a = p->a + i * p->a_row, *b = p->b + j * p->b_col;
-            hmoe_real *c = p->c + i * p->c_row + j, sum = 0;
-            HMOE__SIMD_SUM(sum)
-            for (int k = 0; k < p->K; k++) sum += a[k] * b[k];
-            *c = p->add ? *c + sum : sum;
-        }
-}
-
-/* Task number `task` of a product. */
-static void hmoe__multiply_task(const hmoe__product *p, int task) {
-    int i0 = task % hmoe__blocks(p) * HMOE__ROWS, j0 = task / hmoe__blocks(p) * HMOE__NR;
-    int i1 = p->M - i0 < HMOE__ROWS ? p->M : i0 + HMOE__ROWS;
-    int n = p->N - j0 < HMOE__NR ? p->N - j0 : HMOE__NR;
-    if (p->M < 4 && p->a_k == 1 && p->b_k == 1) hmoe__multiply_few(p, i0, i1, j0, n);
-    else hmoe__multiply_panel(p, i0, i1, j0, n);
 }
 
 /* One whole product, by the calling thread alone. */
-static void hmoe__multiply(hmoe__product p) {
-    for (int task = 0; task < hmoe__panels(&p) * hmoe__blocks(&p); task++)
-        hmoe__multiply_task(&p, task);
+static void hmoe__multiply(hmoe__product p) { hmoe__multiply_rows(&p, 0, p.M); }
+
+/* A few rows of x W^T, as in generation: a panel would be packed for hardly anything, and both
+   operands lie in the order of k: each element of columns first .. end-1 is a dot product. */
+static int hmoe__few(const hmoe__product *p) { return p->M < 4 && p->a_k == 1 && p->b_k == 1; }
+
+static void hmoe__multiply_few(const hmoe__product *p, int first, int end) {
+    for (int j = first; j < end; j++)
+        for (int i = 0; i < p->M; i++) {
+            const hmoe_real *a = p->a + (p->a_at ? p->a_at[i] : i) * p->a_row;
+            const hmoe_real *b = p->b + j * p->b_col;
+            hmoe_real sum = 0;
+            HMOE__SIMD_SUM(sum)
+            for (int k = 0; k < p->K; k++) sum += a[k] * b[k];
+            p->c[i * p->c_row + j] = p->d ? p->d[i * p->c_row + j] + sum : sum;
+        }
+}
+
+/* How ragged work is shared: laid end to end as one line, which is cut into as many parts of equal
+   length as there are threads. No sum is cut, so the parts change no bit; and each thread finds in
+   its cache what it computed the step before, since lists of the same rows are cut alike. */
+typedef struct hmoe__part { double from, to, at; } hmoe__part;
+
+static hmoe__part hmoe__part_of(double work, int part, int parts) {
+    hmoe__part s = { work * part / parts, work * (part + 1) / parts, 0 };
+    if (part + 1 == parts) s.to = DBL_MAX;
+    return s;
+}
+
+static int hmoe__cut(double length, int units, double cost) {
+    if (length <= 0 || cost <= 0) return 0;
+    return length < units * cost ? (int)(length / cost) / HMOE__MR * HMOE__MR : units;
+}
+
+/* The next stretch of the line is `units` of one cost each: those of this part begin at *first.
+   Returns their end. */
+static int hmoe__next_of(hmoe__part *s, int units, double cost, int *first) {
+    int end = hmoe__cut(s->to - s->at, units, cost);
+    *first = hmoe__cut(s->from - s->at, units, cost);
+    s->at += units * cost;
+    return end;
 }
 
 enum { HMOE__FORWARD, HMOE__INPUT, HMOE__WEIGHT };
@@ -764,32 +839,40 @@ enum { HMOE__FORWARD, HMOE__INPUT, HMOE__WEIGHT };
 /* The product that a linear map asks for in one of the three forms. */
 static hmoe__product hmoe__product_of(const hmoe_linear *map, int form) {
     size_t ldx = (size_t)map->ldx, ldy = (size_t)map->ldy, in = (size_t)map->in;
-    hmoe_real *x = map->x + map->rows[0] * ldx, *y = map->y + map->rows[0] * ldy, *w = map->w;
-    int rows = map->rows[1] - map->rows[0];
-    hmoe__product forward = { y, x, w, ldy, ldx, 1, 1, in, rows, map->out, map->in, map->add };
-    hmoe__product input = { x, y, w, ldx, ldy, 1, in, 1, rows, map->in, map->out, map->add };
-    hmoe__product weight = { w, y, x, in, 1, ldy, ldx, 1, map->out, map->in, rows, 1 };
+    int start = map->rows[0], rows = map->rows[1] - start;
+    const int *x_at = map->x_row ? map->x_row + start : NULL;
+    const int *y_at = map->y_row ? map->y_row + start : NULL;
+    hmoe_real *w = map->w, *x = map->x + (x_at ? 0 : start * ldx);
+    hmoe_real *y = map->y + (y_at ? 0 : start * ldy);
+    const hmoe_real *d = map->add && form != HMOE__WEIGHT ? map->add + start
+                         * (form == HMOE__FORWARD ? ldy : ldx) : NULL;
+    hmoe__product forward = { y, d, x, w, x_at, NULL, ldy, ldx, 1, 1, in, rows, map->out, map->in };
+    hmoe__product input = { x, d, y, w, y_at, NULL, ldx, ldy, 1, in, 1, rows, map->in, map->out };
+    hmoe__product weight = { w, w, y, x, y_at, x_at, in, 1, ldy, ldx, 1, map->out, map->in, rows };
     return form == HMOE__FORWARD ? forward : form == HMOE__INPUT ? input : weight;
 }
 
-/* A list: its tasks, numbered through, in one parallel loop. start[i] is the first one of member i.
-   An expert without tokens has no rows: no task forward, and a sum of nothing for its weights. */
 static void hmoe__multiply_list(const hmoe_linear *list, int n, int form) {
     hmoe__product product[HMOE_MAX_EXPERTS];
-    int start[HMOE_MAX_EXPERTS + 1] = { 0 };
-    double work = 0;   /* where it is little, waking the threads costs more */
+    double work = 0;
+    int parts;
     assert(n <= HMOE_MAX_EXPERTS);
     for (int i = 0; i < n; i++) {
-        hmoe__product *p = &product[i];
-        *p = hmoe__product_of(&list[i], form);
-        start[i + 1] = start[i] + hmoe__panels(p) * hmoe__blocks(p);
-        work += (double)p->M * p->N * p->K;
+        product[i] = hmoe__product_of(&list[i], form);
+        work += (double)product[i].M * product[i].N * product[i].K;
     }
-    HMOE__PARALLEL_FOR_UNEVEN(1, work > 5e5)   /* tasks write to disjoint tiles */
-    for (int task = 0; task < start[n]; task++) {
-        int i = 0;
-        while (task >= start[i + 1]) i++;
-        hmoe__multiply_task(&product[i], task - start[i]);
+    parts = work > 5e5 ? hmoe__threads() : 1;   /* for less, waking the threads costs more */
+    HMOE__PARALLEL_FOR(parts)
+    for (int part = 0; part < parts; part++) {
+        hmoe__part mine = hmoe__part_of(work, part, parts);
+        for (int i = 0; i < n; i++) {   /* an expert without tokens: no rows, or a sum of nothing */
+            const hmoe__product *p = &product[i];
+            int first, end, few = hmoe__few(p);
+            end = hmoe__next_of(&mine, few ? p->N : p->M, (double)p->K * (few ? p->M : p->N),
+                                &first);
+            if (few) hmoe__multiply_few(p, first, end);
+            else hmoe__multiply_rows(p, first, end);
+        }
     }
 }
 
@@ -846,26 +929,29 @@ static void hmoe__rmsnorm_forward(hmoe_real *y, hmoe_real *rrms, const hmoe_real
 
 /* With the normalised row n = x / rms(x):
      dx += (w dy - n mean(w dy n)) / rms(x)     the mean is what moving x does to its own rms
-     dw += sum over t of dy n */
-static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, const hmoe_real *dy,
+     dw += sum over t of dy n
+   dy is used up: the sum is made in blocks of 32 tokens, each in the row of its first, so that its
+   order does not depend on the threads. */
+static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
                                    const hmoe_real *x, const hmoe_real *w, const hmoe_real *rrms,
                                    int N, int C) {
     HMOE__PARALLEL_FOR(N)
-    for (int t = 0; t < N; t++) {
-        const hmoe_real *x_t = x + (size_t)t * C, *dy_t = dy + (size_t)t * C;
-        hmoe_real *dx_t = dx + (size_t)t * C;
-        hmoe_real r = rrms[t], mean = 0;
-        HMOE__SIMD_SUM(mean)
-        for (int i = 0; i < C; i++) mean += w[i] * dy_t[i] * x_t[i];
-        mean = mean * r / C;
-        HMOE__SIMD
-        for (int i = 0; i < C; i++) dx_t[i] += r * (w[i] * dy_t[i] - x_t[i] * r * mean);
-    }
-    HMOE__PARALLEL_FOR(C)   /* over columns: each sum keeps its order */
-    for (int block = 0; block < C; block += 16)
-        for (int t = 0; t < N; t++)
-            for (int i = block; i < C && i < block + 16; i++)
-                dw[i] += dy[(size_t)t * C + i] * x[(size_t)t * C + i] * rrms[t];
+    for (int block = 0; block < N; block += 32)
+        for (int t = block; t < N && t < block + 32; t++) {
+            const hmoe_real *x_t = x + (size_t)t * C;
+            hmoe_real *dx_t = dx + (size_t)t * C, *dy_t = dy + (size_t)t * C;
+            hmoe_real *dw_block = dy + (size_t)block * C, r = rrms[t], mean = 0;
+            HMOE__SIMD_SUM(mean)
+            for (int i = 0; i < C; i++) mean += w[i] * dy_t[i] * x_t[i];
+            mean = mean * r / C;
+            HMOE__SIMD
+            for (int i = 0; i < C; i++) {
+                dx_t[i] += r * (w[i] * dy_t[i] - x_t[i] * r * mean);
+                dw_block[i] = dy_t[i] * x_t[i] * r + (t > block ? dw_block[i] : 0);
+            }
+        }
+    for (int block = 0; block < N; block += 32)
+        for (int i = 0; i < C; i++) dw[i] += dy[(size_t)block * C + i];
 }
 
 /* RoPE (Su et al. 2021), rotate-half: in every head of q and k, dimensions i and i + hs/2 of the
@@ -906,15 +992,15 @@ static void hmoe__rope_angles(hmoe_real *angles, int64_t position, int hs, doubl
 /* Causal attention (Vaswani et al. 2017), per sequence and head:
      att[i][j] = softmax over j <= i of (q_i . k_j / sqrt(hs)),   out_i = sum_j att[i][j] v_j
    out: [N, C]   att: [B, NH, T, T], kept for the backward pass   qkv: [N, 3C]
-   Queries go in blocks of 64; for keys after a block nothing is computed. Within the block the
-   masked ones are set to 0, so that products may run over them. */
+   Queries go in blocks of 64; for keys after a block nothing is computed. Within the block
+   masked scores are so low that their exp is 0, and products and softmax may run over them. */
 enum { HMOE__QUERIES = 64 };
 
 static void hmoe__attention_forward(hmoe_real *out, hmoe_real *att, const hmoe_real *qkv, int B,
                                     int T, int NH, int hs) {
     size_t C = (size_t)NH * hs, row = 3 * C;
     hmoe_real scale = 1 / hmoe__sqrt((hmoe_real)hs);
-    HMOE__PARALLEL_FOR_UNEVEN(1, B * NH > 1)
+    HMOE__PARALLEL_FOR(B * NH)
     for (int head = 0; head < B * NH; head++) {
         const hmoe_real *q = qkv + head / NH * (T * row) + head % NH * hs, *k = q + C, *v = k + C;
         hmoe_real *p = att + (size_t)head * T * T;
@@ -922,16 +1008,15 @@ static void hmoe__attention_forward(hmoe_real *out, hmoe_real *att, const hmoe_r
         for (int i0 = 0; i0 < T; i0 += HMOE__QUERIES) {
             int end = i0 + HMOE__QUERIES < T ? i0 + HMOE__QUERIES : T;
             hmoe_real *p_i0 = p + (size_t)i0 * T;
-            hmoe__product scores = { p_i0, q + i0 * row, k, (size_t)T, row, 1, 1, row,
-                                     end - i0, end, hs, 0 };                        /* q k^T */
-            hmoe__product values = { o + i0 * C, p_i0, v, C, (size_t)T, 1, row, 1,
-                                     end - i0, hs, end, 0 };                        /* p v */
+            hmoe__product scores = { p_i0, NULL, q + i0 * row, k, NULL, NULL, (size_t)T, row, 1, 1,
+                                     row, end - i0, end, hs };                      /* q k^T */
+            hmoe__product values = { o + i0 * C, NULL, p_i0, v, NULL, NULL, C, (size_t)T, 1, row, 1,
+                                     end - i0, hs, end };                           /* p v */
             hmoe__multiply(scores);
             for (int i = i0; i < end; i++) {
                 hmoe_real *p_i = p + (size_t)i * T;
-                for (int j = 0; j <= i; j++) p_i[j] *= scale;
-                hmoe__softmax_row(p_i, i + 1);
-                for (int j = i + 1; j < end; j++) p_i[j] = 0;
+                for (int j = i + 1; j < end; j++) p_i[j] = -FLT_MAX;
+                hmoe__softmax_row(p_i, end, scale, NULL);
             }
             hmoe__multiply(values);
         }
@@ -948,7 +1033,7 @@ static void hmoe__attention_backward(hmoe_real *dqkv, hmoe_real *datt, const hmo
                                      const hmoe_real *qkv, int B, int T, int NH, int hs) {
     size_t C = (size_t)NH * hs, row = 3 * C;
     hmoe_real scale = 1 / hmoe__sqrt((hmoe_real)hs);
-    HMOE__PARALLEL_FOR_UNEVEN(1, B * NH > 1)
+    HMOE__PARALLEL_FOR(B * NH)
     for (int head = 0; head < B * NH; head++) {
         size_t at = head / NH * (T * row) + head % NH * hs;
         size_t at_o = head / NH * (T * C) + head % NH * hs;
@@ -961,10 +1046,14 @@ static void hmoe__attention_backward(hmoe_real *dqkv, hmoe_real *datt, const hmo
             int end = i0 + HMOE__QUERIES < T ? i0 + HMOE__QUERIES : T, n = end - i0;
             const hmoe_real *p_i0 = p + (size_t)i0 * T, *do_i0 = dout + at_o + i0 * C;
             size_t t_row = (size_t)T;
-            hmoe__product to_dv = { dv, p_i0, do_i0, row, 1, t_row, C, 1, end, hs, n, 1 };
-            hmoe__product to_dp = { ds, do_i0, v, t_row, C, 1, 1, row, n, end, hs, 0 };
-            hmoe__product to_dq = { dq + i0 * row, ds, k, row, t_row, 1, row, 1, n, hs, end, 0 };
-            hmoe__product to_dk = { dk, ds, q + i0 * row, row, 1, t_row, row, 1, end, hs, n, 1 };
+            hmoe__product to_dv = { dv, dv, p_i0, do_i0, NULL, NULL, row, 1, t_row, C, 1,
+                                    end, hs, n };
+            hmoe__product to_dp = { ds, NULL, do_i0, v, NULL, NULL, t_row, C, 1, 1, row,
+                                    n, end, hs };
+            hmoe__product to_dq = { dq + i0 * row, NULL, ds, k, NULL, NULL, row, t_row, 1, row, 1,
+                                    n, hs, end };
+            hmoe__product to_dk = { dk, dk, ds, q + i0 * row, NULL, NULL, row, 1, t_row, row, 1,
+                                    end, hs, n };
             hmoe__multiply(to_dv);   /* dv += p^T dout */
             hmoe__multiply(to_dp);   /* dp  = dout v^T, in ds */
             for (int i = 0; i < n; i++) {
@@ -992,18 +1081,17 @@ static void hmoe__swiglu_row(hmoe_real *h, const hmoe_real *u, int H) {
 /* The gate g multiplies the whole expert, y = g W2 h, so with dh = W2^T dy:
      dg = dh . h,   dL/dh = g dh,   da = dL/dh b sigmoid(a) (1 + a (1 - sigmoid(a))),
      db = dL/dh silu(a)
-   u turns into its gradient and h into g h, which the gradient of W2 needs. Returns dg. */
+   u turns into its gradient, and h receives g h, which the gradient of W2 needs. Returns dg. */
 static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
                                            hmoe_real g, int H) {
     hmoe_real dg = 0;
     HMOE__SIMD_SUM(dg)
-    for (int i = 0; i < H; i++) dg += dh[i] * h[i];
-    HMOE__SIMD
     for (int i = 0; i < H; i++) {
         hmoe_real a = u[i], b = u[H + i], s = hmoe__sigmoid(a), d = g * dh[i];
+        dg += dh[i] * a * s * b;
         u[i] = d * b * s * (1 + a * (1 - s));
         u[H + i] = d * a * s;
-        h[i] *= g;
+        h[i] = g * a * s * b;
     }
     return dg;
 }
@@ -1029,7 +1117,7 @@ static void hmoe__cross_entropy_backward(hmoe_real *logits, const int *targets, 
     HMOE__PARALLEL_FOR(N)
     for (int t = 0; t < N; t++) {
         hmoe_real *x = logits + (size_t)t * V;
-        hmoe__softmax_row(x, V);
+        hmoe__softmax_row(x, V, 1, NULL);
         x[targets[t]] -= 1;
         for (int i = 0; i < V; i++) x[i] *= (hmoe_real)scale;
     }
@@ -1153,7 +1241,7 @@ static double hmoe__total_width(const hmoe_config *c) {
        dispatch   expert_start, rows    who works on what: ragged, nothing dropped
        sums       counts, sum of P, ... what the losses and the reports are made of
 
-   and then, under EXPERTS, gather, the experts' products, combine. */
+   and then, under EXPERTS, their products, SwiGLU, combine. */
 
 /* Noisy gating (MoDSE eq. 3 to 5; n as in Shazeer et al. 2017):
      r += n * gain * z / rms(z),   z = softplus(raw),   raw = W_n x,   n ~ N(0, 1)
@@ -1211,7 +1299,7 @@ static void hmoe__router_softmax(const hmoe_routes *routes, int N, int E) {
         const hmoe_real *r = routes->logits + (size_t)t * E;
         hmoe_real *P = routes->P + (size_t)t * E, lse, entropy = 0;
         memcpy(P, r, (size_t)E * sizeof *P);
-        lse = hmoe__softmax_row(P, E);
+        hmoe__softmax_row(P, E, 1, &lse);
         for (int e = 0; e < E; e++) entropy -= P[e] * (r[e] - lse);   /* ln P = r - lse */
         routes->lse[t] = lse;
         routes->entropy[t] = entropy;
@@ -1327,7 +1415,7 @@ static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dg
 }
 
 /* ---------------------------------------------------------------------------------------------
-   EXPERTS - gather each expert's tokens, run it at its own width, bring the results back. The
+   EXPERTS - each takes its tokens, runs at its own width, and the results come back. The
    arrays are laid out by rows; a row of u and h is as long as the widest expert needs, and an
    expert touches only its own part of it:
 
@@ -1335,43 +1423,49 @@ static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dg
        expert 0 (narrow)    aaaa bbbb . . . . . . . .           hhhh . . . .
        expert 1 (wide)      aaaaaaaa bbbbbbbb . . . .           hhhhhhhh . .                     */
 
-static int hmoe__expert_of_row(const hmoe_routes *routes, int E, int row) {
-    int low = 0, high = E;   /* expert_start[low] <= row < expert_start[high] */
-    while (high - low > 1) {
-        int middle = (low + high) / 2;
-        if (routes->expert_start[middle] <= row) low = middle;
-        else high = middle;
-    }
-    return low;
-}
-
-/* rows[i] = x[token of row i]      rows: [expert_start[E], C]   x: [N, C] */
-static void hmoe__gather(hmoe_real *rows, const hmoe_real *x, const hmoe_routes *routes, int C,
-                         int E) {
-    HMOE__PARALLEL_FOR(routes->expert_start[E])
-    for (int row = 0; row < routes->expert_start[E]; row++)
-        memcpy(rows + (size_t)row * C, x + (size_t)routes->row_token[row] * C,
-               (size_t)C * sizeof *x);
+/* The experts' rows in shares of equal work, cut as those of their products are. */
+static double hmoe__expert_work(const hmoe_routes *routes, const int *H, int E) {
+    double work = 0;
+    for (int e = 0; e < E; e++)
+        work += (double)H[e] * (routes->expert_start[e + 1] - routes->expert_start[e]);
+    return work;
 }
 
 /* h: [rows, ldh]   u: [rows, 2 ldh] */
 static void hmoe__swiglu_forward(hmoe_real *h, const hmoe_real *u, const hmoe_routes *routes,
                                  const int *H, int E, int ldh) {
-    HMOE__PARALLEL_FOR_UNEVEN(16, routes->expert_start[E] > 32)
-    for (int row = 0; row < routes->expert_start[E]; row++)
-        hmoe__swiglu_row(h + (size_t)row * ldh, u + (size_t)row * 2 * ldh,
-                         H[hmoe__expert_of_row(routes, E, row)]);
+    const int *start = routes->expert_start;
+    double work = hmoe__expert_work(routes, H, E);
+    int parts = start[E] > 32 ? hmoe__threads() : 1;
+    HMOE__PARALLEL_FOR(parts)
+    for (int part = 0; part < parts; part++) {
+        hmoe__part mine = hmoe__part_of(work, part, parts);
+        for (int e = 0; e < E; e++) {
+            int first, end = hmoe__next_of(&mine, start[e + 1] - start[e], H[e], &first);
+            for (int row = start[e] + first; row < start[e] + end; row++)
+                hmoe__swiglu_row(h + (size_t)row * ldh, u + (size_t)row * 2 * ldh, H[e]);
+        }
+    }
 }
 
 /* dgate[row] = dh . h;   u and h change as hmoe__swiglu_row_backward says. */
 static void hmoe__swiglu_backward(hmoe_real *u, hmoe_real *h, hmoe_real *dgate,
                                   const hmoe_real *dh, const hmoe_routes *routes, const int *H,
                                   int E, int ldh) {
-    HMOE__PARALLEL_FOR_UNEVEN(16, routes->expert_start[E] > 32)
-    for (int row = 0; row < routes->expert_start[E]; row++)
-        dgate[row] = hmoe__swiglu_row_backward(
-            u + (size_t)row * 2 * ldh, h + (size_t)row * ldh, dh + (size_t)row * ldh,
-            routes->row_gate[row], H[hmoe__expert_of_row(routes, E, row)]);
+    const int *start = routes->expert_start;
+    double work = hmoe__expert_work(routes, H, E);
+    int parts = start[E] > 32 ? hmoe__threads() : 1;
+    HMOE__PARALLEL_FOR(parts)
+    for (int part = 0; part < parts; part++) {
+        hmoe__part mine = hmoe__part_of(work, part, parts);
+        for (int e = 0; e < E; e++) {
+            int first, end = hmoe__next_of(&mine, start[e + 1] - start[e], H[e], &first);
+            for (int row = start[e] + first; row < start[e] + end; row++)
+                dgate[row] = hmoe__swiglu_row_backward(
+                    u + (size_t)row * 2 * ldh, h + (size_t)row * ldh, dh + (size_t)row * ldh,
+                    routes->row_gate[row], H[e]);
+        }
+    }
 }
 
 /* y_t = x_t + sum over S[t] of g rows[row of (t, e)], in the order of the choice */
@@ -1390,7 +1484,7 @@ static void hmoe__combine_forward(hmoe_real *y, const hmoe_real *x, const hmoe_r
     }
 }
 
-/* dx_t = sum over S[t] of drows: what experts send back through gather (the gates are in it) */
+/* dx_t = sum over S[t] of drows: what experts send back to their tokens (the gates are in it) */
 static void hmoe__combine_backward(hmoe_real *dx, const hmoe_real *drows,
                                    const hmoe_routes *routes, int N, int C) {
     HMOE__PARALLEL_FOR(N)
@@ -1452,7 +1546,7 @@ typedef struct hmoe__layer {
     hmoe_real *qkv, *att, *out;         /* [N, 3C] q | k | v; [B, NH, T, T]; [N, C] */
     hmoe_real *x2, *rrms2, *n2;         /* [N, C] x + attention; [N]; [N, C] RMSNorm(x2) */
     hmoe_real *raw;                     /* [N, E] W_n n2 of noisy gating, then its gradient */
-    hmoe_real *u, *h;                   /* [rows, 2 ldh], [rows, ldh]: inside the experts */
+    hmoe_real *u;                       /* [rows, 2 ldh], inside the experts */
     hmoe_routes routes;
 } hmoe__layer;
 
@@ -1460,7 +1554,7 @@ typedef struct hmoe__layer {
 typedef struct hmoe__buffers {
     int *tokens, *targets, *all_rows;   /* [N], [N]; { 0, N }, the rows of a dense product */
     hmoe_real *angles;                  /* [T, 2, hs/2], RoPE's */
-    hmoe_real *rows_in, *rows_out;      /* [rows, C] what experts take and give */
+    hmoe_real *h, *rows;                /* [rows, ldh] inside experts; [rows, C] what they give */
     hmoe_real *logits, *ce;             /* [N, V], [N] */
     double *sums;                       /* [L, 2 E + 3], see hmoe__router_sums */
     hmoe_real *dP_all;                  /* [L, E], see hmoe__losses */
@@ -1658,13 +1752,13 @@ static double hmoe__list_activations(const hmoe_config *c, int max_B, int traini
         ly->out = hmoe__reals(a, N, C), ly->x2 = hmoe__reals(a, N, C);
         ly->rrms2 = hmoe__reals(a, N, 1), ly->n2 = hmoe__reals(a, N, C);
         ly->raw = hmoe__reals(a, c->noisy_gating ? N : 0, c->E);
-        ly->u = hmoe__reals(a, rows, 2 * ldh), ly->h = hmoe__reals(a, rows, ldh);
+        ly->u = hmoe__reals(a, rows, 2 * ldh);
     }
     a->used = a->most;
     b->tokens = hmoe__ints(a, N, 1), b->targets = hmoe__ints(a, N, 1);
     b->all_rows = hmoe__ints(a, 2, 1);
     b->angles = hmoe__reals(a, c->T, C / c->NH);
-    b->rows_in = hmoe__reals(a, rows, C), b->rows_out = hmoe__reals(a, rows, C);
+    b->h = hmoe__reals(a, rows, ldh), b->rows = hmoe__reals(a, rows, C);
     b->logits = hmoe__reals(a, N, c->V), b->ce = hmoe__reals(a, N, 1);
     b->sums = (double *)hmoe__take(a, c->L, (double)hmoe__sum_count(c), sizeof(double));
     b->dP_all = hmoe__reals(a, c->L, c->E);
@@ -1732,12 +1826,6 @@ static hmoe_status hmoe__create_tables(hmoe_model *m) {
         return hmoe__no_memory(m->message, (double)m->tensor_count * sizeof *m->tensors,
                                "the list of tensors");
     hmoe__list_tensors(m, m->layers);
-    for (int e = 0; e < c->E; e++) {   /* widest first, by insertion */
-        int i = e;
-        while (i > 0 && c->H[m->by_width[i - 1]] < c->H[e]) i--;
-        memmove(m->by_width + i + 1, m->by_width + i, (size_t)(e - i) * sizeof *m->by_width);
-        m->by_width[i] = e;
-    }
     return HMOE_OK;
 }
 
@@ -1835,31 +1923,30 @@ void hmoe_free(hmoe_model *m) {
 
 /* A dense layer is a list of one. x: [N, in]   w: [out, in]   y: [N, out] */
 static hmoe_linear hmoe__dense(hmoe_real *x, hmoe_real *w, hmoe_real *y, int in, int out,
-                               const int *rows, int add) {
-    hmoe_linear map = { x, w, y, rows, in, out, in, out, add };
+                               const int *rows, const hmoe_real *add) {
+    hmoe_linear map = { x, w, y, rows, in, out, in, out, add, NULL, NULL };
     return map;
 }
 
-/* The experts' products are lists of E, widest first. params: the weights, or their gradients. */
+/* The experts' products are lists of E. params: the weights, or their gradients. x: [N, C], of
+   which each row takes its token's, or (token NULL) [rows, C]; and so y. */
 static void hmoe__up_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly,
-                          hmoe_real *params, hmoe_real *rows) {
+                          hmoe_real *params, hmoe_real *x, const int *token) {
     int C = m->config.C, ldh = hmoe__widest(&m->config);
-    for (int i = 0; i < m->config.E; i++) {
-        int e = m->by_width[i];
-        hmoe_linear up = { rows, params + ly->w13[e], ly->u, ly->routes.expert_start + e,
-                           C, 2 * m->config.H[e], C, 2 * ldh, 0 };
-        list[i] = up;
+    for (int e = 0; e < m->config.E; e++) {
+        hmoe_linear up = { x, params + ly->w13[e], ly->u, ly->routes.expert_start + e,
+                           C, 2 * m->config.H[e], C, 2 * ldh, NULL, token, NULL };
+        list[e] = up;
     }
 }
 
 static void hmoe__down_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly,
-                            hmoe_real *params, hmoe_real *h, hmoe_real *rows) {
+                            hmoe_real *params, hmoe_real *h, hmoe_real *y, const int *token) {
     int C = m->config.C, ldh = hmoe__widest(&m->config);
-    for (int i = 0; i < m->config.E; i++) {
-        int e = m->by_width[i];
-        hmoe_linear down = { h, params + ly->w2[e], rows, ly->routes.expert_start + e,
-                             m->config.H[e], C, ldh, C, 0 };
-        list[i] = down;
+    for (int e = 0; e < m->config.E; e++) {
+        hmoe_linear down = { h, params + ly->w2[e], y, ly->routes.expert_start + e,
+                             m->config.H[e], C, ldh, C, NULL, NULL, token };
+        list[e] = down;
     }
 }
 
@@ -1873,8 +1960,8 @@ static void hmoe__attention_block_forward(hmoe_model *m, int l, int B, int T, hm
     const int *rows = m->buffers->all_rows;
     hmoe__layer *ly = &m->layers[l];
     int C = c->C, N = B * T, hs = C / c->NH;
-    hmoe_linear qkv = hmoe__dense(ly->n1, m->params + ly->w_qkv, ly->qkv, C, 3 * C, rows, 0);
-    hmoe_linear o = hmoe__dense(ly->out, m->params + ly->w_o, ly->x2, C, C, rows, 1);
+    hmoe_linear qkv = hmoe__dense(ly->n1, m->params + ly->w_qkv, ly->qkv, C, 3 * C, rows, NULL);
+    hmoe_linear o = hmoe__dense(ly->out, m->params + ly->w_o, ly->x2, C, C, rows, ly->x);
     s->rmsnorm_forward(ly->n1, ly->rrms1, ly->x, m->params + ly->w_norm1, c->rms_norm_eps, N, C);
     s->linear_forward(&qkv, 1);
     if (cache) hmoe__attention_cached(cache, c, l, ly->out, ly->att, ly->qkv);
@@ -1882,7 +1969,6 @@ static void hmoe__attention_block_forward(hmoe_model *m, int l, int B, int T, hm
         s->rope(ly->qkv, m->buffers->angles, 1, B, T, c->NH, hs);
         s->attention_forward(ly->out, ly->att, ly->qkv, B, T, c->NH, hs);
     }
-    s->copy(ly->x2, ly->x, (size_t)N * C * sizeof(hmoe_real));
     s->linear_forward(&o, 1);
 }
 
@@ -1899,8 +1985,8 @@ static void hmoe__router_forward(hmoe_model *m, int l, int N) {
     hmoe__layer *ly = &m->layers[l];
     hmoe_linear list[2];
     int noisy = c->noisy_gating && m->mode == HMOE_TRAIN, E = c->E;
-    list[0] = hmoe__dense(ly->n2, m->params + ly->w_router, ly->routes.logits, c->C, E, rows, 0);
-    if (noisy) list[1] = hmoe__dense(ly->n2, m->params + ly->w_noise, ly->raw, c->C, E, rows, 0);
+    list[0] = hmoe__dense(ly->n2, m->params + ly->w_router, ly->routes.logits, c->C, E, rows, NULL);
+    if (noisy) list[1] = hmoe__dense(ly->n2, m->params + ly->w_noise, ly->raw, c->C, E, rows, NULL);
     s->linear_forward(list, noisy ? 2 : 1);
     if (noisy)
         s->noise_forward(&ly->routes, ly->raw, m->params + ly->w_noise_gain, c->rms_norm_eps,
@@ -1919,16 +2005,15 @@ static void hmoe__moe_block_forward(hmoe_model *m, int l, int N) {
     hmoe__layer *ly = &m->layers[l];
     hmoe__buffers *b = m->buffers;
     hmoe_linear up[HMOE_MAX_EXPERTS], down[HMOE_MAX_EXPERTS];
-    hmoe__up_list(up, m, ly, m->params, b->rows_in);
-    hmoe__down_list(down, m, ly, m->params, ly->h, b->rows_out);
+    hmoe__up_list(up, m, ly, m->params, ly->n2, ly->routes.row_token);
+    hmoe__down_list(down, m, ly, m->params, b->h, b->rows, NULL);
     s->rmsnorm_forward(ly->n2, ly->rrms2, ly->x2, m->params + ly->w_norm2, c->rms_norm_eps, N,
                        c->C);
     hmoe__router_forward(m, l, N);
-    s->gather(b->rows_in, ly->n2, &ly->routes, c->C, c->E);
     s->linear_forward(up, c->E);
-    s->swiglu_forward(ly->h, ly->u, &ly->routes, c->H, c->E, hmoe__widest(c));
+    s->swiglu_forward(b->h, ly->u, &ly->routes, c->H, c->E, hmoe__widest(c));
     s->linear_forward(down, c->E);
-    s->combine_forward((ly + 1)->x, ly->x2, b->rows_out, &ly->routes, N, c->C);
+    s->combine_forward((ly + 1)->x, ly->x2, b->rows, &ly->routes, N, c->C);
 }
 
 /* All layers, from tokens to logits. */
@@ -1938,7 +2023,7 @@ static void hmoe__layers_forward(hmoe_model *m, int B, int T, hmoe_cache *cache)
     hmoe__buffers *b = m->buffers;
     hmoe__layer *last = &m->layers[c->L];
     hmoe_linear head = hmoe__dense(last->n1, m->params + m->head, b->logits, c->C, c->V,
-                                   b->all_rows, 0);
+                                   b->all_rows, NULL);
     s->embed_forward(m->layers[0].x, b->tokens, m->params, B * T, c->C);
     for (int l = 0; l < c->L; l++) {
         hmoe__attention_block_forward(m, l, B, T, cache);
@@ -2037,8 +2122,8 @@ hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const
 static void hmoe__dense_backward(hmoe_model *m, hmoe_real *dx, size_t w, hmoe_real *dy,
                                  hmoe_real *x, int in, int out, int add) {
     const int *rows = m->buffers->all_rows;
-    hmoe_linear input = hmoe__dense(dx, m->params + w, dy, in, out, rows, add);
-    hmoe_linear weight = hmoe__dense(x, m->grads + w, dy, in, out, rows, 1);
+    hmoe_linear input = hmoe__dense(dx, m->params + w, dy, in, out, rows, add ? dx : NULL);
+    hmoe_linear weight = hmoe__dense(x, m->grads + w, dy, in, out, rows, NULL);
     m->steps->linear_backward_input(&input, 1);
     m->steps->linear_backward_weight(&weight, 1);
 }
@@ -2067,24 +2152,21 @@ static void hmoe__moe_block_backward(hmoe_model *m, int l, int N, double scale) 
     hmoe__layer *ly = &m->layers[l];
     hmoe__buffers *b = m->buffers;
     hmoe_linear list[HMOE_MAX_EXPERTS];
-    int C = c->C, E = c->E, ldh = hmoe__widest(c);
-    hmoe_real *rows = b->rows_in, *drows = b->rows_out;
-
-    s->gather(rows, b->dx, &ly->routes, C, E);              /* dy of each row, without its gate */
-    hmoe__down_list(list, m, ly, m->params, b->dh, rows);
-    s->linear_backward_input(list, E);                     /* dh = dy W2 */
-    s->swiglu_backward(ly->u, ly->h, b->dgate, b->dh, &ly->routes, c->H, E, ldh);
-    hmoe__down_list(list, m, ly, m->grads, ly->h, rows);
+    const int *token = ly->routes.row_token;
+    int E = c->E;
+    hmoe__down_list(list, m, ly, m->params, b->dh, b->dx, token);
+    s->linear_backward_input(list, E);                     /* dh = dy W2, without the gate */
+    s->swiglu_backward(ly->u, b->h, b->dgate, b->dh, &ly->routes, c->H, E, hmoe__widest(c));
+    hmoe__down_list(list, m, ly, m->grads, b->h, b->dx, token);
     s->linear_backward_weight(list, E);                    /* dW2 += dy^T (g h) */
-    s->gather(rows, ly->n2, &ly->routes, C, E);
-    hmoe__up_list(list, m, ly, m->grads, rows);
+    hmoe__up_list(list, m, ly, m->grads, ly->n2, token);
     s->linear_backward_weight(list, E);                    /* dW13 += du^T n */
-    hmoe__up_list(list, m, ly, m->params, drows);
+    hmoe__up_list(list, m, ly, m->params, b->rows, NULL);
     s->linear_backward_input(list, E);                     /* dn of each row = du W13 */
-    s->combine_backward(b->dn, drows, &ly->routes, N, C);
+    s->combine_backward(b->dn, b->rows, &ly->routes, N, c->C);
     hmoe__router_backward_block(m, l, N, scale);
     s->rmsnorm_backward(b->dx, m->grads + ly->w_norm2, b->dn, ly->x2, m->params + ly->w_norm2,
-                        ly->rrms2, N, C);
+                        ly->rrms2, N, c->C);
 }
 
 static void hmoe__attention_block_backward(hmoe_model *m, int l, int B, int T) {
@@ -2138,11 +2220,17 @@ static double hmoe__squared_norm(const hmoe_real *g, size_t n) {
     double part[256], sum = 0;
     HMOE__PARALLEL_FOR(256)
     for (int i = 0; i < 256; i++) {
+        size_t k = n / 256 * i + n % 256 * i / 256;
         size_t end = n / 256 * (i + 1) + n % 256 * (i + 1) / 256;
-        double s = 0;
-        HMOE__SIMD_SUM(s)
-        for (size_t k = n / 256 * i + n % 256 * i / 256; k < end; k++) s += (double)g[k] * g[k];
-        part[i] = s;
+        for (part[i] = 0; k < end; k += 4096) {   /* 64 sums at once, of few numbers each */
+            hmoe_real lane[64] = { 0 };
+            size_t stop = end - k < 4096 ? end : k + 4096, q = k;
+            for (; q + 64 <= stop; q += 64)
+                HMOE__SIMD
+                for (int j = 0; j < 64; j++) lane[j] += g[q + j] * g[q + j];
+            for (int j = 0; q < stop; j++, q++) lane[j] += g[q] * g[q];
+            for (int j = 0; j < 64; j++) part[i] += (double)lane[j];
+        }
     }
     for (int i = 0; i < 256; i++) sum += part[i];
     return sum;
@@ -2178,14 +2266,14 @@ static const char *hmoe__error(void) { return NULL; }
 
 static const hmoe_steps *hmoe__cpu(void) {
     static const hmoe_steps steps = {
-        "cpu", hmoe__error, hmoe__get, hmoe__give_back, hmoe__copy, hmoe__copy, hmoe__copy,
+        "cpu", hmoe__error, hmoe__get, hmoe__give_back, hmoe__copy, hmoe__copy,
         hmoe__zero, hmoe__linear_forward, hmoe__linear_backward_input, hmoe__linear_backward_weight,
         hmoe__embed_forward, hmoe__embed_backward, hmoe__rmsnorm_forward, hmoe__rmsnorm_backward,
         hmoe__rope, hmoe__attention_forward, hmoe__attention_backward, hmoe__swiglu_forward,
         hmoe__swiglu_backward, hmoe__cross_entropy_forward, hmoe__cross_entropy_backward,
         hmoe__noise_forward, hmoe__noise_backward, hmoe__router_softmax, hmoe__choose,
-        hmoe__dispatch, hmoe__router_sums, hmoe__router_backward, hmoe__gather,
-        hmoe__combine_forward, hmoe__combine_backward, hmoe__squared_norm, hmoe__adamw,
+        hmoe__dispatch, hmoe__router_sums, hmoe__router_backward, hmoe__combine_forward,
+        hmoe__combine_backward, hmoe__squared_norm, hmoe__adamw,
     };
     return &steps;
 }
@@ -2351,8 +2439,8 @@ hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x,
     if (!on) return hmoe__no_memory(m->message, bytes, "the expert's rows");
     xs = (hmoe_real *)(void *)((char *)on + 64);
     ys = xs + n * C, u = ys + n * C, h = u + n * 2 * H;
-    up = hmoe__dense(xs, m->params + m->layers[layer].w13[e], u, C, 2 * H, on, 0);
-    down = hmoe__dense(h, m->params + m->layers[layer].w2[e], ys, H, C, on, 0);
+    up = hmoe__dense(xs, m->params + m->layers[layer].w13[e], u, C, 2 * H, on, NULL);
+    down = hmoe__dense(h, m->params + m->layers[layer].w2[e], ys, H, C, on, NULL);
     memset(&routes, 0, sizeof routes);
     routes.expert_start = on;
     s->store(on, range, sizeof range);
@@ -2408,9 +2496,9 @@ static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int 
             hmoe_real sum = 0;
             HMOE__SIMD_SUM(sum)
             for (int i = 0; i < hs; i++) sum += q[i] * k[i];
-            att[j] = sum * scale;
+            att[j] = sum;
         }
-        hmoe__softmax_row(att, seen);
+        hmoe__softmax_row(att, seen, scale, NULL);
         for (int i = 0; i < hs; i++) out[i] = 0;
         for (int j = 0; j < seen; j++, v += C)
             for (int i = 0; i < hs; i++) out[i] += att[j] * v[i];

@@ -99,7 +99,7 @@ static void products(int M, int N, int K) {
     if (!x) exit(1);
     for (size_t i = 0; i < n; i++) x[i] = (hmoe_real)(i % 7) * (hmoe_real)0.01;
     hmoe_real *w = x + (size_t)M * K, *y = w + (size_t)N * K;
-    hmoe_linear map = hmoe__dense(x, w, y, K, N, rows, 0);
+    hmoe_linear map = hmoe__dense(x, w, y, K, N, rows, NULL);
     printf("product  %4d x %4d x %4d ", M, N, K);
     for (int f = 0; f < 3; f++) {
         for (int r = 0; r < REPEATS; r++) {
@@ -209,8 +209,8 @@ static void generation(const hmoe_config *c, const char *name) {
 
 enum { PRODUCTS, ATTENTION, LAYERS, ROUTER, EXPERTS, LOSS, OPTIMIZER, MEMORY, PARTS };
 static const char *const part_names[PARTS] = { "products", "attention", "norm, RoPE, embedding",
-    "router, dispatch", "gather, SwiGLU, combine", "cross-entropy", "norm of gradients, AdamW",
-    "copies, zeroing" };
+    "router, dispatch", "SwiGLU, combine", "cross-entropy", "norm of gradients, AdamW",
+    "zeroing" };
 static double spent[PARTS];
 
 #define TIMED(part, name, parameters, arguments) \
@@ -221,7 +221,6 @@ static double spent[PARTS];
     }
 #define R const hmoe_real
 #define ROUTES const hmoe_routes *routes
-TIMED(MEMORY, copy, (void *a, const void *b, size_t n), (a, b, n))
 TIMED(MEMORY, zero, (void *a, size_t n), (a, n))
 TIMED(PRODUCTS, linear_forward, (const hmoe_linear *list, int n), (list, n))
 TIMED(PRODUCTS, linear_backward_input, (const hmoe_linear *list, int n), (list, n))
@@ -231,7 +230,7 @@ TIMED(LAYERS, embed_backward, (hmoe_real *w, const int *t, R *x, int N, int C), 
 TIMED(LAYERS, rmsnorm_forward, (hmoe_real *y, hmoe_real *r, R *x, R *w, double eps, int N, int C),
       (y, r, x, w, eps, N, C))
 TIMED(LAYERS, rmsnorm_backward,
-      (hmoe_real *dx, hmoe_real *dw, R *dy, R *x, R *w, R *r, int N, int C),
+      (hmoe_real *dx, hmoe_real *dw, hmoe_real *dy, R *x, R *w, R *r, int N, int C),
       (dx, dw, dy, x, w, r, N, C))
 TIMED(LAYERS, rope, (hmoe_real *q, R *angles, int d, int B, int T, int NH, int hs),
       (q, angles, d, B, T, NH, hs))
@@ -257,7 +256,6 @@ TIMED(ROUTER, router_sums, (double *sums, ROUTES, int N, int E), (sums, routes, 
 TIMED(ROUTER, router_backward,
       (ROUTES, R *dgate, R *dP, double d_entropy, double d_lse2, int norm, int N, int E),
       (routes, dgate, dP, d_entropy, d_lse2, norm, N, E))
-TIMED(EXPERTS, gather, (hmoe_real *rows, R *x, ROUTES, int C, int E), (rows, x, routes, C, E))
 TIMED(EXPERTS, combine_forward, (hmoe_real *y, R *x, R *rows, ROUTES, int N, int C),
       (y, x, rows, routes, N, C))
 TIMED(EXPERTS, combine_backward, (hmoe_real *dx, R *rows, ROUTES, int N, int C),
@@ -274,12 +272,12 @@ static void profile(const hmoe_config *c, int B, int steps, const char *name) {
     hmoe_steps table = *hmoe__cpu();
     double start, whole, rest;
 #define USE(step) table.step = timed_##step
-    USE(copy), USE(zero), USE(linear_forward), USE(linear_backward_input);
+    USE(zero), USE(linear_forward), USE(linear_backward_input);
     USE(linear_backward_weight), USE(embed_forward), USE(embed_backward), USE(rmsnorm_forward);
     USE(rmsnorm_backward), USE(rope), USE(attention_forward), USE(attention_backward);
     USE(swiglu_forward), USE(swiglu_backward), USE(cross_entropy_forward);
     USE(cross_entropy_backward), USE(router_softmax), USE(choose), USE(dispatch);
-    USE(router_sums), USE(router_backward), USE(gather), USE(combine_forward);
+    USE(router_sums), USE(router_backward), USE(combine_forward);
     USE(combine_backward), USE(squared_norm), USE(adamw);
     memset(spent, 0, sizeof spent);
     start = now();

@@ -114,7 +114,7 @@ static void linear(void) {
     memcpy(before, dweights, 30 * 5 * sizeof(hmoe_real));
     for (int e = 0, offset = 0; e < 3; offset += width[e++] * in) {
         hmoe_linear member = { x, weights + offset, y, &expert_start[e], in, width[e], ldx, ldy,
-                               0 };
+                               NULL, NULL, NULL };
         list[e] = input[e] = weight[e] = member;
         input[e].y = weight[e].y = c;
         input[e].x = dx;
@@ -161,18 +161,20 @@ static void rmsnorm(void) {
         size_t n = (size_t)N * C;
         /* with C = 1, y is the sign of x but for eps: small x, so that there is a gradient */
         hmoe_real *dx = random_reals(n, 1), *dw = random_reals(C, 1);
-        hmoe_real *dx0 = reals(n), *dw0 = reals(C);
+        hmoe_real *dx0 = reals(n), *dw0 = reals(C), *dy = reals(n);
         x = random_reals(n, C == 1 ? 0.01 : 1), y = reals(n), c = random_reals(n, 1);
         w = random_reals(C, 1), scratch = reals(N);
         memcpy(dx0, dx, n * sizeof *dx);
         memcpy(dw0, dw, C * sizeof *dw);
         hmoe__rmsnorm_forward(y, scratch, x, w, 1e-5, N, C);
-        hmoe__rmsnorm_backward(dx, dw, c, x, w, scratch, N, C);
+        memcpy(dy, c, n * sizeof *dy);                            /* it is used up */
+        hmoe__rmsnorm_backward(dx, dw, dy, x, w, scratch, N, C);
         for (size_t k = 0; k < n; k++) dx[k] -= dx0[k];           /* both were added to */
         for (int k = 0; k < C; k++) dw[k] -= dw0[k];
         if (C > 1) check_gradient("rmsnorm x", x, dx, n, norm_loss);
         check_gradient("rmsnorm w", w, dw, C, norm_loss);
-        free(dx); free(dw); free(dx0); free(dw0); free(x); free(y); free(c); free(w); free(scratch);
+        free(dx); free(dw); free(dx0); free(dw0); free(dy);
+        free(x); free(y); free(c); free(w); free(scratch);
     }
 }
 
@@ -290,22 +292,23 @@ static void cross_entropy(void) {
     }
 }
 
-/* Gather hands every expert its tokens; its backward is combine's, which adds up what they send
-   back. (Combine's other half, the gate, is SwiGLU's.) */
-static void gather_loss(double *loss) {
-    hmoe__gather(y, x, &routes, C, E);
-    *loss = dot(c, y, (size_t)routes.expert_start[E] * C);
+/* Every row takes its token's x; the backward pass of that is combine's, which adds up what the
+   rows send back. (Combine's other half, the gate, is SwiGLU's.) */
+static void taken_loss(double *loss) {
+    *loss = 0;
+    for (int row = 0; row < routes.expert_start[E]; row++)
+        *loss += dot(c + row * C, x + routes.row_token[row] * C, (size_t)C);
 }
 
-static void gather_and_combine(void) {
+static void combine(void) {
     N = 7, E = 5, C = 6;
     random_routes(HMOE_TOP_P, 0, 0.6, 1);
     size_t rows = routes.expert_start[E], n = (size_t)N * C;
     hmoe_real *dx = random_reals(n, 1);   /* replaced */
-    x = random_reals(n, 1), y = reals(rows * C), c = random_reals(rows * C, 1);
+    x = random_reals(n, 1), c = random_reals(rows * C, 1);
     hmoe__combine_backward(dx, c, &routes, N, C);
-    check_gradient("gather x", x, dx, n, gather_loss);
-    free(dx); free(x); free(y); free(c);
+    check_gradient("combine x", x, dx, n, taken_loss);
+    free(dx); free(x); free(c);
     routes_free(&routes);
 }
 
@@ -660,7 +663,7 @@ int main(void) {
     TEST(attention);
     TEST(swiglu);
     TEST(cross_entropy);
-    TEST(gather_and_combine);
+    TEST(combine);
     TEST(router);
     TEST(noise);
     TEST(model_top_k);
