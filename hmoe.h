@@ -657,7 +657,7 @@ enum { HMOE__MR = 6, HMOE__NR = 64 / sizeof(hmoe_real) };     /* AVX2: 12 of 16;
 enum { HMOE__MR = 6, HMOE__NR = 32 / sizeof(hmoe_real) };     /* 128 bits: 12 of 16 */
 #endif
 enum { HMOE__KC = 192,      /* so much of k at a time: the panel stays in the first cache */
-       HMOE__ROWS = 192,    /* and so many rows: enough to be worth packing a panel for */
+       HMOE__ROWS = 1536 / sizeof(hmoe_real),   /* and so many rows that packing is worth it */
        HMOE__BLOCK_ROW = HMOE__ROWS + 16 };  /* no power of 2 divides it much: such strides use
                                                 only a part of a cache */
 
@@ -704,8 +704,8 @@ static void hmoe__pack(hmoe_real *panel, const hmoe__product *p, int k0, int K, 
         return;
     }
     b += k0;
-    for (int k = 0; k < K; k += 16)
-        for (int j = 0; j < nr; j += 16)
+    for (int j = 0; j < nr; j += 16)
+        for (int k = 0; k < K; k += 16)
             if (k + 16 <= K && j + 16 <= n)
                 hmoe__transpose(panel + k * nr + j, nr, b + j * p->b_col + k, p->b_col);
             else
@@ -734,8 +734,9 @@ HMOE__INLINE void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_row,
         HMOE__SIMD
         for (int j = 0; j < nr; j++) sum[i][j] = 0;
     }
-    for (int i = 0; i < m; i++)   /* what is stored at the end is on its way meanwhile */
-        for (int j = 0; j < n; j += 64 / (int)sizeof *c) HMOE__PREFETCH(c + i * c_row + j);
+    for (int i = 0; i < m; i++)   /* where the next tile will be stored comes near meanwhile */
+        for (int j = 0; j < n; j += 64 / (int)sizeof *c)
+            HMOE__PREFETCH(c + (i + HMOE__MR) * c_row + j);
     for (int k = 0; k < K; k++)
         for (int i = 0; i < HMOE__MR; i++) {
             hmoe_real a_ik = row[i][k * a_k];
@@ -992,9 +993,9 @@ static void hmoe__rope_angles(hmoe_real *angles, int64_t position, int hs, doubl
 /* Causal attention (Vaswani et al. 2017), per sequence and head:
      att[i][j] = softmax over j <= i of (q_i . k_j / sqrt(hs)),   out_i = sum_j att[i][j] v_j
    out: [N, C]   att: [B, NH, T, T], kept for the backward pass   qkv: [N, 3C]
-   Queries go in blocks of 64; for keys after a block nothing is computed. Within the block
+   Queries go in blocks of 32; for keys after a block nothing is computed. Within the block
    masked scores are so low that their exp is 0, and products and softmax may run over them. */
-enum { HMOE__QUERIES = 64 };
+enum { HMOE__QUERIES = 32 };
 
 static void hmoe__attention_forward(hmoe_real *out, hmoe_real *att, const hmoe_real *qkv, int B,
                                     int T, int NH, int hs) {
@@ -1015,8 +1016,10 @@ static void hmoe__attention_forward(hmoe_real *out, hmoe_real *att, const hmoe_r
             hmoe__multiply(scores);
             for (int i = i0; i < end; i++) {
                 hmoe_real *p_i = p + (size_t)i * T;
-                for (int j = i + 1; j < end; j++) p_i[j] = -FLT_MAX;
-                hmoe__softmax_row(p_i, end, scale, NULL);
+                int whole = i / 16 * 16 + 16 < end ? i / 16 * 16 + 16 : end;   /* of vectors */
+                for (int j = i + 1; j < whole; j++) p_i[j] = -FLT_MAX;
+                for (int j = whole; j < end; j++) p_i[j] = 0;
+                hmoe__softmax_row(p_i, whole, scale, NULL);
             }
             hmoe__multiply(values);
         }
@@ -1027,7 +1030,7 @@ static void hmoe__attention_forward(hmoe_real *out, hmoe_real *att, const hmoe_r
      dv_j += p_j dout_i
      ds_j  = p_j (dp_j - sum over j of p_j dp_j)    the softmax; the sum is dout_i . out_i
      dq_i += ds_j k_j / sqrt(hs),   dk_j += ds_j q_i / sqrt(hs)
-   dqkv: [N, 3C], replaced   datt: [B * NH, 64, T], scratch for ds */
+   dqkv: [N, 3C], replaced   datt: [B * NH, 32, T], scratch for ds */
 static void hmoe__attention_backward(hmoe_real *dqkv, hmoe_real *datt, const hmoe_real *dout,
                                      const hmoe_real *out, const hmoe_real *att,
                                      const hmoe_real *qkv, int B, int T, int NH, int hs) {
@@ -1559,7 +1562,7 @@ typedef struct hmoe__buffers {
     double *sums;                       /* [L, 2 E + 3], see hmoe__router_sums */
     hmoe_real *dP_all;                  /* [L, E], see hmoe__losses */
     hmoe_real *dx, *dn, *dqkv, *dout;   /* backward: [N, C], [N, C], [N, 3C], [N, C] */
-    hmoe_real *datt, *dh, *dgate;       /* [B * NH, 64, T], [rows, ldh], [rows] */
+    hmoe_real *datt, *dh, *dgate;       /* [B * NH, 32, T], [rows, ldh], [rows] */
     double *host_sums;                  /* in the host's memory: sums, dP_all and ce, fetched or */
     hmoe_real *host_dP, *host_ce;       /*   to be stored */
 } hmoe__buffers;
