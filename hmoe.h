@@ -724,6 +724,16 @@ static void hmoe__pack_block(hmoe_real *block, const hmoe__product *p, int i0, i
     }
 }
 
+/* c = d + sum, or sum; m and n are constants where the whole tile is stored. */
+HMOE__INLINE void hmoe__store(hmoe_real *c, const hmoe_real *d, size_t c_row,
+                              hmoe_real sum[HMOE__MR][HMOE__NR], const int m, const int n) {
+    for (int i = 0; i < m; i++, c += c_row) {
+        if (d) for (int j = 0; j < n; j++) c[j] = d[j] + sum[i][j];
+        else for (int j = 0; j < n; j++) c[j] = sum[i][j];
+        d = d ? d + c_row : d;
+    }
+}
+
 /* MR rows by nr columns, of which m by n are stored. nr is a constant wherever this is inlined, so
    that sum[][] becomes registers. row: where each row of A starts; its neighbours lie a_k apart. */
 HMOE__INLINE void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_row,
@@ -734,8 +744,8 @@ HMOE__INLINE void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_row,
         HMOE__SIMD
         for (int j = 0; j < nr; j++) sum[i][j] = 0;
     }
-    for (int i = 0; i < m; i++)   /* where the next tile will be stored comes near meanwhile */
-        for (int j = 0; j < n; j += 64 / (int)sizeof *c)
+    for (int i = 0; i < HMOE__MR; i++)   /* where the next tile goes comes near meanwhile */
+        for (int j = 0; j < nr; j += 64 / (int)sizeof *c)
             HMOE__PREFETCH(c + (i + HMOE__MR) * c_row + j);
     for (int k = 0; k < K; k++)
         for (int i = 0; i < HMOE__MR; i++) {
@@ -743,11 +753,8 @@ HMOE__INLINE void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_row,
             HMOE__SIMD
             for (int j = 0; j < nr; j++) sum[i][j] += a_ik * panel[k * nr + j];
         }
-    for (int i = 0; i < m; i++, c += c_row) {
-        if (d) for (int j = 0; j < n; j++) c[j] = d[j] + sum[i][j];
-        else for (int j = 0; j < n; j++) c[j] = sum[i][j];
-        d = d ? d + c_row : d;
-    }
+    if (m == HMOE__MR && n == nr) hmoe__store(c, d, c_row, sum, HMOE__MR, nr);
+    else hmoe__store(c, d, c_row, sum, m, n);
 }
 
 /* The tile of rows i .. i+m-1 and columns j0 .. j0+n-1. block: their part of one, or NULL. */
