@@ -515,12 +515,12 @@ static int hmoe__threads(void) { return 1; }
 #define HMOE__INLINE static inline __attribute__((always_inline))
 #define HMOE__PRINTF(text, first) __attribute__((format(printf, text, first)))
 #define HMOE__ALIGNED __attribute__((aligned(64)))
-#define HMOE__PREFETCH(p) __builtin_prefetch(p, 1)
+#define HMOE__PREFETCH(p, to_write) __builtin_prefetch(p, to_write)
 #else
 #define HMOE__INLINE static inline
 #define HMOE__PRINTF(text, first)
 #define HMOE__ALIGNED
-#define HMOE__PREFETCH(p) (void)(p)
+#define HMOE__PREFETCH(p, to_write) (void)(p)
 #endif
 
 /* ---------------------------------------------------------------------------------------------
@@ -746,7 +746,7 @@ HMOE__INLINE void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_row,
     }
     for (int i = 0; i < HMOE__MR; i++)   /* where the next tile goes comes near meanwhile */
         for (int j = 0; j < nr; j += 64 / (int)sizeof *c)
-            HMOE__PREFETCH(c + (i + HMOE__MR) * c_row + j);
+            HMOE__PREFETCH(c + (i + HMOE__MR) * c_row + j, 1);
     for (int k = 0; k < K; k++)
         for (int i = 0; i < HMOE__MR; i++) {
             hmoe_real a_ik = row[i][k * a_k];
@@ -811,6 +811,8 @@ static void hmoe__multiply_few(const hmoe__product *p, int first, int end) {
             const hmoe_real *a = p->a + (p->a_at ? p->a_at[i] : i) * p->a_row;
             const hmoe_real *b = p->b + j * p->b_col;
             hmoe_real sum = 0;
+            for (int k = 0; k < p->K; k += 64 / (int)sizeof sum)   /* some rows ahead */
+                HMOE__PREFETCH(b + k + 4096 / sizeof sum, 0);
             HMOE__SIMD_SUM(sum)
             for (int k = 0; k < p->K; k++) sum += a[k] * b[k];
             p->c[i * p->c_row + j] = p->d ? p->d[i * p->c_row + j] + sum : sum;
