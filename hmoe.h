@@ -266,6 +266,8 @@ typedef struct hmoe_steps {
                            const int *H, int E, int ldh);
     void (*swiglu_backward)(hmoe_real *u, hmoe_real *h, hmoe_real *dgate, const hmoe_real *dh,
                             const hmoe_routes *routes, const int *H, int E, int ldh);
+    void (*dropout)(hmoe_real *y, const hmoe_real *x, const hmoe_real *dy, double p, uint64_t key,
+                    int first, int N, int C);
     void (*cross_entropy_forward)(hmoe_real *ce, const hmoe_real *logits, const int *targets,
                                   int N, int V);
     void (*cross_entropy_backward)(hmoe_real *logits, const int *targets, double scale, int N,
@@ -304,6 +306,8 @@ typedef struct hmoe_tensor {
     int dims, rows, cols;         /* shape [rows] (dims 1, cols 1) or [rows, cols] (dims 2) */
     size_t offset;                /* where it starts in params, grads, exp_avg and exp_avg_sq */
     double mean, std;             /* initial values are mean + std * N(0, 1) */
+    int fixed;                    /* the program's to set; 1: hmoe_update clears its gradients and
+                                     leaves it as it is, frozen or for another optimizer */
 } hmoe_tensor;
 
 /* The loss and its parts: total = ce + lb_coef * lb + pp_coef * pp + ent_coef * ent + z_coef * z.
@@ -324,6 +328,9 @@ typedef struct hmoe_model {
     hmoe_real *grads;                 /*   the gradients (NULL in a model for inference), */
     hmoe_real *exp_avg, *exp_avg_sq;  /*   and AdamW's two moments */
 
+    double dropout;                   /* 0 .. 0.9, 0 at first, the program's to set: how much of
+                                         what attention and experts add to the residual stream
+                                         HMOE_TRAIN leaves out. The same until hmoe_backward */
     hmoe_losses losses;               /* of the last hmoe_forward that had targets */
     double grad_norm;                 /* of all gradients, before clipping, at the last update */
 
@@ -334,6 +341,7 @@ typedef struct hmoe_model {
     double flops;                     /* spent in training: 6 * activated * tokens, and attention */
     double seconds;                   /* for the program: time spent in training */
     double best_val_loss;             /* for the program: lowest so far, nats; DBL_MAX at first */
+    int optimizer;                    /* for the program: which one it is, 0 at first */
 
     /* inside */
     int max_tokens;                   /* most tokens in a batch */
@@ -560,7 +568,7 @@ uint64_t hmoe_random(uint64_t seed, uint64_t what, uint64_t i, uint64_t j) {
 }
 
 /* What the library itself draws numbers for; weights use a hash of the tensor's name. */
-enum { HMOE__FOR_NOISE = 1 << 16, HMOE__FOR_SAMPLE };
+enum { HMOE__FOR_NOISE = 1 << 16, HMOE__FOR_SAMPLE, HMOE__FOR_DROPOUT };
 
 /* A number from N(0, 1), by Box and Muller's transform of two uniform ones. */
 double hmoe_normal(uint64_t seed, uint64_t what, uint64_t i, uint64_t j) {
@@ -1106,6 +1114,28 @@ static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmo
         h[i] = g * a * s * b;
     }
     return dg;
+}
+
+/* Dropout (Srivastava et al. 2014) of what a block adds to the residual stream, y = x + block(x):
+     forward    y = x + mask (y - x) / (1 - p)          x given, dy NULL
+     backward   y = mask dy / (1 - p)                   the gradient of what the block gave; x NULL
+   mask[t][i] is 0 with probability p. It is a function of key (seed, step, layer), token in the
+   step and i, never stored: bits 16 (i % 4) .. of the mix of a number of the token and i / 4. */
+static void hmoe__dropout(hmoe_real *y, const hmoe_real *x, const hmoe_real *dy, double p,
+                          uint64_t key, int first, int N, int C) {
+    const uint64_t limit = (uint64_t)(p * 65536);
+    const hmoe_real scale = (hmoe_real)(1 / (1 - p));
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        uint64_t token = hmoe_random(key, HMOE__FOR_DROPOUT, (uint64_t)first + t, 0);
+        hmoe_real *y_t = y + (size_t)t * C;
+        const hmoe_real *x_t = x ? x + (size_t)t * C : NULL, *dy_t = dy ? dy + (size_t)t * C : NULL;
+        for (int i = 0; i < C; i++) {
+            uint64_t bits = hmoe__mix(token ^ (uint64_t)(i / 4)) >> 16 * (i % 4) & 0xffff;
+            hmoe_real mask = bits < limit ? 0 : scale;
+            y_t[i] = dy ? mask * dy_t[i] : x_t[i] + mask * (y_t[i] - x_t[i]);
+        }
+    }
 }
 
 /* Cross-entropy:  ce_t = logsumexp(logits_t) - logits_t[target_t]      logits: [N, V] */
@@ -1965,6 +1995,14 @@ static void hmoe__down_list(hmoe_linear *list, const hmoe_model *m, const hmoe__
 static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l, hmoe_real *out,
                                    hmoe_real *att, hmoe_real *q);   /* under INFERENCE */
 
+/* y = x + block(x), or its gradient: see hmoe__dropout. block: 0 attention, 1 the experts. */
+static void hmoe__drop(hmoe_model *m, int l, int block, hmoe_real *y, const hmoe_real *x,
+                       const hmoe_real *dy, int N) {
+    uint64_t key = hmoe_random(m->seed, HMOE__FOR_DROPOUT, (uint64_t)m->step,
+                               2 * (uint64_t)l + block);
+    m->steps->dropout(y, x, dy, m->dropout, key, (int)m->step_tokens, N, m->config.C);
+}
+
 /* x2 = x + Attention(RMSNorm(x)). With a cache: of one token, to those before it. */
 static void hmoe__attention_block_forward(hmoe_model *m, int l, int B, int T, hmoe_cache *cache) {
     const hmoe_steps *s = m->steps;
@@ -1982,6 +2020,7 @@ static void hmoe__attention_block_forward(hmoe_model *m, int l, int B, int T, hm
         s->attention_forward(ly->out, ly->att, ly->qkv, B, T, c->NH, hs);
     }
     s->linear_forward(&o, 1);
+    if (m->dropout > 0 && m->mode == HMOE_TRAIN) hmoe__drop(m, l, 0, ly->x2, ly->x, NULL, N);
 }
 
 /* Noise is a function of seed, step and layer (this key), and of token in the step and expert. */
@@ -2026,6 +2065,7 @@ static void hmoe__moe_block_forward(hmoe_model *m, int l, int N) {
     s->swiglu_forward(b->h, ly->u, &ly->routes, c->H, c->E, hmoe__widest(c));
     s->linear_forward(down, c->E);
     s->combine_forward((ly + 1)->x, ly->x2, b->rows, &ly->routes, N, c->C);
+    if (m->dropout > 0 && m->mode == HMOE_TRAIN) hmoe__drop(m, l, 1, (ly + 1)->x, ly->x2, NULL, N);
 }
 
 /* All layers, from tokens to logits. */
@@ -2111,6 +2151,8 @@ hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const
     if (mode == HMOE_TRAIN && (!m->grads || !targets))
         return HMOE__BAD(m->message, "training needs %s", m->grads ? "targets"
                          : "a model that was made for training");
+    if (!(m->dropout >= 0 && m->dropout <= 0.9))
+        return HMOE__BAD(m->message, "dropout is %g: must be from 0 to 0.9", m->dropout);
     rows[1] = N = B * T;
     HMOE__TRY(hmoe__check_tokens(m, "token", tokens, N));
     if (targets) HMOE__TRY(hmoe__check_tokens(m, "target", targets, N));
@@ -2166,10 +2208,12 @@ static void hmoe__moe_block_backward(hmoe_model *m, int l, int N, double scale) 
     hmoe_linear list[HMOE_MAX_EXPERTS];
     const int *token = ly->routes.row_token;
     int E = c->E;
-    hmoe__down_list(list, m, ly, m->params, b->dh, b->dx, token);
+    hmoe_real *dy = m->dropout > 0 ? b->dn : b->dx;
+    if (m->dropout > 0) hmoe__drop(m, l, 1, dy, NULL, b->dx, N);
+    hmoe__down_list(list, m, ly, m->params, b->dh, dy, token);
     s->linear_backward_input(list, E);                     /* dh = dy W2, without the gate */
     s->swiglu_backward(ly->u, b->h, b->dgate, b->dh, &ly->routes, c->H, E, hmoe__widest(c));
-    hmoe__down_list(list, m, ly, m->grads, b->h, b->dx, token);
+    hmoe__down_list(list, m, ly, m->grads, b->h, dy, token);
     s->linear_backward_weight(list, E);                    /* dW2 += dy^T (g h) */
     hmoe__up_list(list, m, ly, m->grads, ly->n2, token);
     s->linear_backward_weight(list, E);                    /* dW13 += du^T n */
@@ -2186,7 +2230,9 @@ static void hmoe__attention_block_backward(hmoe_model *m, int l, int B, int T) {
     hmoe__layer *ly = &m->layers[l];
     hmoe__buffers *b = m->buffers;
     int C = m->config.C, NH = m->config.NH, N = B * T;
-    hmoe__dense_backward(m, b->dout, ly->w_o, b->dx, ly->out, C, C, 0);
+    hmoe_real *dy = m->dropout > 0 ? b->dn : b->dx;
+    if (m->dropout > 0) hmoe__drop(m, l, 0, dy, NULL, b->dx, N);
+    hmoe__dense_backward(m, b->dout, ly->w_o, dy, ly->out, C, C, 0);
     s->attention_backward(b->dqkv, b->datt, b->dout, ly->out, ly->att, ly->qkv, B, T, NH, C / NH);
     s->rope(b->dqkv, b->angles, -1, B, T, NH, C / NH);
     hmoe__dense_backward(m, b->dn, ly->w_qkv, b->dqkv, ly->n1, C, 3 * C, 0);
@@ -2282,7 +2328,8 @@ static const hmoe_steps *hmoe__cpu(void) {
         hmoe__zero, hmoe__linear_forward, hmoe__linear_backward_input, hmoe__linear_backward_weight,
         hmoe__embed_forward, hmoe__embed_backward, hmoe__rmsnorm_forward, hmoe__rmsnorm_backward,
         hmoe__rope, hmoe__attention_forward, hmoe__attention_backward, hmoe__swiglu_forward,
-        hmoe__swiglu_backward, hmoe__cross_entropy_forward, hmoe__cross_entropy_backward,
+        hmoe__swiglu_backward, hmoe__dropout, hmoe__cross_entropy_forward,
+        hmoe__cross_entropy_backward,
         hmoe__noise_forward, hmoe__noise_backward, hmoe__router_softmax, hmoe__choose,
         hmoe__dispatch, hmoe__router_sums, hmoe__router_backward, hmoe__combine_forward,
         hmoe__combine_backward, hmoe__squared_norm, hmoe__adamw,
@@ -2332,11 +2379,14 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
     rates.step = (hmoe_real)(a->lr / (1 - pow(a->beta1, t)));
     rates.root = (hmoe_real)(1 / sqrt(1 - pow(a->beta2, t)));
     for (size_t i = 0, j; i < m->tensor_count; i = j) {   /* neighbours of one kind in one call */
-        size_t at = m->tensors[i].offset, end;
-        for (j = i + 1; j < m->tensor_count && m->tensors[j].dims == m->tensors[i].dims; j++) {}
+        const hmoe_tensor *one = &m->tensors[i];
+        size_t at = one->offset, end;
+        for (j = i + 1; j < m->tensor_count && m->tensors[j].dims == one->dims
+                        && m->tensors[j].fixed == one->fixed; j++) {}
         end = j < m->tensor_count ? m->tensors[j].offset : m->param_count;
-        rates.decay = (hmoe_real)(m->tensors[i].dims == 2 ? a->lr * a->weight_decay : 0);
-        m->steps->adamw(m->params + at, m->grads + at, m->exp_avg + at, m->exp_avg_sq + at,
+        rates.decay = (hmoe_real)(one->dims == 2 ? a->lr * a->weight_decay : 0);
+        if (one->fixed) m->steps->zero(m->grads + at, (end - at) * sizeof *m->grads);
+        else m->steps->adamw(m->params + at, m->grads + at, m->exp_avg + at, m->exp_avg_sq + at,
                         end - at, &rates);
     }
     m->step++;

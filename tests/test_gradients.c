@@ -516,6 +516,8 @@ static enum expected expect(const hmoe_tensor *t, int term, const facts *f) {
     return terms_below ? NONZERO : ZERO;
 }
 
+static double dropout;                         /* of the models that are checked */
+
 static void check_model(const hmoe_config *config, double router_scale) {
     facts *f = (facts *)small_array(config->L * sizeof *f);
     hmoe_real *gradient[TERMS];
@@ -527,6 +529,7 @@ static void check_model(const hmoe_config *config, double router_scale) {
             config->noisy_gating);
     test_context = where;
     small_create(&model, config, B);
+    model.dropout = dropout;
     spread_weights(&model, 0.4, router_scale);
     tokens = random_tokens(B * T, config->V);
     targets = random_tokens(B * T, config->V);
@@ -580,6 +583,19 @@ static void model_one_expert_per_token(void) {
     config.routing = HMOE_TOP_P;
     config.top_p = 1e-6;
     check_model(&config, 0.5);
+}
+
+/* The masks are the same in every pass of a step, so differences can be taken. */
+static void model_with_dropout(void) {
+    hmoe_config config = small_config();
+    B = 2, T = 4;
+    dropout = 0.3;
+    check_model(&config, 0.5);
+    config.routing = HMOE_TOP_P;
+    config.noisy_gating = 1;
+    dropout = 0.1;
+    check_model(&config, 0.5);
+    dropout = 0;
 }
 
 static void model_all_experts(void) {
@@ -673,5 +689,6 @@ int main(void) {
     TEST(model_edge_sizes);
     TEST(model_random_sizes);
     TEST(scale_and_accumulation);
+    TEST(model_with_dropout);
     return test_summary("test_gradients");
 }

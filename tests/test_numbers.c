@@ -493,6 +493,7 @@ static void accumulation(void) {
     c.lb_coef = c.pp_coef = 0;
     small_create(&whole, &c, 8);
     small_create(&cut, &c, 2);
+    whole.dropout = cut.dropout = 0.2;         /* masks go by a token's number in the step */
     spread_weights(&whole, 0.4, 0.6);
     memcpy(cut.params, whole.params, whole.param_count * sizeof *whole.params);
     before = reals(whole.param_count);
@@ -530,6 +531,46 @@ static void accumulation(void) {
 }
 
 /* The noise is there while training, and only then; it is another in every step and sequence. */
+/* What is left out, and what the rest is multiplied by: y = x + mask (y - x) / (1 - p). */
+static void dropout_masks(void) {
+    enum { N = 500, C = 30 };
+    hmoe_config c = small_config();
+    hmoe_model m;
+    hmoe_real *x = random_reals(N * C, 1), *y = reals(N * C), *dy = reals(N * C);
+    hmoe_real *later = reals(N * C);
+    int dropped = 0, other = 0, *tokens = random_tokens(12, c.V);
+    double loss;
+    for (int i = 0; i < N * C; i++) y[i] = x[i] + 1;
+    hmoe__dropout(y, x, NULL, 0.25, 42, 7, N, C);
+    for (int i = 0; i < N * C; i++) dy[i] = 1;
+    hmoe__dropout(dy, NULL, dy, 0.25, 42, 7, N, C);              /* the same mask, in place */
+    for (int i = 0; i < N * C; i++) {
+        double branch = y[i] - x[i];
+        CHECK(fabs(branch) < 1e-12 || fabs(branch - 4.0 / 3) < 1e-12);
+        CHECK_NEAR(dy[i], branch, 1e-12, 1e-12);
+        dropped += branch < 0.5;
+    }
+    CHECK(abs(dropped - N * C / 4) < 4 * sqrt(N * C * 0.25 * 0.75));
+    for (int i = 0; i < N * C; i++) later[i] = 1;                /* token 1 is number 8 there too */
+    hmoe__dropout(later, NULL, later, 0.25, 42, 8, N, C);
+    CHECK(!memcmp(later, dy + C, (N - 1) * C * sizeof *dy));
+    hmoe__dropout(later, NULL, later, 0.25, 43, 8, N, C);
+    for (int i = 0; i < (N - 1) * C; i++) other += (later[i] == 0) != (dy[C + i] == 0);
+    CHECK(other > N * C / 8);
+    small_create(&m, &c, 2);
+    CHECK_INT(hmoe_forward(&m, HMOE_EVALUATE, tokens, tokens, 2, 6), HMOE_OK);
+    loss = m.losses.ce;
+    m.dropout = 0.5;
+    CHECK_INT(hmoe_forward(&m, HMOE_EVALUATE, tokens, tokens, 2, 6), HMOE_OK);
+    CHECK(m.losses.ce == loss);
+    CHECK_INT(hmoe_forward(&m, HMOE_TRAIN, tokens, tokens, 2, 6), HMOE_OK);
+    CHECK(m.losses.ce != loss);
+    m.dropout = 0.95;
+    CHECK_INT(hmoe_forward(&m, HMOE_TRAIN, tokens, tokens, 2, 6), HMOE_BAD_ARGUMENT);
+    hmoe_free(&m);
+    free(x); free(y); free(dy); free(later); free(tokens);
+}
+
 static void noise_only_in_training(void) {
     hmoe_config c = small_config();
     hmoe_adamw still = { 0, 0.9, 0.99, 0, 1 };     /* lr 0: the weights stay */
@@ -703,6 +744,7 @@ int main(void) {
     TEST(clip_of_zero_clips_nothing);
     TEST(schedule);
     TEST(accumulation);
+    TEST(dropout_masks);
     TEST(noise_only_in_training);
     TEST(usage_is_what_the_routes_say);
     TEST(activated_parameters);
