@@ -14,8 +14,9 @@ BUILD = build
 BIN =
 
 TINY = tinyshakespeare/input.txt
-HEADERS = hmoe.h hmoe_checkpoint.h cli.h
-DOUBLE_TESTS = $(BUILD)/test_gradients $(BUILD)/test_equivalence $(BUILD)/test_numbers
+HEADERS = hmoe.h hmoe_checkpoint.h hmoe_muon.h cli.h
+DOUBLE_TESTS = $(BUILD)/test_gradients $(BUILD)/test_equivalence $(BUILD)/test_numbers \
+	$(BUILD)/test_muon
 FLOAT_TESTS = $(BUILD)/test_float $(BUILD)/test_errors
 BOTH = $(BUILD)/test_equivalence_float
 TESTS = $(DOUBLE_TESTS) $(FLOAT_TESTS) $(BOTH)

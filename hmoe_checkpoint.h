@@ -226,7 +226,7 @@ static int hmoe__write_header(FILE *f, hmoe_model *m, size_t arrays, size_t size
         hmoe__write_double(f, m->seconds);
         fputs("\",\"best_val_loss\":\"", f);
         hmoe__write_double(f, m->best_val_loss);
-        fputs("\"", f);
+        fprintf(f, "\",\"optimizer\":\"%d\"", m->optimizer);
     }
     fputs("}", f);
     for (size_t i = 0; i < arrays * m->tensor_count; i++) {
@@ -636,6 +636,7 @@ static void hmoe__read_state(hmoe__reader *r, hmoe_model *m) {
     hmoe__get_double(r, "flops", 1, &m->flops);
     hmoe__get_double(r, "seconds", 1, &m->seconds);
     hmoe__get_double(r, "best_val_loss", 1, &m->best_val_loss);
+    if (hmoe__member(r, "optimizer", 0)) m->optimizer = (int)hmoe__get_whole(r, "optimizer", 1e6);
     if (m->flops < 0 || m->seconds < 0 || m->best_val_loss < 0)
         hmoe__wrong(r, "flops", "and seconds and best_val_loss must not be negative");
 }

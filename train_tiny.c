@@ -12,6 +12,7 @@
 #define HMOE_IMPLEMENTATION
 #include "hmoe_checkpoint.h"
 #include "cli.h"
+#include "hmoe_muon.h"
 #include <signal.h>
 #include <unistd.h>
 
@@ -22,14 +23,15 @@
 static struct settings {
     const char *data, *out;
     int resume, steps, batch, accum, warmup, eval_every, eval_tokens, save_every, threads, backend;
-    double min_lr;
+    double min_lr, dropout;
     hmoe_adamw adamw;
+    hmoe_muon muon;
 } set;
 
 static struct held {        /* what a checkpoint holds: a resumed run takes it from there */
     hmoe_config config;
     const char *sizes;
-    int hidden, routing, gate;
+    int hidden, routing, gate, optimizer;
     uint64_t seed;
 } held;
 
@@ -64,6 +66,11 @@ static cli_option options[] = {
     { "--weight-decay", CLI_REAL, &set.adamw.weight_decay, "[0, inf)", "0.1", "of matrices", 0 },
     { "--beta1", CLI_REAL, &set.adamw.beta1, "[0, 1)", "0.9", "AdamW's first moment", 0 },
     { "--beta2", CLI_REAL, &set.adamw.beta2, "[0, 1)", "0.99", "AdamW's second moment", 0 },
+    { "--optimizer", CLI_CHOICE, &held.optimizer, "adamw|muon", "adamw", "muon: of the matrices of"
+      "\n                       attention and experts, which then need half the text", 0 },
+    { "--muon-lr", CLI_REAL, &set.muon.lr, "[0, inf)", "0.02", "Muon's, scheduled like --lr", 0 },
+    { "--muon-decay", CLI_REAL, &set.muon.weight_decay, "[0, inf)", "0.05", "Muon's", 0 },
+    { "--dropout", CLI_REAL, &set.dropout, "[0, 0.9]", "0", "of what a block adds", 0 },
     { "--clip", CLI_REAL, &set.adamw.clip, "[0, inf)", "1", "largest gradient norm, 0: any", 0 },
     { "--eval-every", CLI_INT, &set.eval_every, COUNT, "250", "steps between evaluations", 0 },
     { "--eval-tokens", CLI_INT, &set.eval_tokens, COUNT, "32768", "of text in an evaluation", 0 },
@@ -97,6 +104,7 @@ static void read_options(int argc, char **argv) {
     char why[HMOE_MESSAGE_SIZE];
     hmoe_config *c = &held.config;
     *c = hmoe_default_config();
+    set.muon = hmoe_default_muon();
     int end = cli_parse(argc, argv, options, OPTIONS, "usage: train_tiny [options]\n"
                         "Trains a heterogeneous mixture of experts on the bytes of a text.");
     if (end < argc) cli_fail(2, "%s: belongs to no option (--help lists them)", argv[end]);
@@ -123,9 +131,10 @@ static void read_options(int argc, char **argv) {
 }
 
 /* A resumed run is what its directory says. Options that repeat it are fine, others are not. */
-static void compare_with_run(const hmoe_config *c, uint64_t seed) {
-    struct held in_run = { .config = *c, .seed = seed, .routing = c->routing == HMOE_TOP_P,
-                           .gate = c->gate == HMOE_GATE_RAW };
+static void compare_with_run(const hmoe_model *m) {
+    const hmoe_config *c = &m->config;
+    struct held in_run = { .config = *c, .seed = m->seed, .routing = c->routing == HMOE_TOP_P,
+                           .gate = c->gate == HMOE_GATE_RAW, .optimizer = m->optimizer };
     long long total = 0;
     for (int e = 0; e < c->E; e++) total += c->H[e];
     in_run.hidden = (int)(total / c->E);
@@ -310,7 +319,8 @@ static double train_step(run *r, hmoe_losses *mean) {
     hmoe_model *m = &r->model;
     hmoe_adamw adamw = set.adamw;
     int64_t step = m->step + 1;
-    double began = cli_seconds(), part = 1.0 / set.accum;
+    hmoe_muon *muon = &set.muon;
+    double began = cli_seconds(), part = 1.0 / set.accum, muon_lr = muon->lr;
     hmoe_status status = HMOE_OK;
     hmoe_reset_usage(m);
     memset(mean, 0, sizeof *mean);
@@ -324,6 +334,9 @@ static double train_step(run *r, hmoe_losses *mean) {
         mean->ent += part * m->losses.ent, mean->z += part * m->losses.z;
     }
     adamw.lr = hmoe_learning_rate(step, set.warmup, set.steps, adamw.lr, set.min_lr);
+    if (set.adamw.lr > 0) muon->lr = muon_lr * adamw.lr / set.adamw.lr;
+    if (!status && m->optimizer) status = hmoe_muon_update(muon, m);
+    muon->lr = muon_lr;
     if (status || (status = hmoe_update(m, &adamw)) != HMOE_OK) give_up(r, status, step);
     m->seconds += cli_seconds() - began;
     return adamw.lr;
@@ -393,11 +406,14 @@ static void start(run *r) {
     hmoe_model *m = &r->model;
     hmoe_status status = set.resume ? hmoe_load(m, set.out, set.batch, 1) : HMOE_OK;
     if (status) cli_fail(1, "%s", m->message);
-    if (set.resume) compare_with_run(&m->config, m->seed);
+    if (set.resume) compare_with_run(m);
     r->ours = set.resume;
     read_text(r);
     if (!set.resume && hmoe_create(m, &held.config, held.seed, set.batch, 1))
         cli_fail(1, "%s", m->message);
+    if (!set.resume) m->optimizer = held.optimizer;
+    if (m->optimizer && hmoe_muon_create(&set.muon, m)) cli_fail(1, "%s", m->message);
+    m->dropout = set.dropout;
     r->inputs = (int *)cli_alloc((size_t)set.batch * (size_t)m->config.T * 2 * sizeof *r->inputs);
     r->targets = r->inputs + (size_t)set.batch * (size_t)m->config.T;
     r->first_step = m->step, r->first_tokens = m->tokens, r->first_seconds = m->seconds;

@@ -26,17 +26,20 @@ check() {
     fi
 }
 
-cp "$root/hmoe.h" "$root/hmoe_checkpoint.h" .
+cp "$root/hmoe.h" "$root/hmoe_checkpoint.h" "$root/hmoe_muon.h" .
 
 # For each header: declarations alone, which a program uses; the implementation; both in one file.
 main='int main(void) { return hmoe_default_config().E != 8; }'
-for header in hmoe hmoe_checkpoint; do
+for header in hmoe hmoe_checkpoint hmoe_muon; do
     for suffix in c cpp; do
         printf '#include "%s.h"\n%s\n' $header "$main" >declared_$header.$suffix
         printf '#define HMOE_IMPLEMENTATION\n#include "%s.h"\n' $header >implemented_$header.$suffix
         printf '#define HMOE_IMPLEMENTATION\n#include "%s.h"\n%s\n' $header "$main" >both.$suffix
     done
 done
+
+printf '#define HMOE_IMPLEMENTATION\n#include "hmoe_checkpoint.h"\n#include "hmoe_muon.h"\n' >all.c
+cp all.c all.cpp
 
 # variants COMPILER LANGUAGE SUFFIX: everything that one compiler is asked
 variants() {
@@ -48,9 +51,9 @@ variants() {
         flags="-std=$language $warnings -DHMOE_REAL=$real"
         for omp in "" $openmp; do
             check "$compiler $language $real $omp: implementation" \
-                $compiler $flags $omp implemented_hmoe_checkpoint.$suffix -c -o implemented.o
+                $compiler $flags $omp all.$suffix -c -o implemented.o
         done
-        for header in hmoe hmoe_checkpoint; do
+        for header in hmoe hmoe_checkpoint hmoe_muon; do
             what="$compiler $language $real"
             check "$what: declarations of $header.h" \
                 $compiler $flags declared_$header.$suffix -c -o declared.o

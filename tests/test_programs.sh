@@ -109,8 +109,8 @@ check "odd head" gives 2 "" "$train_tiny" --data text --out u --width 12 --heads
 check "no directory made by any of these" absent u
 check "help" gives 0 "usage: train_tiny" "$train_tiny" --help
 for option in data out resume width layers heads context experts hidden sizes routing k p gate noisy \
-    pp lb ent z steps batch accum lr min-lr warmup weight-decay beta1 beta2 clip eval-every \
-    eval-tokens save-every seed threads backend; do
+    pp lb ent z steps batch accum lr min-lr warmup weight-decay beta1 beta2 clip optimizer muon-lr \
+    muon-decay dropout eval-every eval-tokens save-every seed threads backend; do
     check "help names --$option" grep -q -e "^  --$option " stdout
 done
 check "help of generate" gives 0 "usage: generate" "$generate" --help
@@ -168,6 +168,11 @@ for run in a b; do
     check "a few more steps" gives 0 "" train --steps 33 --resume --out $run
 done
 check "same moments: same weights later on" same a/model.safetensors b/model.safetensors
+muon="--optimizer muon --muon-lr 0.01 --dropout 0.2"
+check "Muon and dropout" gives 0 "^final: " train --steps 12 --out m $muon
+check "Muon: first part" gives 0 "^final: " train --steps 5 --out n $muon --threads 1
+check "Muon: second part" gives 0 "^final: " train --steps 12 --out n --resume $muon
+check "Muon: same weights" same m/model.safetensors n/model.safetensors
 
 # --- resuming -------------------------------------------------------------------------------------
 state a >before; touch mark
@@ -177,8 +182,12 @@ check "no file has changed" same before after
 check "nor been written" [ -z "$(find a -type f -newer mark)" ]
 check "nothing to resume" gives 1 "no run in none" train --resume --out none
 check "and no directory made" absent none
+check "Muon: goes on as Muon" gives 0 "^final: " train --steps 14 --out m --resume
+check "Muon: nothing else does" gives 2 "--optimizer.*run in m has" train --resume --out m \
+    --optimizer adamw
 for other in "width 32" "layers 3" "heads 1" "context 4" "experts 2" "hidden 10" "sizes modse" "k 1" \
-    "sizes 1,2" "routing topp" "p 0.7" "gate raw" "noisy" "pp 0.5" "lb 1" "ent 1" "z 1" "seed 7"; do
+    "optimizer muon" "sizes 1,2" "routing topp" "p 0.7" "gate raw" "noisy" "pp 0.5" "lb 1" \
+    "ent 1" "z 1" "seed 7"; do
     check "other --$other" gives 2 "--${other%% *}.*run in a has" train --resume --out a --$other
 done
 check "same again" gives 0 "^final: " train --resume --out a --steps 1 --sizes arithmetic --k 2 \
