@@ -14,7 +14,7 @@ BUILD = build
 BIN =
 
 TINY = tinyshakespeare/input.txt
-HEADERS = hmoe.h hmoe_checkpoint.h hmoe_muon.h cli.h
+HEADERS = hmoe.h hmoe_checkpoint.h hmoe_inspect.h hmoe_muon.h cli.h
 DOUBLE_TESTS = $(BUILD)/test_gradients $(BUILD)/test_equivalence $(BUILD)/test_numbers \
 	$(BUILD)/test_muon
 FLOAT_TESTS = $(BUILD)/test_float $(BUILD)/test_errors
@@ -142,7 +142,7 @@ test-long: $(BIN)train_tiny data
 	@$(RUN_TESTS) BIN=$(BIN) tests/test_learning.sh
 
 # Not one of the tests: a time is no proof, and other jobs disturb it.
-$(BUILD)/bench: tests/bench.c hmoe.h $(BUILD)/flags
+$(BUILD)/bench: tests/bench.c hmoe.h hmoe_inspect.h $(BUILD)/flags
 	$(COMPILE) -o $@ tests/bench.c $(LINK)
 
 bench: $(BUILD)/bench

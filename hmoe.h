@@ -10,9 +10,10 @@ WHAT IT IS
      MoDSE   Sun et al., Mixture of Diverse Size Experts, arXiv 2409.12210
 
    Everything is here: the layers, their gradients, the router and its losses, AdamW, generation
-   with a key/value cache. (Files are next door, in hmoe_checkpoint.h.) It needs libc, and OpenMP
-   where there is one. It is no tensor library, automatic differentiator, tokenizer or server: one
-   model is in it. No expert has a capacity, no token is dropped, nothing is padded.
+   with a key/value cache. Next door: files (hmoe_checkpoint.h), looking inside (hmoe_inspect.h),
+   another optimizer (hmoe_muon.h). It needs libc, and OpenMP where there is one. It is no tensor
+   library, automatic differentiator, tokenizer or server: one model is in it. No expert has a
+   capacity, no token is dropped, nothing is padded.
 
 HOW TO USE IT
 
@@ -54,7 +55,7 @@ CONTENTS (search for the words in capitals; IMPLEMENTATION and all below it come
        EXPERTS          products, SwiGLU, combine            LOSSES            balance, penalty, ...
        THE MODEL        tensors, memory                      FORWARD           tokens in, loss out
        BACKWARD         the same page upside down            OPTIMIZER         AdamW, CPU's steps
-       INSPECTION       who did what                         INFERENCE         cache, sampling
+       INFERENCE        cache, sampling
 
 SYMBOLS, the same everywhere
 
@@ -349,7 +350,7 @@ typedef struct hmoe_model {
     int had_targets;                  /* did it have any? then there are token losses */
     double pass_flops;                /* what it will have cost, when its backward pass is made */
     int64_t step_tokens;              /* passed backward since the last update: number the noise */
-    double *usage;                    /* what hmoe_get_usage reports: [L][2 E + 3], and tokens */
+    double *usage;                    /* for hmoe_inspect.h: the routers' sums, and tokens */
     struct hmoe__layer *layers;       /* per layer: where its tensors start, its activations */
     struct hmoe__buffers *buffers;    /* the other activations */
     void *arena;                      /* the backend's memory behind all activations */
@@ -413,39 +414,6 @@ double hmoe_normal(uint64_t seed, uint64_t what, uint64_t i, uint64_t j);   /* o
    are the caller's. */
 hmoe_status hmoe_get_logits(hmoe_model *m, hmoe_real *logits);   /* [N, V] */
 hmoe_status hmoe_get_token_losses(hmoe_model *m, hmoe_real *ce); /* [N], nats; needs targets */
-
-/* The choice for one token in one layer. */
-typedef struct hmoe_route {
-    int count;                        /* |S[t]| */
-    int expert[HMOE_MAX_EXPERTS];     /* the first `count`: the experts, by descending P, */
-    double gate[HMOE_MAX_EXPERTS];    /*   and their gates; their widths are config.H[expert] */
-    double P[HMOE_MAX_EXPERTS];       /* the whole softmax, [E] */
-} hmoe_route;
-hmoe_status hmoe_get_route(hmoe_model *m, int layer, int token, hmoe_route *route);
-
-/* How the experts of one layer were used, over all tokens that hmoe_forward saw since
-   hmoe_reset_usage, in training or not. All 0 for a layer that is not there. */
-typedef struct hmoe_usage {
-    int64_t tokens;
-    double share[HMOE_MAX_EXPERTS];   /* f_e: share of the tokens that chose expert e */
-    double compute[HMOE_MAX_EXPERTS]; /* its share of the experts' work: f_e H[e], sums to 1 */
-    double P[HMOE_MAX_EXPERTS];       /* mean router probability */
-    int dead;                         /* experts that no token chose */
-    double entropy;                   /* of the router, mean per token, in nats */
-    double experts;                   /* mean |S| */
-    double width;                     /* mean over tokens of the chosen experts' added widths */
-} hmoe_usage;
-void hmoe_get_usage(const hmoe_model *m, int layer, hmoe_usage *usage);
-void hmoe_reset_usage(hmoe_model *m);
-
-/* Activated parameters per token: attention, norms, router, head, one embedding row, and 3 C H[e]
-   of the experts chosen since hmoe_reset_usage (before the first token: as if all were chosen
-   equally often). */
-double hmoe_activated(const hmoe_model *m);
-
-/* One expert alone: y = W2 (silu(W1 x) * (W3 x)) on rows of the caller's; x, y: [rows, C]. */
-hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x, hmoe_real *y,
-                            int rows);
 
 /* Generation, one token at a time. A cache holds the keys and values of the last T tokens of one
    sequence; several caches may share a model. */
@@ -654,7 +622,8 @@ static void hmoe__softmax_row(hmoe_real *x, int n, hmoe_real scale, hmoe_real *l
 
    Columns of B are copied into a *panel*, NR numbers for each k one after another, padded with
    zeros; the tile then adds MR x NR products at a time in registers, reading the panel from the
-   first cache in order. */
+   first cache in order. Where a row of A is a column in memory (weight), a block of A is copied,
+   too. A thread needs 360 KB of stack for the two. */
 
 /* The tile fills the vector registers: MR * NR / (numbers in one) of them hold sums. */
 #if defined(__AVX512F__)
@@ -666,16 +635,14 @@ enum { HMOE__MR = 6, HMOE__NR = 32 / sizeof(hmoe_real) };     /* 128 bits: 12 of
 #endif
 enum { HMOE__KC = 192,      /* so much of k at a time: the panel stays in the first cache */
        HMOE__ROWS = 1536 / sizeof(hmoe_real),   /* and so many rows that packing is worth it */
-       HMOE__BLOCK_ROW = HMOE__ROWS + 16 };  /* no power of 2 divides it much: such strides use
-                                                only a part of a cache */
+       HMOE__BLOCK_ROW = HMOE__ROWS + 16 };  /* no power of 2: those use only a part of a cache */
 
 typedef struct hmoe__product {   /* { c, d, a, b, a_at, b_at, c_row, a_row, a_k, b_k, b_col, ... */
     hmoe_real *c;                /* [M, N], row stride c_row */
     const hmoe_real *d;          /* like c, or NULL: 0 */
     const hmoe_real *a, *b;
     const int *a_at, *b_at;      /* NULL, or where rows lie: row r of memory is row a_at[r] */
-    size_t c_row, a_row, a_k, b_k, b_col;   /* how far apart neighbours lie; of a_row and a_k, and
-                                               of b_k and b_col, one is 1 */
+    size_t c_row, a_row, a_k, b_k, b_col;   /* how far apart neighbours lie; one of A's two is 1 */
     int M, N, K;
 } hmoe__product;
 
@@ -722,8 +689,7 @@ static void hmoe__pack(hmoe_real *panel, const hmoe__product *p, int k0, int K, 
                         panel[c * nr + r] = r < n ? b[r * p->b_col + c] : 0;
 }
 
-/* A(i0 .. i0+rows-1, k0 .. k0+K-1), where its columns are rows in memory that may lie far apart:
-   block[k * BLOCK_ROW + i]. */
+/* A(i0 .. i0+rows-1, k0 .. k0+K-1), its columns rows in memory: block[k * BLOCK_ROW + i] */
 static void hmoe__pack_block(hmoe_real *block, const hmoe__product *p, int i0, int rows, int k0,
                              int K) {
     for (int k = 0; k < K; k++) {
@@ -870,6 +836,7 @@ static hmoe__product hmoe__product_of(const hmoe_linear *map, int form) {
     return form == HMOE__FORWARD ? forward : form == HMOE__INPUT ? input : weight;
 }
 
+/* The members' outputs are one line of work, of which each thread makes one part. */
 static void hmoe__multiply_list(const hmoe_linear *list, int n, int form) {
     hmoe__product product[HMOE_MAX_EXPERTS];
     double work = 0;
@@ -1225,16 +1192,15 @@ static hmoe_status hmoe__listed_ratios(double *ratio, int E, const char *list, c
         char *end;
         double value = strtod(at, &end);
         if (end == at || (*end && *end != ','))
-            return HMOE__BAD(message, "sizes '%.200s': not a strategy "
-                              "(homogeneous, arithmetic, geometric, hybrid, modse) and not a list "
-                              "of ratios such as 9,11,13", list);
+            return HMOE__BAD(message, "sizes '%.200s': not a strategy (homogeneous, arithmetic, "
+                             "geometric, hybrid, modse), nor ratios such as 9,11,13", list);
         if (!(value >= 1e-9 && value <= 1e9))
             return HMOE__BAD(message, "ratio %g in '%.200s' must be from 1e-9 to 1e9", value, list);
         if (n < E) ratio[n] = value;
         if (!*end && n + 1 == E) return HMOE_OK;
         if (!*end || n + 1 > E)
-            return HMOE__BAD(message, "'%.200s' has %s than %d ratios, one for "
-                              "each expert", list, n + 1 < E ? "fewer" : "more", E);
+            return HMOE__BAD(message, "'%.200s' has %s than %d ratios, one for each expert", list,
+                             n + 1 < E ? "fewer" : "more", E);
         at = end + 1;
     }
 }
@@ -1244,15 +1210,12 @@ hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strate
     long long width[HMOE_MAX_EXPERTS], pairs[HMOE_MAX_EXPERTS], unit;
     int equal = 1;
     if (E < 1 || E > HMOE_MAX_EXPERTS)
-        return HMOE__BAD(message, "%d experts: must be 1 to %d", E,
-                          HMOE_MAX_EXPERTS);
+        return HMOE__BAD(message, "%d experts: must be 1 to %d", E, HMOE_MAX_EXPERTS);
     if (total < E || total > HMOE_MAX_DIM)
-        return HMOE__BAD(message, "a total width of %lld for %d experts: must "
-                          "be from %d, one for each, to %d", total, E, E, HMOE_MAX_DIM);
-    if (!hmoe__named_ratios(ratio, E, strategy)) {
-        hmoe_status status = hmoe__listed_ratios(ratio, E, strategy, message);
-        if (status) return status;
-    }
+        return HMOE__BAD(message, "a total width of %lld for %d experts: must be from %d, one for "
+                         "each, to %d", total, E, E, HMOE_MAX_DIM);
+    if (!hmoe__named_ratios(ratio, E, strategy))
+        HMOE__TRY(hmoe__listed_ratios(ratio, E, strategy, message));
     for (int e = 1; e < E; e++) equal &= ratio[e] == ratio[0];
     unit = equal ? (total % (8LL * E) == 0 ? 8 : 1) : total % 8 == 0 && total >= 8LL * E ? 8 : 1;
     if (strcmp(strategy, "modse")) hmoe__share(width, ratio, E, total / unit);
@@ -2168,6 +2131,27 @@ hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const
     return HMOE_OK;
 }
 
+static hmoe_status hmoe__nothing_there(hmoe_model *m, const char *what) {
+    return HMOE__BAD(m->message, "no %s: they are there after a hmoe_forward that succeeded and "
+                     "before hmoe_backward", what);
+}
+
+hmoe_status hmoe_get_logits(hmoe_model *m, hmoe_real *logits) {
+    size_t N = (size_t)m->B * m->sequence_length;
+    m->message[0] = 0;
+    if (m->mode < 0) return hmoe__nothing_there(m, "logits");
+    m->steps->fetch(logits, m->buffers->logits, N * m->config.V * sizeof *logits);
+    return hmoe__settle(m);
+}
+
+hmoe_status hmoe_get_token_losses(hmoe_model *m, hmoe_real *ce) {
+    size_t N = (size_t)m->B * m->sequence_length;
+    m->message[0] = 0;
+    if (m->mode < 0 || !m->had_targets) return hmoe__nothing_there(m, "token losses");
+    m->steps->fetch(ce, m->buffers->ce, N * sizeof *ce);
+    return hmoe__settle(m);
+}
+
 /* ---------------------------------------------------------------------------------------------
    BACKWARD - the same page upside down. dx carries the gradient of the residual stream from the
    last layer to the first; each block adds to it. */
@@ -2360,13 +2344,12 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
     double t = (double)m->step + 1, clip = 1;
     hmoe_rates rates;
     m->message[0] = 0;
-    if (!m->grads)
-        return HMOE__BAD(m->message, "this model was not made for training");
+    if (!m->grads) return HMOE__BAD(m->message, "this model was not made for training");
     if (!(a->lr >= 0 && a->beta1 >= 0 && a->beta1 < 1 && a->beta2 >= 0 && a->beta2 < 1
           && a->weight_decay >= 0 && a->clip >= 0))
-        return HMOE__BAD(m->message, "AdamW with lr %g, betas %g %g, decay %g, "
-                          "clip %g: betas must be below 1, and nothing negative", a->lr, a->beta1,
-                          a->beta2, a->weight_decay, a->clip);
+        return HMOE__BAD(m->message, "AdamW with lr %g, betas %g %g, decay %g, clip %g: betas must "
+                         "be below 1, and nothing negative", a->lr, a->beta1, a->beta2,
+                         a->weight_decay, a->clip);
     m->grad_norm = sqrt(m->steps->squared_norm(m->grads, m->param_count));
     if (!isfinite(m->grad_norm)) {
         hmoe_zero_gradients(m);
@@ -2393,127 +2376,6 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
     m->step_tokens = 0;
     m->mode = -1;   /* the activations are those of other weights */
     return HMOE_OK;
-}
-
-/* ---------------------------------------------------------------------------------------------
-   INSPECTION - who did what. */
-
-static hmoe_status hmoe__nothing_there(hmoe_model *m, const char *what) {
-    return HMOE__BAD(m->message, "no %s: they are there after a hmoe_forward "
-                      "that succeeded and before hmoe_backward", what);
-}
-
-hmoe_status hmoe_get_logits(hmoe_model *m, hmoe_real *logits) {
-    size_t N = (size_t)m->B * m->sequence_length;
-    m->message[0] = 0;
-    if (m->mode < 0) return hmoe__nothing_there(m, "logits");
-    m->steps->fetch(logits, m->buffers->logits, N * m->config.V * sizeof *logits);
-    return hmoe__settle(m);
-}
-
-hmoe_status hmoe_get_token_losses(hmoe_model *m, hmoe_real *ce) {
-    size_t N = (size_t)m->B * m->sequence_length;
-    m->message[0] = 0;
-    if (m->mode < 0 || !m->had_targets) return hmoe__nothing_there(m, "token losses");
-    m->steps->fetch(ce, m->buffers->ce, N * sizeof *ce);
-    return hmoe__settle(m);
-}
-
-hmoe_status hmoe_get_route(hmoe_model *m, int layer, int token, hmoe_route *route) {
-    const hmoe_steps *s = m->steps;
-    hmoe_real gate[HMOE_MAX_EXPERTS], P[HMOE_MAX_EXPERTS];
-    const hmoe_routes *r;
-    size_t E = (size_t)m->config.E, slots;
-    m->message[0] = 0;
-    if (m->mode < 0) return hmoe__nothing_there(m, "routes");
-    if (layer < 0 || layer >= m->config.L || token < 0 || token >= m->B * m->sequence_length)
-        return HMOE__BAD(m->message, "no token %d in layer %d: there are %d "
-                          "tokens and %d layers", token, layer, m->B * m->sequence_length,
-                          m->config.L);
-    r = &m->layers[layer].routes;
-    slots = (size_t)r->slots;
-    s->fetch(&route->count, r->count + token, sizeof(int));
-    s->fetch(route->expert, r->expert + token * slots, slots * sizeof(int));
-    s->fetch(gate, r->gate + token * slots, slots * sizeof *gate);
-    s->fetch(P, r->P + token * E, E * sizeof *P);
-    HMOE__TRY(hmoe__settle(m));
-    for (int i = 0; i < route->count; i++) route->gate[i] = (double)gate[i];
-    for (size_t e = 0; e < E; e++) route->P[e] = (double)P[e];
-    return HMOE_OK;
-}
-
-void hmoe_get_usage(const hmoe_model *m, int layer, hmoe_usage *usage) {
-    const hmoe_config *c = &m->config;
-    size_t per_layer = hmoe__sum_count(c);
-    const double *sums;
-    double tokens, N;
-    memset(usage, 0, sizeof *usage);
-    if (layer < 0 || layer >= c->L) return;
-    sums = m->usage + layer * per_layer;
-    tokens = m->usage[c->L * per_layer], N = tokens > 0 ? tokens : 1;
-    usage->tokens = (int64_t)tokens;
-    for (int e = 0; e < c->E; e++) {
-        usage->share[e] = sums[e] / N;
-        usage->P[e] = sums[c->E + e] / N;
-        usage->width += usage->share[e] * c->H[e];
-        usage->dead += sums[e] == 0;
-    }
-    for (int e = 0; e < c->E && usage->width > 0; e++)
-        usage->compute[e] = usage->share[e] * c->H[e] / usage->width;
-    usage->entropy = sums[2 * c->E] / N;
-    usage->experts = sums[2 * c->E + 2] / N;
-}
-
-void hmoe_reset_usage(hmoe_model *m) {
-    memset(m->usage, 0, (m->config.L * hmoe__sum_count(&m->config) + 1) * sizeof *m->usage);
-}
-
-double hmoe_activated(const hmoe_model *m) {
-    const hmoe_config *c = &m->config;
-    double widths = 0, even = c->routing == HMOE_TOP_K ? c->K : ceil(c->top_p * c->E);
-    for (int l = 0; l < c->L; l++) {
-        hmoe_usage usage;
-        hmoe_get_usage(m, l, &usage);
-        widths += usage.tokens ? usage.width : even * (double)hmoe__total_width(c) / c->E;
-    }
-    return hmoe__activated_with(c, widths);
-}
-
-hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x, hmoe_real *y,
-                            int rows) {
-    const hmoe_steps *s = m->steps;
-    const hmoe_config *c = &m->config;
-    int range[2] = { 0, rows }, C = c->C, H, *on;
-    size_t n = (size_t)(rows > 0 ? rows : 0);
-    double bytes;
-    hmoe_real *xs, *ys, *u, *h;
-    hmoe_linear up, down;
-    hmoe_routes routes;
-    hmoe_status status;
-    m->message[0] = 0;
-    if (layer < 0 || layer >= c->L || e < 0 || e >= c->E || rows < 0 || rows > HMOE_MAX_TOKENS)
-        return HMOE__BAD(m->message, "no expert %d in layer %d, or not for %d "
-                          "rows: there are %d in %d layers", e, layer, rows, c->E, c->L);
-    H = c->H[e];
-    bytes = 64 + (double)n * (2.0 * C + 3.0 * H) * sizeof *x;
-    /* the range of rows, and after it the arrays */
-    on = bytes < (double)((size_t)-1 / 4) ? (int *)s->get((size_t)bytes) : NULL;
-    if (!on) return hmoe__no_memory(m->message, bytes, "the expert's rows");
-    xs = (hmoe_real *)(void *)((char *)on + 64);
-    ys = xs + n * C, u = ys + n * C, h = u + n * 2 * H;
-    up = hmoe__dense(xs, m->params + m->layers[layer].w13[e], u, C, 2 * H, on, NULL);
-    down = hmoe__dense(h, m->params + m->layers[layer].w2[e], ys, H, C, on, NULL);
-    memset(&routes, 0, sizeof routes);
-    routes.expert_start = on;
-    s->store(on, range, sizeof range);
-    s->store(xs, x, n * C * sizeof *x);
-    s->linear_forward(&up, 1);
-    s->swiglu_forward(h, u, &routes, &H, 1, H);
-    s->linear_forward(&down, 1);
-    s->fetch(y, ys, n * C * sizeof *y);
-    status = hmoe__settle(m);
-    s->give_back(on);
-    return status;
 }
 
 /* ---------------------------------------------------------------------------------------------

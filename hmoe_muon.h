@@ -1,5 +1,6 @@
 /* hmoe_muon.h - Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for hmoe.h's models:
-   an optimizer that needs about half the tokens of AdamW. Include it beside hmoe.h.
+   an optimizer that needs about half the tokens of AdamW. Include it beside hmoe.h, in the
+   same way.
 
    The gradient of a matrix is mostly a few directions. Muon replaces it, after momentum, by the
    nearest orthogonal matrix, in which all directions count alike:
@@ -209,7 +210,8 @@ hmoe_status hmoe_muon_update(hmoe_muon *muon, hmoe_model *m) {
     m->message[0] = 0;
     if (!(muon->lr >= 0 && muon->momentum >= 0 && muon->momentum < 1 && muon->weight_decay >= 0))
         return HMOE__BAD(m->message, "Muon with lr %g, momentum %g, decay %g: momentum must be "
-                         "below 1, and nothing negative", muon->lr, muon->momentum, muon->weight_decay);
+                         "below 1, and nothing negative", muon->lr, muon->momentum,
+                         muon->weight_decay);
     while (next < m->tensor_count) {
         double norm[HMOE__GROUP];
         int n;

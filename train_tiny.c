@@ -11,8 +11,9 @@
    never was. The story is in main(), at the end. */
 #define HMOE_IMPLEMENTATION
 #include "hmoe_checkpoint.h"
-#include "cli.h"
+#include "hmoe_inspect.h"
 #include "hmoe_muon.h"
+#include "cli.h"
 #include <signal.h>
 #include <unistd.h>
 

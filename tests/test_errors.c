@@ -10,6 +10,7 @@ static void counted_free(void *p);
 #define HMOE_FREE(p) counted_free(p)
 #define HMOE_IMPLEMENTATION
 #include "../hmoe_checkpoint.h"
+#include "../hmoe_inspect.h"
 #include "test.h"
 #include "small.h"
 #include <dirent.h>

@@ -3,6 +3,7 @@
 
 #define HMOE_IMPLEMENTATION
 #include "../hmoe_checkpoint.h"
+#include "../hmoe_inspect.h"
 #include "test.h"
 #include "small.h"
 #include "naive.h"

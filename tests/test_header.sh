@@ -26,11 +26,12 @@ check() {
     fi
 }
 
-cp "$root/hmoe.h" "$root/hmoe_checkpoint.h" "$root/hmoe_muon.h" .
+cp "$root/hmoe.h" "$root/hmoe_checkpoint.h" "$root/hmoe_inspect.h" "$root/hmoe_muon.h" .
 
 # For each header: declarations alone, which a program uses; the implementation; both in one file.
 main='int main(void) { return hmoe_default_config().E != 8; }'
-for header in hmoe hmoe_checkpoint hmoe_muon; do
+headers="hmoe_checkpoint hmoe hmoe_inspect hmoe_muon"
+for header in $headers; do
     for suffix in c cpp; do
         printf '#include "%s.h"\n%s\n' $header "$main" >declared_$header.$suffix
         printf '#define HMOE_IMPLEMENTATION\n#include "%s.h"\n' $header >implemented_$header.$suffix
@@ -38,7 +39,10 @@ for header in hmoe hmoe_checkpoint hmoe_muon; do
     done
 done
 
-printf '#define HMOE_IMPLEMENTATION\n#include "hmoe_checkpoint.h"\n#include "hmoe_muon.h"\n' >all.c
+{
+    echo '#define HMOE_IMPLEMENTATION'
+    for header in $headers; do echo "#include \"$header.h\""; done
+} >all.c
 cp all.c all.cpp
 
 # variants COMPILER LANGUAGE SUFFIX: everything that one compiler is asked
@@ -53,7 +57,7 @@ variants() {
             check "$compiler $language $real $omp: implementation" \
                 $compiler $flags $omp all.$suffix -c -o implemented.o
         done
-        for header in hmoe hmoe_checkpoint hmoe_muon; do
+        for header in $headers; do
             what="$compiler $language $real"
             check "$what: declarations of $header.h" \
                 $compiler $flags declared_$header.$suffix -c -o declared.o

@@ -2,7 +2,7 @@
    AdamW, the schedule, what a cut batch adds up to, what a run reports. In double. */
 
 #define HMOE_IMPLEMENTATION
-#include "../hmoe.h"
+#include "../hmoe_inspect.h"
 #include "test.h"
 #include "small.h"
 #include "naive.h"
