@@ -63,14 +63,12 @@ static cli_option options[] = {
     { "--accum", CLI_INT, &set.accum, "[1, 1000000]", "1", "micro-batches in a step", 0 },
     { "--lr", CLI_REAL, &set.adamw.lr, "[0, inf)", "0.002", "highest learning rate", 0 },
     { "--min-lr", CLI_REAL, &set.min_lr, "[0, inf)", "0", "the last one, at most --lr", 0 },
-    { "--warmup", CLI_INT, &set.warmup, "[0, 1000000000]", "half of all", "steps up to --lr", 0 },
+    { "--warmup", CLI_INT, &set.warmup, "[0, 1000000000]", "a third", "steps up to --lr", 0 },
     { "--weight-decay", CLI_REAL, &set.adamw.weight_decay, "[0, inf)", "0.1", "of matrices", 0 },
     { "--beta1", CLI_REAL, &set.adamw.beta1, "[0, 1)", "0.9", "AdamW's first moment", 0 },
     { "--beta2", CLI_REAL, &set.adamw.beta2, "[0, 1)", "0.99", "AdamW's second moment", 0 },
-    { "--optimizer", CLI_CHOICE, &held.optimizer, "adamw|muon", "adamw", "muon: of the matrices of"
-      "\n                       attention and experts, which then need half the text", 0 },
+    { "--optimizer", CLI_CHOICE, &held.optimizer, "adamw|muon", "adamw", "muon: half the text", 0 },
     { "--muon-lr", CLI_REAL, &set.muon.lr, "[0, inf)", "0.02", "Muon's, scheduled like --lr", 0 },
-    { "--muon-decay", CLI_REAL, &set.muon.weight_decay, "[0, inf)", "0.05", "Muon's", 0 },
     { "--dropout", CLI_REAL, &set.dropout, "[0, 0.9]", "0", "of what a block adds", 0 },
     { "--clip", CLI_REAL, &set.adamw.clip, "[0, inf)", "1", "largest gradient norm, 0: any", 0 },
     { "--eval-every", CLI_INT, &set.eval_every, COUNT, "250", "steps between evaluations", 0 },
@@ -104,8 +102,7 @@ static void interrupt(int signal_number) { (void)signal_number; interrupted = 1;
 static void read_options(int argc, char **argv) {
     char why[HMOE_MESSAGE_SIZE];
     hmoe_config *c = &held.config;
-    *c = hmoe_default_config();
-    set.muon = hmoe_default_muon();
+    *c = hmoe_default_config(), set.muon = hmoe_default_muon();
     int end = cli_parse(argc, argv, options, OPTIONS, "usage: train_tiny [options]\n"
                         "Trains a heterogeneous mixture of experts on the bytes of a text.");
     if (end < argc) cli_fail(2, "%s: belongs to no option (--help lists them)", argv[end]);
@@ -115,7 +112,7 @@ static void read_options(int argc, char **argv) {
         cli_fail(2, "--min-lr %s: is above --lr, %.9g", GIVEN("--min-lr"), set.adamw.lr);
     if (set.min_lr > set.adamw.lr) set.min_lr = set.adamw.lr;
     if (!GIVEN("--k") && c->E < c->K) c->K = c->E;
-    if (!GIVEN("--warmup")) set.warmup = (set.steps + 1) / 2;
+    if (!GIVEN("--warmup")) set.warmup = (set.steps + 2) / 3;
     if (!GIVEN("--ent") && held.routing) c->ent_coef = 0.03;
     c->routing = held.routing ? HMOE_TOP_P : HMOE_TOP_K;
     if (GIVEN("--gate")) c->gate = held.gate ? HMOE_GATE_RAW : HMOE_GATE_NORM;
@@ -320,8 +317,8 @@ static double train_step(run *r, hmoe_losses *mean) {
     hmoe_model *m = &r->model;
     hmoe_adamw adamw = set.adamw;
     int64_t step = m->step + 1;
-    hmoe_muon *muon = &set.muon;
-    double began = cli_seconds(), part = 1.0 / set.accum, muon_lr = muon->lr;
+    hmoe_muon muon = set.muon;
+    double began = cli_seconds(), part = 1.0 / set.accum;
     hmoe_status status = HMOE_OK;
     hmoe_reset_usage(m);
     memset(mean, 0, sizeof *mean);
@@ -335,9 +332,8 @@ static double train_step(run *r, hmoe_losses *mean) {
         mean->ent += part * m->losses.ent, mean->z += part * m->losses.z;
     }
     adamw.lr = hmoe_learning_rate(step, set.warmup, set.steps, adamw.lr, set.min_lr);
-    if (set.adamw.lr > 0) muon->lr = muon_lr * adamw.lr / set.adamw.lr;
-    if (!status && m->optimizer) status = hmoe_muon_update(muon, m);
-    muon->lr = muon_lr;
+    muon.lr *= set.adamw.lr > 0 ? adamw.lr / set.adamw.lr : 1;
+    if (!status && m->optimizer) status = hmoe_muon_update(&muon, m);
     if (status || (status = hmoe_update(m, &adamw)) != HMOE_OK) give_up(r, status, step);
     m->seconds += cli_seconds() - began;
     return adamw.lr;
@@ -356,9 +352,8 @@ static int evaluate(run *r, double *loss) {
     if (status || !isfinite(*loss)) give_up(r, status, m->step);
     int best = *loss < m->best_val_loss;
     if (best) m->best_val_loss = *loss;
-    printf("step %lld: validation loss %.6f%s; %.0f activated, %.2f TFLOPs so far\n",
-           (long long)m->step, *loss, best ? ", lowest yet" : "", hmoe_activated(m),
-           m->flops / 1e12);
+    printf("step %lld: validation loss %.6f%s; %.0f activated, %.2f TFLOPs so far\n", (long long)
+           m->step, *loss, best ? ", lowest yet" : "", hmoe_activated(m), m->flops / 1e12);
     draw_experts(m);
     status = cli_write(m, &first, 1, 200, &how, put_sample);
     put_sample('\n');
@@ -369,12 +364,10 @@ static int evaluate(run *r, double *loss) {
 
 static void log_step(run *r, const hmoe_losses *x, double lr) {
     const hmoe_model *m = &r->model;
+    hmoe_usage u;
     double experts = 0;
-    for (int l = 0; l < m->config.L; l++) {
-        hmoe_usage u;
+    for (int l = 0; l < m->config.L; l++, experts += u.experts / m->config.L)
         hmoe_get_usage(m, l, &u);
-        experts += u.experts / m->config.L;
-    }
     fprintf(r->log, "%lld,%lld,%.3f,%.9f,%.6f,%.6f,%.6f,%.6f,%.6f,%.6f,%.6f,%.1f,%.6f,",
             (long long)m->step, (long long)m->tokens, m->seconds, lr, x->total, x->ce, x->lb,
             x->pp, x->ent, x->z, m->grad_norm, hmoe_activated(m), experts);
@@ -405,8 +398,7 @@ static int train(run *r) {
 /* Makes the model, or takes it from --out, and room for its batches. */
 static void start(run *r) {
     hmoe_model *m = &r->model;
-    hmoe_status status = set.resume ? hmoe_load(m, set.out, set.batch, 1) : HMOE_OK;
-    if (status) cli_fail(1, "%s", m->message);
+    if (set.resume && hmoe_load(m, set.out, set.batch, 1)) cli_fail(1, "%s", m->message);
     if (set.resume) compare_with_run(m);
     r->ours = set.resume;
     read_text(r);

@@ -129,7 +129,10 @@ static int *random_tokens(int n, int V) {
     return tokens;
 }
 
-typedef struct speed { double tokens, gflops, activated; } speed;   /* per second; parameters */
+typedef struct speed {
+    double tokens, gflops;       /* per second */
+    double activated, experts;   /* parameters and experts per token */
+} speed;
 
 /* Whole training steps: forward, backward, clipping and AdamW. */
 static speed train(const hmoe_config *c, int B, int steps, int threads, const hmoe_steps *table) {
@@ -155,6 +158,12 @@ static speed train(const hmoe_config *c, int B, int steps, int threads, const hm
     s.tokens = median(rate, REPEATS);
     s.activated = hmoe_activated(&m);
     s.gflops = 6 * s.activated * s.tokens / 1e9;
+    s.experts = 0;
+    for (int l = 0; l < c->L; l++) {
+        hmoe_usage usage;
+        hmoe_get_usage(&m, l, &usage);
+        s.experts += usage.experts / c->L;
+    }
     hmoe_free(&m);
     free(tokens);
     return s;
@@ -295,8 +304,10 @@ int main(void) {
     hmoe_config small = shape(128, 4, 4, 64, 8 * 172, 8, 2, "arithmetic");
     hmoe_config large = shape(384, 6, 6, 256, 8 * 512, 8, 2, "arithmetic");
     hmoe_config equal = shape(128, 4, 4, 64, 8 * 172, 8, 2, "homogeneous");
+    hmoe_config by_mass = small;   /* an untrained router gives each about 1/8, so this takes two */
     double limit, first = 0;
     speed s, one;
+    by_mass.routing = HMOE_TOP_P, by_mass.top_p = 0.2, by_mass.pp_coef = 0;
     use_threads(threads);
     limit = peak(threads);
     printf("peak     %.1f GFLOP/s on %d threads, tile %d x %d\n", limit, threads, HMOE__MR,
@@ -313,6 +324,9 @@ int main(void) {
     one = train(&equal, 12, 20, threads, NULL);
     printf("bench sizes width=128 arithmetic=%.0f homogeneous=%.0f ratio=%.3f\n", s.tokens,
            one.tokens, s.tokens / one.tokens);
+    one = train(&by_mass, 12, 20, threads, NULL);
+    printf("bench routing width=128 topk=%.0f topp=%.0f experts=%.2f ratio=%.3f\n", s.tokens,
+           one.tokens, one.experts, s.tokens / one.tokens);
     s = train(&large, 8, 1, threads, NULL);
     show_training("train width=384", &s, limit);
     for (int E = 8; E <= 64; E *= 2) {

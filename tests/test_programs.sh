@@ -110,7 +110,7 @@ check "no directory made by any of these" absent u
 check "help" gives 0 "usage: train_tiny" "$train_tiny" --help
 for option in data out resume width layers heads context experts hidden sizes routing k p gate noisy \
     pp lb ent z steps batch accum lr min-lr warmup weight-decay beta1 beta2 clip optimizer muon-lr \
-    muon-decay dropout eval-every eval-tokens save-every seed threads backend; do
+    dropout eval-every eval-tokens save-every seed threads backend; do
     check "help names --$option" grep -q -e "^  --$option " stdout
 done
 check "help of generate" gives 0 "usage: generate" "$generate" --help
