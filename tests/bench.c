@@ -134,8 +134,11 @@ typedef struct speed {
     double activated, experts;   /* parameters and experts per token */
 } speed;
 
+static const double LR = 2e-3;
+
 /* Whole training steps: forward, backward, clipping and AdamW. */
-static speed train(const hmoe_config *c, int B, int steps, int threads, const hmoe_steps *table) {
+static speed train(const hmoe_config *c, int B, int steps, int threads, const hmoe_steps *table,
+                   double lr) {
     enum { REPEATS = 5 };
     hmoe_model m = { 0 };
     hmoe_adamw adamw = hmoe_default_adamw();
@@ -143,6 +146,7 @@ static speed train(const hmoe_config *c, int B, int steps, int threads, const hm
     double rate[REPEATS];
     speed s;
     use_threads(threads);
+    adamw.lr = lr;
     m.steps = table;
     check(hmoe_create(&m, c, 1, B, 1), &m);
     for (int r = -1; r < REPEATS; r++) {   /* -1: the warm-up */
@@ -290,7 +294,7 @@ static void profile(const hmoe_config *c, int B, int steps, const char *name) {
     USE(combine_backward), USE(squared_norm), USE(adamw);
     memset(spent, 0, sizeof spent);
     start = now();
-    train(c, B, steps, all_threads(), &table);
+    train(c, B, steps, all_threads(), &table, LR);
     rest = whole = now() - start;
     for (int p = 0; p < PARTS; p++) {
         printf("profile  %s  %5.1f %%  %s\n", name, 100 * spent[p] / whole, part_names[p]);
@@ -316,22 +320,23 @@ int main(void) {
     products(192, 496, 128);
     products(2048, 1152, 384);
     products(512, 1408, 384);
-    s = train(&small, 12, 20, threads, NULL);
+    s = train(&small, 12, 20, threads, NULL, LR);
     show_training("train width=128", &s, limit);
-    one = train(&small, 12, 10, 1, NULL);
+    one = train(&small, 12, 10, 1, NULL, LR);
     printf("bench threads width=128 one=%.0f all=%.0f ratio=%.2f\n", one.tokens, s.tokens,
            s.tokens / one.tokens);
-    one = train(&equal, 12, 20, threads, NULL);
+    one = train(&equal, 12, 20, threads, NULL, LR);
     printf("bench sizes width=128 arithmetic=%.0f homogeneous=%.0f ratio=%.3f\n", s.tokens,
            one.tokens, s.tokens / one.tokens);
-    one = train(&by_mass, 12, 20, threads, NULL);
+    s = train(&small, 12, 20, threads, NULL, 0);   /* untrained, the router goes on choosing two */
+    one = train(&by_mass, 12, 20, threads, NULL, 0);
     printf("bench routing width=128 topk=%.0f topp=%.0f experts=%.2f ratio=%.3f\n", s.tokens,
-           one.tokens, one.experts, s.tokens / one.tokens);
-    s = train(&large, 8, 1, threads, NULL);
+           one.tokens, one.experts, one.tokens / s.tokens);
+    s = train(&large, 8, 1, threads, NULL, LR);
     show_training("train width=384", &s, limit);
     for (int E = 8; E <= 64; E *= 2) {
         hmoe_config c = shape(384, 6, 6, 256, 4096, E, E / 4, "arithmetic");
-        s = train(&c, 8, 1, threads, NULL);
+        s = train(&c, 8, 1, threads, NULL, LR);
         first = E == 8 ? s.tokens : first;
         printf("bench experts E=%d K=%d tok/s=%.0f time=%.2f\n", E, E / 4, s.tokens,
                first / s.tokens);
