@@ -1097,9 +1097,10 @@ static void hmoe__dropout(hmoe_real *y, const hmoe_real *x, const hmoe_real *dy,
         uint64_t token = hmoe_random(key, HMOE__FOR_DROPOUT, (uint64_t)first + t, 0);
         hmoe_real *y_t = y + (size_t)t * C;
         const hmoe_real *x_t = x ? x + (size_t)t * C : NULL, *dy_t = dy ? dy + (size_t)t * C : NULL;
-        for (int i = 0; i < C; i++) {
-            uint64_t bits = hmoe__mix(token ^ (uint64_t)(i / 4)) >> 16 * (i % 4) & 0xffff;
-            hmoe_real mask = bits < limit ? 0 : scale;
+        uint64_t bits = 0;
+        for (int i = 0; i < C; i++, bits >>= 16) {
+            if (i % 4 == 0) bits = hmoe__mix(token ^ (uint64_t)(i / 4));
+            hmoe_real mask = (bits & 0xffff) < limit ? 0 : scale;
             y_t[i] = dy ? mask * dy_t[i] : x_t[i] + mask * (y_t[i] - x_t[i]);
         }
     }
@@ -1436,24 +1437,7 @@ static double hmoe__expert_work(const hmoe_routes *routes, const int *H, int E) 
     return work;
 }
 
-/* h: [rows, ldh]   u: [rows, 2 ldh] */
-static void hmoe__swiglu_forward(hmoe_real *h, const hmoe_real *u, const hmoe_routes *routes,
-                                 const int *H, int E, int ldh) {
-    const int *start = routes->expert_start;
-    double work = hmoe__expert_work(routes, H, E);
-    int parts = start[E] > 32 ? hmoe__threads() : 1;
-    HMOE__PARALLEL_FOR(parts)
-    for (int part = 0; part < parts; part++) {
-        hmoe__part mine = hmoe__part_of(work, part, parts);
-        for (int e = 0; e < E; e++) {
-            int first, end = hmoe__next_of(&mine, start[e + 1] - start[e], H[e], &first);
-            for (int row = start[e] + first; row < start[e] + end; row++)
-                hmoe__swiglu_row(h + (size_t)row * ldh, u + (size_t)row * 2 * ldh, H[e]);
-        }
-    }
-}
-
-/* dgate[row] = dh . h;   u and h change as hmoe__swiglu_row_backward says. */
+/* dgate[row] = dh . h;   u and h change as hmoe__swiglu_row_backward says. dh NULL: forward. */
 static void hmoe__swiglu_backward(hmoe_real *u, hmoe_real *h, hmoe_real *dgate,
                                   const hmoe_real *dh, const hmoe_routes *routes, const int *H,
                                   int E, int ldh) {
@@ -1465,12 +1449,20 @@ static void hmoe__swiglu_backward(hmoe_real *u, hmoe_real *h, hmoe_real *dgate,
         hmoe__part mine = hmoe__part_of(work, part, parts);
         for (int e = 0; e < E; e++) {
             int first, end = hmoe__next_of(&mine, start[e + 1] - start[e], H[e], &first);
-            for (int row = start[e] + first; row < start[e] + end; row++)
-                dgate[row] = hmoe__swiglu_row_backward(
-                    u + (size_t)row * 2 * ldh, h + (size_t)row * ldh, dh + (size_t)row * ldh,
-                    routes->row_gate[row], H[e]);
+            for (int row = start[e] + first; row < start[e] + end; row++) {
+                hmoe_real *u_row = u + (size_t)row * 2 * ldh, *h_row = h + (size_t)row * ldh;
+                if (!dh) hmoe__swiglu_row(h_row, u_row, H[e]);
+                else dgate[row] = hmoe__swiglu_row_backward(u_row, h_row, dh + (size_t)row * ldh,
+                                                            routes->row_gate[row], H[e]);
+            }
         }
     }
+}
+
+/* h: [rows, ldh]   u: [rows, 2 ldh], which is only read */
+static void hmoe__swiglu_forward(hmoe_real *h, const hmoe_real *u, const hmoe_routes *routes,
+                                 const int *H, int E, int ldh) {
+    hmoe__swiglu_backward((hmoe_real *)u, h, NULL, NULL, routes, H, E, ldh);
 }
 
 /* y_t = x_t + sum over S[t] of g rows[row of (t, e)], in the order of the choice */
