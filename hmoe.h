@@ -555,13 +555,12 @@ static uint64_t hmoe__hash(const char *text) {   /* FNV-1a */
 /* exp of a float, in steps that a compiler turns into vector instructions (libm's is called once
    per element, and softmax and SiLU would cost more than the products): x = n ln 2 + r, exp(r) by
    the polynomial of the Cephes library, 2^n by its bits. Relative error below 2e-7 for x in
-   [-87, 88]; 0 below, where floats run out, and exp(88) above; NaN stays NaN. */
+   [-87, 88]; 0 from -88 down, where floats run out (no power of two has an exponent of -127: its
+   bits are those of 0), and exp(88) above; NaN stays NaN. */
 HMOE__INLINE float hmoe__expf(float x) {
-    float shifted, n, r, p, power;
+    float shifted, n, r, p, power, size = fabsf(x);
     uint32_t bits;
-    float low = x < -87.0f ? 0.0f : 1.0f;   /* false for NaN, which passes */
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
+    x = copysignf(size > 88.0f ? 88.0f : size, x);   /* not two limits: gcc would branch on them */
     shifted = x * 1.44269504f + 12582912.0f;   /* 1.5 * 2^23: the low bits are x / ln 2, rounded */
     n = shifted - 12582912.0f;
     r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -575,7 +574,7 @@ HMOE__INLINE float hmoe__expf(float x) {
     memcpy(&bits, &shifted, sizeof bits);
     bits = (bits + 127u) << 23;
     memcpy(&power, &bits, sizeof power);
-    return p * power * low;
+    return p * power;
 }
 
 HMOE__INLINE hmoe_real hmoe__exp(hmoe_real x) {
