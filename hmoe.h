@@ -261,10 +261,10 @@ typedef struct hmoe_steps {
     void (*attention_forward)(hmoe_real *out, hmoe_real *att, const hmoe_real *qkv, int B, int T,
                               int NH, int hs);
     void (*attention_backward)(hmoe_real *dqkv, hmoe_real *datt, const hmoe_real *dout,
-                               const hmoe_real *out, const hmoe_real *att, const hmoe_real *qkv,
-                               int B, int T, int NH, int hs);
-    void (*swiglu_forward)(hmoe_real *h, const hmoe_real *u, const hmoe_routes *routes,
-                           const int *H, int E, int ldh);
+                               const hmoe_real *out, hmoe_real *att, const hmoe_real *qkv, int B,
+                               int T, int NH, int hs);
+    void (*up_forward)(hmoe_real *h, const hmoe_linear *list, const hmoe_routes *routes,
+                       const int *H, int E, int ldh);
     void (*swiglu_backward)(hmoe_real *u, hmoe_real *h, hmoe_real *dgate, const hmoe_real *dh,
                             const hmoe_routes *routes, const int *H, int E, int ldh);
     void (*dropout)(hmoe_real *y, const hmoe_real *x, const hmoe_real *dy, double p, uint64_t key,
@@ -1013,10 +1013,10 @@ static void hmoe__attention_forward(hmoe_real *out, hmoe_real *att, const hmoe_r
      dv_j += p_j dout_i
      ds_j  = p_j (dp_j - sum over j of p_j dp_j)    the softmax; the sum is dout_i . out_i
      dq_i += ds_j k_j / sqrt(hs),   dk_j += ds_j q_i / sqrt(hs)
-   dqkv: [N, 3C], replaced   datt: [B * NH, 32, T], scratch for ds */
+   dqkv: [N, 3C], replaced   datt: [B * NH, 32, T], scratch for ds   att may be used up */
 static void hmoe__attention_backward(hmoe_real *dqkv, hmoe_real *datt, const hmoe_real *dout,
-                                     const hmoe_real *out, const hmoe_real *att,
-                                     const hmoe_real *qkv, int B, int T, int NH, int hs) {
+                                     const hmoe_real *out, hmoe_real *att, const hmoe_real *qkv,
+                                     int B, int T, int NH, int hs) {
     size_t C = (size_t)NH * hs, row = 3 * C;
     hmoe_real scale = 1 / hmoe__sqrt((hmoe_real)hs);
     HMOE__PARALLEL_FOR(B * NH)
@@ -1458,10 +1458,12 @@ static void hmoe__swiglu_backward(hmoe_real *u, hmoe_real *h, hmoe_real *dgate,
     }
 }
 
-/* h: [rows, ldh]   u: [rows, 2 ldh], which is only read */
-static void hmoe__swiglu_forward(hmoe_real *h, const hmoe_real *u, const hmoe_routes *routes,
-                                 const int *H, int E, int ldh) {
-    hmoe__swiglu_backward((hmoe_real *)u, h, NULL, NULL, routes, H, E, ldh);
+/* The first half of all experts: u = [a | b] = [W1 x | W3 x], which is what the list asks for, and
+   h = silu(a) b.   h: [rows, ldh]   u: [rows, 2 ldh] */
+static void hmoe__up_forward(hmoe_real *h, const hmoe_linear *list, const hmoe_routes *routes,
+                             const int *H, int E, int ldh) {
+    hmoe__linear_forward(list, E);
+    hmoe__swiglu_backward(list->y, h, NULL, NULL, routes, H, E, ldh);
 }
 
 /* y_t = x_t + sum over S[t] of g rows[row of (t, e)], in the order of the choice */
@@ -2015,8 +2017,7 @@ static void hmoe__moe_block_forward(hmoe_model *m, int l, int N) {
     s->rmsnorm_forward(ly->n2, ly->rrms2, ly->x2, m->params + ly->w_norm2, c->rms_norm_eps, N,
                        c->C);
     hmoe__router_forward(m, l, N);
-    s->linear_forward(up, c->E);
-    s->swiglu_forward(b->h, ly->u, &ly->routes, c->H, c->E, hmoe__widest(c));
+    s->up_forward(b->h, up, &ly->routes, c->H, c->E, hmoe__widest(c));
     s->linear_forward(down, c->E);
     s->combine_forward((ly + 1)->x, ly->x2, b->rows, &ly->routes, N, c->C);
     if (m->dropout > 0 && m->mode == HMOE_TRAIN) hmoe__drop(m, l, 1, (ly + 1)->x, ly->x2, NULL, N);
@@ -2302,7 +2303,7 @@ static const hmoe_steps *hmoe__cpu(void) {
         "cpu", hmoe__error, hmoe__get, hmoe__give_back, hmoe__copy, hmoe__copy,
         hmoe__zero, hmoe__linear_forward, hmoe__linear_backward_input, hmoe__linear_backward_weight,
         hmoe__embed_forward, hmoe__embed_backward, hmoe__rmsnorm_forward, hmoe__rmsnorm_backward,
-        hmoe__rope, hmoe__attention_forward, hmoe__attention_backward, hmoe__swiglu_forward,
+        hmoe__rope, hmoe__attention_forward, hmoe__attention_backward, hmoe__up_forward,
         hmoe__swiglu_backward, hmoe__dropout, hmoe__cross_entropy_forward,
         hmoe__cross_entropy_backward,
         hmoe__noise_forward, hmoe__noise_backward, hmoe__router_softmax, hmoe__choose,

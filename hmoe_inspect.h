@@ -140,8 +140,7 @@ hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x,
     routes.expert_start = on;
     s->store(on, range, sizeof range);
     s->store(xs, x, n * C * sizeof *x);
-    s->linear_forward(&up, 1);
-    s->swiglu_forward(h, u, &routes, &H, 1, H);
+    s->up_forward(h, &up, &routes, &H, 1, H);
     s->linear_forward(&down, 1);
     s->fetch(y, ys, n * C * sizeof *y);
     status = hmoe__settle(m);

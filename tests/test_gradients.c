@@ -242,7 +242,7 @@ static int H[5] = { 3, 1, 19, 8, 1 };
 static void swiglu_loss(double *loss) {
     int ldh = 19;
     *loss = 0;
-    hmoe__swiglu_forward(y, x, &routes, H, E, ldh);
+    hmoe__swiglu_backward(x, y, NULL, NULL, &routes, H, E, ldh);   /* forward */
     for (int e = 0; e < E; e++)
         for (int r = routes.expert_start[e]; r < routes.expert_start[e + 1]; r++)
             *loss += routes.row_gate[r] * dot(c + r * ldh, y + r * ldh, H[e]);
@@ -257,7 +257,7 @@ static void swiglu(void) {
     x = random_reals((size_t)rows * 2 * ldh, 1), y = reals(rows * ldh);
     c = random_reals(rows * ldh, 1);
     memcpy(du, x, (size_t)rows * 2 * ldh * sizeof *du);
-    hmoe__swiglu_forward(h, x, &routes, H, E, ldh);
+    hmoe__swiglu_backward(x, h, NULL, NULL, &routes, H, E, ldh);   /* forward */
     memcpy(forward, h, (size_t)rows * ldh * sizeof *h);
     hmoe__swiglu_backward(du, h, dgate, c, &routes, H, E, ldh);
     for (int e = 0; e < E; e++)
