@@ -307,8 +307,8 @@ typedef struct hmoe_tensor {
     int dims, rows, cols;         /* shape [rows] (dims 1, cols 1) or [rows, cols] (dims 2) */
     size_t offset;                /* where it starts in params, grads, exp_avg and exp_avg_sq */
     double mean, std;             /* initial values are mean + std * N(0, 1) */
-    int fixed;                    /* the program's to set; 1: hmoe_update clears its gradients and
-                                     leaves it as it is, frozen or for another optimizer */
+    int fixed;                    /* the program's to set; not 0: hmoe_update clears its gradients
+                                     and leaves it as it is, frozen (1) or for Muon (2) */
 } hmoe_tensor;
 
 /* The loss and its parts: total = ce + lb_coef * lb + pp_coef * pp + ent_coef * ent + z_coef * z.

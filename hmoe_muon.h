@@ -72,7 +72,8 @@ hmoe_status hmoe_muon_update(hmoe_muon *muon, hmoe_model *m);
 #ifndef HMOE_MUON_IMPLEMENTED
 #define HMOE_MUON_IMPLEMENTED
 
-enum { HMOE__GROUP = 64 };   /* matrices whose products make one list; scratch is for as many */
+enum { HMOE__GROUP = 64,     /* matrices whose products make one list; scratch is for as many */
+       HMOE__MUONS = 2 };    /* what `fixed` is of those; 1 is the program's */
 
 hmoe_muon hmoe_default_muon(void) {
     hmoe_muon muon = { 0.02, 0.95, 0.05, NULL, NULL };
@@ -91,7 +92,7 @@ static size_t hmoe__muon_group(hmoe_muon *muon, const hmoe_model *m, size_t *nex
         const hmoe_tensor *t = &m->tensors[*next];
         size_t small = (size_t)(t->rows < t->cols ? t->rows : t->cols);
         size_t size = (size_t)t->rows * t->cols, at[4] = { used, used + size, 0, 0 };
-        if (!hmoe__is_for_muon(t)) continue;
+        if (t->fixed != HMOE__MUONS) continue;
         at[2] = at[1] + size, at[3] = at[2] + small * small;
         used = at[3] + small * small;
         if (muon->scratch) {
@@ -114,6 +115,9 @@ hmoe_status hmoe_muon_create(hmoe_muon *muon, hmoe_model *m) {
     if (!m->grads) return HMOE__BAD(m->message, "this model was not made for training");
     if (m->steps != hmoe__cpu())
         return HMOE__BAD(m->message, "Muon runs on the CPU, not on the %s backend", m->steps->name);
+    for (size_t i = 0; i < m->tensor_count; i++)   /* what the program froze stays frozen */
+        if (!m->tensors[i].fixed && hmoe__is_for_muon(&m->tensors[i]))
+            m->tensors[i].fixed = HMOE__MUONS;
     while (next < m->tensor_count) {
         size_t used = hmoe__muon_group(muon, m, &next, &n);
         most = used > most ? used : most;
@@ -121,11 +125,11 @@ hmoe_status hmoe_muon_create(hmoe_muon *muon, hmoe_model *m) {
     muon->matrices = (hmoe_muon_matrix *)hmoe__zeroed(HMOE__GROUP, sizeof *muon->matrices);
     muon->scratch = (hmoe_real *)hmoe__zeroed(most, sizeof *muon->scratch);
     if (!muon->matrices || !muon->scratch) {
+        for (size_t i = 0; i < m->tensor_count; i++)
+            if (m->tensors[i].fixed == HMOE__MUONS) m->tensors[i].fixed = 0;
         hmoe_muon_free(muon);
         return hmoe__no_memory(m->message, (double)most * sizeof(hmoe_real), "Muon's products");
     }
-    for (size_t i = 0; i < m->tensor_count; i++)
-        m->tensors[i].fixed = hmoe__is_for_muon(&m->tensors[i]);
     return HMOE_OK;
 }
 

@@ -77,7 +77,7 @@ static void three_steps(void) {
         const hmoe_tensor *t = &m.tensors[i];
         const hmoe_real *same = is_for_muon(t->name) ? expected : plain.params;
         test_context = t->name;
-        CHECK_INT(t->fixed, is_for_muon(t->name) != 0);
+        CHECK_INT(t->fixed != 0, is_for_muon(t->name) != 0);
         for (size_t k = t->offset; k < t->offset + (size_t)t->rows * t->cols; k++) {
             CHECK_NEAR(m.params[k], same[k], 1e-10, 1e-10);
             CHECK(m.grads[k] == 0);
@@ -91,7 +91,7 @@ static void three_steps(void) {
 /* What one step takes off a matrix is nearly orthogonal: Jordan's polynomial brings singular values
    between 0.68 and 1.13, so O O^T of m rows has a trace between 0.46 m and 1.28 m; and it lies
    along the gradient: <G, O> is the sum of G's singular values but for those factors, so above
-   0.68 |G|. */
+   0.68 |G|. A matrix that the program froze stays as it is. */
 static void steps_are_orthogonal(void) {
     hmoe_config c = small_config();
     hmoe_muon muon = hmoe_default_muon();
@@ -100,7 +100,11 @@ static void steps_are_orthogonal(void) {
     c.C = 32, c.NH = 4;
     for (int e = 0; e < c.E; e++) c.H[e] = 16 * (e + 1);
     small_create(&m, &c, 1);
+    hmoe_tensor *frozen = &m.tensors[m.tensor_count - 3];   /* the last W2; then norm and head */
+    CHECK(strstr(frozen->name, ".w2.") != NULL);
+    frozen->fixed = 1;
     CHECK_INT(hmoe_muon_create(&muon, &m), HMOE_OK);
+    CHECK_INT(frozen->fixed, 1);
     muon.weight_decay = 0, muon.lr = 1;
     fill(m.grads, m.param_count, 1e-3);
     before = reals(m.param_count), g = reals(m.param_count);
@@ -112,8 +116,10 @@ static void steps_are_orthogonal(void) {
         int small = t->rows < t->cols ? t->rows : t->cols;
         double trace = 0, along = 0, norm = 0, tall = t->rows > t->cols;
         double scale = tall ? sqrt((double)t->rows / t->cols) : 1;
-        if (!t->fixed) continue;
         test_context = t->name;
+        for (size_t k = t->offset; t == frozen && k < t->offset + (size_t)t->rows * t->cols; k++)
+            CHECK(m.params[k] == before[k]);
+        if (!t->fixed || t == frozen) continue;
         for (size_t k = t->offset; k < t->offset + (size_t)t->rows * t->cols; k++) {
             double o = (before[k] - m.params[k]) / scale;
             trace += o * o, along += o * g[k], norm += g[k] * g[k];
