@@ -4,6 +4,7 @@
 
        config.json            what the model is made of: Mixtral's keys and a few of our own
        model.safetensors      its weights, float32
+       tokenizer.json         its vocabulary, for the tokenizers library, with tokenizer_config.json
        training.safetensors   all that a run needs to go on, to the bit: the weights in the type of
                               the build, AdamW's moments (NAME.exp_avg, NAME.exp_avg_sq), and in its
                               metadata the state of the run
@@ -38,16 +39,25 @@
 extern "C" {
 #endif
 
-/* Writes model.safetensors and config.json, and with training = 1 training.safetensors first (but
-   not the gradients of an unfinished accumulation). Makes the directory where there is none, but
-   not its parents. Each file is whole at any moment; a directory that holds a model of another
-   configuration should lose its config.json first, or a crash in between mixes the two. */
+/* Writes model.safetensors, config.json and, where token i is byte vocab[i], the tokenizer's files;
+   with training = 1 training.safetensors first (but not the gradients of an unfinished
+   accumulation). Makes the directory where there is none, but not its parents. Each file is whole
+   at any moment; a directory that holds a model of another configuration should lose its
+   config.json first, or a crash in between mixes the two. */
 hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training);
 
 /* Makes a model from a directory. training = 1 reads training.safetensors, to go on with a run;
    training = 0 reads model.safetensors. *m and max_B are as for hmoe_create. A Mixtral that others
-   made is read too where it is one of ours: float32, as many key/value heads as heads, untied. */
+   made is read too, also from shards (model-00001-of-00002.safetensors ...) and from half precision
+   (F16, BF16), where it has as many key/value heads as heads, an output of its own, and no sliding
+   window shorter than its context. */
 hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training);
+
+/* Writes the model as an ordinary Mixtral: all experts as wide as the widest, with rows of zeros in
+   W1 and W3 and columns of zeros in W2, which changes nothing of what they compute. *params, unless
+   NULL, receives how many parameters it has then. HMOE_BAD_ARGUMENT where Mixtral has no such form
+   (Top-P, raw gates) and where dir holds a run (training.safetensors). */
+hmoe_status hmoe_export_mixtral(hmoe_model *m, const char *dir, size_t *params);
 
 /* Reads config.json alone. */
 hmoe_status hmoe_load_config(hmoe_config *config, const char *dir, char *message);
@@ -197,6 +207,7 @@ static hmoe_status hmoe__save_config(hmoe_model *m, const char *dir) {
     fprintf(f, "  \"norm_topk_prob\": %s,\n", hmoe__norm_gates(c) ? "true" : "false");
     fprintf(f, "  \"noisy_gating\": %s,\n", c->noisy_gating ? "true" : "false");
     for (int i = 0; i < 7; i++) {
+        if (mixtral && i == 2) continue;   /* top_p: transformers would sample with it */
         fprintf(f, "  \"%s\": ", names[i]);
         hmoe__write_double(f, values[i]);
         fputs(",\n", f);
@@ -207,6 +218,41 @@ static hmoe_status hmoe__save_config(hmoe_model *m, const char *dir) {
     fputs(", \"rope_type\": \"default\"},\n  \"hidden_act\": \"silu\",\n"
           "  \"tie_word_embeddings\": false,\n  \"torch_dtype\": \"float32\",\n"
           "  \"dtype\": \"float32\",\n  \"bos_token_id\": null,\n  \"eos_token_id\": null\n}\n", f);
+    return hmoe__close_output(&out, dir, HMOE_OK, m->message);
+}
+
+/* The character that stands for a byte in GPT-2's byte-level alphabet: itself where it can be seen,
+   and the others in turn from 256 on. */
+static int hmoe__byte_character(int byte) {
+    int other = 256;
+    for (int b = 0;; b++) {
+        int seen = (b > 32 && b < 127) || (b > 160 && b != 173);
+        if (b == byte) return seen ? b : other;
+        other += !seen;
+    }
+}
+
+/* A BPE without merges: every byte is a token. */
+static hmoe_status hmoe__save_tokenizer(hmoe_model *m, const char *dir) {
+    static const char level[] = "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, "
+                                "\"trim_offsets\": false, \"use_regex\": false}";
+    const hmoe_config *c = &m->config;
+    hmoe__output out;
+    HMOE__TRY(hmoe__open_output(&out, dir, "tokenizer.json", m->message));
+    fprintf(out.file, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n"
+            "  \"added_tokens\": [],\n  \"normalizer\": null,\n  \"pre_tokenizer\": %s,\n"
+            "  \"post_processor\": null,\n  \"decoder\": %s,\n", level, level);
+    fputs("  \"model\": {\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null,\n"
+          "    \"continuing_subword_prefix\": null, \"end_of_word_suffix\": null,\n"
+          "    \"fuse_unk\": false, \"byte_fallback\": false, \"merges\": [], \"vocab\": {",
+          out.file);
+    for (int i = 0; i < c->vocab_size; i++)
+        fprintf(out.file, "%s\"\\u%04x\": %d", i ? ", " : "",
+                (unsigned)hmoe__byte_character(c->vocab[i]), i);
+    fputs("}}\n}\n", out.file);
+    HMOE__TRY(hmoe__close_output(&out, dir, HMOE_OK, m->message));
+    HMOE__TRY(hmoe__open_output(&out, dir, "tokenizer_config.json", m->message));
+    fputs("{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\"\n}\n", out.file);
     return hmoe__close_output(&out, dir, HMOE_OK, m->message);
 }
 
@@ -290,7 +336,60 @@ hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training) {
     if (training)
         HMOE__TRY(hmoe__save_tensors(m, dir, "training.safetensors", 3, sizeof(hmoe_real)));
     HMOE__TRY(hmoe__save_tensors(m, dir, "model.safetensors", 1, sizeof(float)));
+    if (m->config.vocab_size) HMOE__TRY(hmoe__save_tokenizer(m, dir));
     return hmoe__save_config(m, dir);
+}
+
+/* The tensors of m as the first rows and columns of those of `wide`, which is all zeros so far. */
+static hmoe_status hmoe__pad(hmoe_model *wide, hmoe_model *m) {
+    const hmoe_steps *s = m->steps;
+    hmoe_real *row = (hmoe_real *)HMOE_MALLOC(HMOE_MAX_DIM * sizeof *row);
+    if (!row) return hmoe__no_memory(m->message, HMOE_MAX_DIM * sizeof *row, "a row");
+    for (size_t i = 0, k = 0; i < wide->tensor_count; i++, k++) {
+        const hmoe_tensor *to = &wide->tensors[i], *from;
+        while (strcmp(m->tensors[k].name, to->name)) k++;   /* noise is left out */
+        from = &m->tensors[k];
+        for (size_t r = 0, bytes = (size_t)from->cols * sizeof *row; r < (size_t)from->rows; r++) {
+            s->fetch(row, m->params + from->offset + r * from->cols, bytes);
+            s->store(wide->params + to->offset + r * to->cols, row, bytes);
+        }
+    }
+    HMOE_FREE(row);
+    return hmoe__settle(m);
+}
+
+hmoe_status hmoe_export_mixtral(hmoe_model *m, const char *dir, size_t *params) {
+    hmoe_config config = m->config;
+    char path[HMOE__PATH_SIZE];
+    hmoe_status status;
+    hmoe_model wide;
+    FILE *run;
+    m->message[0] = 0;
+    if (config.routing != HMOE_TOP_K)
+        return HMOE__BAD(m->message, "Mixtral takes the same number of experts for every token: a "
+                         "Top-P model has no such form");
+    if (!hmoe__norm_gates(&config))
+        return HMOE__BAD(m->message, "Mixtral divides the gates by their sum: a model with raw "
+                         "gates has no such form");
+    HMOE__TRY(hmoe__path(path, dir, "training.safetensors", "", m->message));
+    if ((run = fopen(path, "rb")) != NULL) {
+        fclose(run);
+        return HMOE__BAD(m->message, "%.300s holds a run: choose another directory", dir);
+    }
+    for (int e = 0; e < config.E; e++) config.H[e] = hmoe__widest(&m->config);
+    config.noisy_gating = 0;
+    memset(&wide, 0, sizeof wide);
+    wide.steps = m->steps;
+    status = hmoe__created(&wide, hmoe__create(&wide, &config, 0, 0, 0, 0));
+    if (!status) {
+        status = hmoe__pad(&wide, m);
+        if (status) memcpy(wide.message, m->message, sizeof wide.message);
+        else status = hmoe_save(&wide, dir, 0);
+    }
+    memcpy(m->message, wide.message, sizeof m->message);
+    if (params) *params = wide.param_count;
+    hmoe_free(&wide);
+    return status;
 }
 
 /* ---------------------------------------------------------------------------------------------
@@ -454,6 +553,16 @@ static int hmoe__get_choice(hmoe__reader *r, const char *name, int needed, const
     return 0;
 }
 
+/* A member that may be missing or null, and otherwise is a number from low to high. */
+static void hmoe__get_limit(hmoe__reader *r, const char *name, double low, double high,
+                            const char *wrong) {
+    const char *value = hmoe__member(r, name, 0);
+    double number;
+    if (!value || !strncmp(value, "null", 4) || !strncmp(value, "false", 5)) return;
+    if (!hmoe__json_number(value, &number) || number < low || number > high)
+        hmoe__wrong(r, name, wrong);
+}
+
 static int hmoe__get_list(hmoe__reader *r, const char *name, int needed, double *out, double most) {
     const char *value = hmoe__member(r, name, needed);
     int n = value ? hmoe__json_list(value, out, 256, most) : 0;
@@ -527,8 +636,11 @@ static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const ch
     hmoe__get_choice(r, "hidden_act", 0, "\"silu\"", "\"silu\"", 1);
     hmoe__get_choice(r, "tie_word_embeddings", 0, "false", "null", 0);
     hmoe__get_choice(r, "attention_bias", 0, "false", "null", 0);
-    hmoe__get_choice(r, "sliding_window", 0, "null", "false", 0);
     hmoe__get_choice(r, "rope_scaling", 0, "null", "false", 0);
+    hmoe__get_choice(r, "quantization_config", 0, "null", "false", 0);
+    hmoe__get_limit(r, "sliding_window", c->T, DBL_MAX, "must not be shorter than the context");
+    hmoe__get_limit(r, "head_dim", c->NH ? c->C / c->NH : 0, c->NH ? c->C / c->NH : 0,
+                    "must be hidden_size / num_attention_heads");
     n = hmoe__get_list(r, "expert_sizes", ours, list, HMOE_MAX_DIM);
     for (int e = 0; e < HMOE_MAX_EXPERTS; e++)
         c->H[e] = n ? e < n ? (int)list[e] : 0 : e < c->E ? widest : 0;
@@ -537,7 +649,7 @@ static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const ch
                     "intermediate_size");
     c->routing = hmoe__get_choice(r, "routing", ours, "\"topk\"", "\"topp\"", 1) ? HMOE_TOP_K
                                                                            : HMOE_TOP_P;
-    c->top_p = 1;
+    c->top_p = hmoe_default_config().top_p;
     hmoe__get_double(r, "top_p", ours, &c->top_p);
     c->gate = hmoe__get_choice(r, "norm_topk_prob", ours, "true", "false", 1) ? HMOE_GATE_NORM
                                                                         : HMOE_GATE_RAW;
@@ -566,9 +678,17 @@ hmoe_status hmoe_load_config(hmoe_config *config, const char *dir, char *message
     return status;
 }
 
-/* Where a tensor lies among the data's bytes (exact below 2^53), and which one it is. */
+/* What numbers are stored as, and how many bytes one takes. */
+typedef enum hmoe__type { HMOE__F16, HMOE__BF16, HMOE__F32, HMOE__F64, HMOE__TYPES } hmoe__type;
+static const char *const hmoe__type_names[HMOE__TYPES] = { "F16", "BF16", "F32", "F64" };
+static size_t hmoe__type_size(hmoe__type type) {
+    return type == HMOE__F64 ? 8 : type == HMOE__F32 ? 4 : 2;
+}
+
+/* Where a tensor lies among a file's bytes (exact below 2^53), and which one it is. */
 typedef struct hmoe__place {
     double begin, end;         /* end 0: not found so far */
+    hmoe__type type;
     size_t tensor;
     uint64_t hash;             /* of its name, of 64 bits: as good as the name */
 } hmoe__place;
@@ -578,25 +698,31 @@ typedef struct hmoe__input {
     char path[HMOE__PATH_SIZE];
     char *header;
     double data, data_bytes;   /* where the tensors' bytes start, and how many there are */
-    hmoe__place *place;        /* [places], one for each tensor of each array */
-    size_t places, size;       /* arrays * tensor_count; bytes of a number */
+    int training, shards;      /* shards 0: one file */
+    hmoe__place *place;        /* [places], one for each tensor of each array, */
+    hmoe__place *here;         /*   and those that this file has, as they lie in it */
+    size_t places, found;      /* arrays * tensor_count; how many are here */
 } hmoe__input;
 
 /* One tensor's description: NULL, or what is wrong with it. */
 static const char *hmoe__read_entry(const char *entry, const hmoe_tensor *t, const hmoe__input *in,
                                     hmoe__place *place) {
-    int twice = 0;
+    int twice = 0, type = 0;
     const char *dtype = hmoe__json_find(entry, "dtype", &twice);
     const char *shape = hmoe__json_find(entry, "shape", &twice);
     const char *offsets = hmoe__json_find(entry, "data_offsets", &twice);
     double dims[2] = { 0, 1 }, at[2] = { 0, 0 };
     if (!dtype || !shape || !offsets || twice) return "must have one dtype, shape and data_offsets";
-    if (!hmoe__json_is(dtype, in->size == 8 ? "F64" : "F32"))
-        return in->size == 8 ? "must be F64, the type of this build" : "must be F32";
+    while (type < HMOE__TYPES && !hmoe__json_is(dtype, hmoe__type_names[type])) type++;
+    if (in->training && sizeof(hmoe_real) != (type < HMOE__TYPES ? hmoe__type_size((hmoe__type)type)
+                                                                 : 0))
+        return sizeof(hmoe_real) == 8 ? "must be F64, the type of this build" : "must be F32";
+    if (!in->training && type > HMOE__F32) return "must be F32, F16 or BF16";
     if (hmoe__json_list(shape, dims, 2, HMOE_MAX_DIM) != t->dims || dims[0] != t->rows
         || dims[1] != t->cols) return "has another shape than config.json says";
+    place->type = (hmoe__type)type;
     if (hmoe__json_list(offsets, at, 2, in->data_bytes) != 2
-        || at[1] - at[0] != (double)t->rows * t->cols * (double)in->size)
+        || at[1] - at[0] != (double)t->rows * t->cols * (double)hmoe__type_size(place->type))
         return "has data_offsets that do not fit";
     if (place->end > 0) return "comes twice";
     place->begin = at[0], place->end = at[1];
@@ -608,17 +734,13 @@ static int hmoe__by_begin(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Every tensor must be there, and together they must fill the data without hole or overlap. */
+/* What a file has must fill its data without hole or overlap. */
 static const char *hmoe__check_places(const hmoe_model *m, hmoe__input *in, char *name) {
     double at = 0;
-    for (size_t i = 0; i < in->places; i++) {
-        hmoe__saved_tensor(m, in->place[i].tensor = i, name);
-        if (in->place[i].end == 0) return "is missing";
-    }
-    qsort(in->place, in->places, sizeof *in->place, hmoe__by_begin);
-    for (size_t i = 0; i < in->places; at = in->place[i++].end)
-        if (in->place[i].begin != at) {
-            hmoe__saved_tensor(m, in->place[i].tensor, name);
+    qsort(in->here, in->found, sizeof *in->here, hmoe__by_begin);
+    for (size_t i = 0; i < in->found; at = in->here[i++].end)
+        if (in->here[i].begin != at) {
+            hmoe__saved_tensor(m, in->here[i].tensor, name);
             return "overlaps the one before it, or leaves a hole there";
         }
     return at == in->data_bytes ? NULL : "is not where the data ends";
@@ -641,22 +763,18 @@ static void hmoe__read_state(hmoe__reader *r, hmoe_model *m) {
         hmoe__wrong(r, "flops", "and seconds and best_val_loss must not be negative");
 }
 
-static hmoe_status hmoe__read_header(hmoe_model *m, hmoe__input *in, int training) {
+static hmoe_status hmoe__read_header(hmoe_model *m, hmoe__input *in) {
     char name[HMOE_NAME_SIZE + 16] = "";
     const char *at = in->header, *member, *wrong = NULL;
     size_t i = 0, tried;
-    if (training) {
+    if (in->training) {
         hmoe__reader header = { in->header, 0, "", NULL }, r = { "", 1, "", NULL };
         r.object = hmoe__member(&header, "__metadata__", 1);
         HMOE__TRY(hmoe__reader_status(&header, in->path, m->message));
         hmoe__read_state(&r, m);
         HMOE__TRY(hmoe__reader_status(&r, in->path, m->message));
     }
-    for (i = 0; i < in->places; i++) {
-        hmoe__saved_tensor(m, i, name);
-        in->place[i].hash = hmoe__hash(name);
-    }
-    i = 0;
+    in->found = 0;
     while (!wrong && (member = hmoe__json_next(&at, 1)) != NULL) {
         uint64_t hash;
         if (hmoe__json_is(member, "__metadata__")) continue;
@@ -669,45 +787,70 @@ static hmoe_status hmoe__read_header(hmoe_model *m, hmoe__input *in, int trainin
         wrong = tried == in->places ? "is no tensor of this model"
                 : hmoe__read_entry(hmoe__json_value(member), &m->tensors[i % m->tensor_count], in,
                                    &in->place[i]);
+        if (!wrong) in->here[in->found++] = in->place[i];
     }
     if (!wrong) wrong = hmoe__check_places(m, in, name);
     if (!wrong) return HMOE_OK;
     return HMOE__CORRUPT(m->message, "%.300s: %s %s", in->path, name, wrong);
 }
 
-/* Opens the file, which must be large enough for what config.json describes: known before anything
-   is allocated for it. */
-static hmoe_status hmoe__open_tensors(hmoe_model *m, hmoe__input *in, const char *dir,
-                                      const char *name, double least) {
+/* A float of half as many bits: sign, exponent, fraction. A BF16 is the upper half of a float. */
+static float hmoe__half_to_float(uint16_t half, hmoe__type type) {
+    uint32_t bits = (uint32_t)half << 16;
+    int exponent = half >> 10 & 31, fraction = half & 1023;
+    float value;
+    if (type == HMOE__BF16) memcpy(&value, &bits, sizeof value);
+    else if (exponent == 31) value = fraction ? (float)NAN : (float)INFINITY;
+    else if (exponent) value = (float)ldexp(1024 + fraction, exponent - 25);
+    else value = (float)ldexp(fraction, -24);
+    return type == HMOE__F16 && half >> 15 ? -value : value;
+}
+
+/* Turns numbers as they lie in a file into hmoe_real, in place: the last first, since they grow. */
+static void hmoe__widen(hmoe_real *numbers, size_t n, hmoe__type type) {
+    const char *from = (const char *)numbers;
+    while (hmoe__type_size(type) < sizeof *numbers && n-- > 0) {
+        float value;
+        uint16_t half;
+        if (type == HMOE__F32) memcpy(&value, from + n * sizeof value, sizeof value);
+        else {
+            memcpy(&half, from + n * sizeof half, sizeof half);
+            value = hmoe__half_to_float(half, type);
+        }
+        numbers[n] = (hmoe_real)value;
+    }
+}
+
+/* Opens a file and reads its header. */
+static hmoe_status hmoe__open_tensors(hmoe_model *m, hmoe__input *in) {
     uint64_t length = 0;
     long bytes = 0;
-    HMOE__TRY(hmoe__path(in->path, dir, name, "", m->message));
     HMOE__TRY(hmoe__open_input(&in->file, &bytes, in->path, m->message));
-    if ((double)bytes < least)
-        return HMOE__CORRUPT(m->message, "%.300s is %ld bytes long: config.json describes a model "
-                             "of more than %.0f", in->path, bytes, least);
-    if (fread(&length, sizeof length, 1, in->file) != 1 || length > (uint64_t)bytes - 8)
+    if (bytes < 8 || fread(&length, sizeof length, 1, in->file) != 1
+        || length > (uint64_t)bytes - 8)
         return HMOE__CORRUPT(m->message, "%.300s: the header's length is not possible", in->path);
     in->data = 8 + (double)length;
     in->data_bytes = (double)bytes - in->data;
     return hmoe__read_json(&in->header, in->file, (size_t)length, in->path, m->message);
 }
 
+static void hmoe__close_input(hmoe__input *in) {
+    if (in->file) fclose(in->file);
+    HMOE_FREE(in->header);
+    in->file = NULL, in->header = NULL;
+}
+
 static hmoe_status hmoe__read_tensors(hmoe_model *m, hmoe__input *in, hmoe_real *chunk) {
-    for (size_t i = 0; i < in->places; i++) {
-        size_t which = in->place[i].tensor;   /* in the file's order */
-        const hmoe_tensor *t = &m->tensors[which % m->tensor_count];
-        hmoe_real *to = hmoe__saved_array(m, which / m->tensor_count) + t->offset;
-        size_t left = (size_t)t->rows * t->cols;
-        int failed = fseek(in->file, (long)(in->data + in->place[i].begin), SEEK_SET);
+    for (size_t i = 0; i < in->found; i++) {
+        const hmoe__place *place = &in->here[i];   /* in the file's order */
+        const hmoe_tensor *t = &m->tensors[place->tensor % m->tensor_count];
+        hmoe_real *to = hmoe__saved_array(m, place->tensor / m->tensor_count) + t->offset;
+        size_t left = (size_t)t->rows * t->cols, size = hmoe__type_size(place->type);
+        int failed = fseek(in->file, (long)(in->data + place->begin), SEEK_SET);
         for (size_t n; !failed && left > 0; left -= n, to += n) {
             n = left < hmoe__chunk ? left : hmoe__chunk;
-            failed = fread(chunk, in->size, n, in->file) != n;
-            for (size_t k = n; in->size < sizeof *chunk && k-- > 0;) {   /* float to double */
-                float narrow;
-                memcpy(&narrow, (char *)chunk + k * in->size, sizeof narrow);
-                chunk[k] = (hmoe_real)narrow;
-            }
+            failed = fread(chunk, size, n, in->file) != n;
+            hmoe__widen(chunk, n, place->type);
             m->steps->store(to, chunk, n * sizeof *chunk);
         }
         if (failed) return hmoe__fail(m->message, HMOE_IO, "cannot read %.300s", in->path);
@@ -715,26 +858,63 @@ static hmoe_status hmoe__read_tensors(hmoe_model *m, hmoe__input *in, hmoe_real 
     return hmoe__settle(m);
 }
 
-static hmoe_status hmoe__load(hmoe_model *m, hmoe__input *in, const char *dir, int max_B,
-                              int training) {
-    size_t arrays = training ? 3 : 1;
+/* The weights' file number i, and how many there are where a large model was cut into shards: the
+   index says it, and nothing else is read of it. */
+static hmoe_status hmoe__input_path(hmoe__input *in, const char *dir, int i, char *message) {
+    char name[48] = "model.safetensors";
+    if (in->training) strcpy(name, "training.safetensors");
+    else if (in->shards)
+        snprintf(name, sizeof name, "model-%05d-of-%05d.safetensors", i + 1, in->shards);
+    return hmoe__path(in->path, dir, name, "", message);
+}
+
+static hmoe_status hmoe__count_shards(hmoe__input *in, const char *dir, char *message) {
+    char *end = NULL;
+    long bytes = 0;
+    hmoe__reader r = { NULL, 0, "", NULL };
+    const char *map, *file = NULL;
+    HMOE__TRY(hmoe__input_path(in, dir, 0, message));
+    if (in->training || (in->file = fopen(in->path, "rb")) != NULL) return HMOE_OK;
+    HMOE__TRY(hmoe__path(in->path, dir, "model.safetensors.index.json", "", message));
+    in->file = fopen(in->path, "rb");
+    if (!in->file) return hmoe__input_path(in, dir, 0, message);   /* the one that is missed */
+    hmoe__close_input(in);
+    HMOE__TRY(hmoe__open_input(&in->file, &bytes, in->path, message));
+    HMOE__TRY(hmoe__read_json(&in->header, in->file, (size_t)bytes, in->path, message));
+    r.object = in->header;
+    map = hmoe__member(&r, "weight_map", 1);
+    HMOE__TRY(hmoe__reader_status(&r, in->path, message));
+    if (*map == '{') file = hmoe__json_next(&map, 1);
+    if (file && !strncmp(file = hmoe__json_value(file), "\"model-", 7) && strlen(file) > 16)
+        in->shards = (int)strtol(file + 16, &end, 10);   /* behind "model-00001-of- */
+    if (in->shards > 0 && in->shards < 100000 && end == file + 21) return HMOE_OK;
+    return HMOE__CORRUPT(message, "%.300s: weight_map must name files such as "
+                         "model-00001-of-00002.safetensors", in->path);
+}
+
+/* The files must be large enough for what config.json describes: known before anything is allocated
+   for it. */
+static hmoe_status hmoe__check_sizes(hmoe__input *in, const char *dir, double least,
+                                     char *message) {
+    double sum = 0;
+    for (int i = 0; i < (in->shards ? in->shards : 1); i++) {
+        long bytes = 0;
+        hmoe__close_input(in);
+        HMOE__TRY(hmoe__input_path(in, dir, i, message));
+        HMOE__TRY(hmoe__open_input(&in->file, &bytes, in->path, message));
+        sum += (double)bytes;
+    }
+    hmoe__close_input(in);
+    if (sum >= least) return HMOE_OK;
+    return HMOE__CORRUPT(message, "%.300s is %.0f bytes long: config.json describes a model of "
+                         "more than %.0f", in->path, sum, least);
+}
+
+static hmoe_status hmoe__load_file(hmoe_model *m, hmoe__input *in) {
     hmoe_real *chunk;
-    hmoe_model counted;
     hmoe_status status;
-    memset(&counted, 0, sizeof counted);
-    HMOE__TRY(hmoe__check_byte_order(m->message));
-    HMOE__TRY(hmoe_load_config(&counted.config, dir, m->message));
-    hmoe__list_tensors(&counted, NULL);
-    in->size = training ? sizeof(hmoe_real) : sizeof(float);
-    HMOE__TRY(hmoe__open_tensors(m, in, dir, training ? "training.safetensors"
-                                 : "model.safetensors",
-                                 (double)counted.param_count * (double)arrays * 4));
-    HMOE__TRY(hmoe__create(m, &counted.config, 0, max_B, training, 0));
-    in->places = m->tensor_count * arrays;
-    in->place = (hmoe__place *)hmoe__zeroed(in->places, sizeof *in->place);
-    if (!in->place)
-        return hmoe__no_memory(m->message, (double)(in->places * sizeof *in->place), "a header");
-    HMOE__TRY(hmoe__read_header(m, in, training));
+    HMOE__TRY(hmoe__open_tensors(m, in));
+    HMOE__TRY(hmoe__read_header(m, in));
     chunk = (hmoe_real *)HMOE_MALLOC(hmoe__chunk * sizeof *chunk);
     if (!chunk) return hmoe__no_memory(m->message, (double)(hmoe__chunk * sizeof *chunk),
                                        "a piece of a tensor");
@@ -743,14 +923,48 @@ static hmoe_status hmoe__load(hmoe_model *m, hmoe__input *in, const char *dir, i
     return status;
 }
 
+static hmoe_status hmoe__load(hmoe_model *m, hmoe__input *in, const char *dir, int max_B) {
+    size_t arrays = in->training ? 3 : 1;
+    char name[HMOE_NAME_SIZE + 16];
+    hmoe_model counted;
+    memset(&counted, 0, sizeof counted);
+    HMOE__TRY(hmoe__check_byte_order(m->message));
+    HMOE__TRY(hmoe_load_config(&counted.config, dir, m->message));
+    hmoe__list_tensors(&counted, NULL);
+    HMOE__TRY(hmoe__count_shards(in, dir, m->message));
+    HMOE__TRY(hmoe__check_sizes(in, dir, (double)counted.param_count * (double)arrays
+                                * (in->training ? sizeof(hmoe_real) : 2), m->message));
+    HMOE__TRY(hmoe__create(m, &counted.config, 0, max_B, in->training, 0));
+    in->places = m->tensor_count * arrays;
+    in->place = (hmoe__place *)hmoe__zeroed(2 * in->places, sizeof *in->place);
+    if (!in->place) return hmoe__no_memory(m->message, 2.0 * (double)(in->places
+                                           * sizeof *in->place), "a header");
+    in->here = in->place + in->places;
+    for (size_t i = 0; i < in->places; i++) {
+        hmoe__saved_tensor(m, in->place[i].tensor = i, name);
+        in->place[i].hash = hmoe__hash(name);
+    }
+    for (int i = 0; i < (in->shards ? in->shards : 1); i++) {
+        HMOE__TRY(hmoe__input_path(in, dir, i, m->message));
+        HMOE__TRY(hmoe__load_file(m, in));
+        hmoe__close_input(in);
+    }
+    for (size_t i = 0; i < in->places; i++)
+        if (in->place[i].end == 0) {
+            hmoe__saved_tensor(m, i, name);
+            return HMOE__CORRUPT(m->message, "%.300s: %s is missing", in->path, name);
+        }
+    return HMOE_OK;
+}
+
 hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training) {
     hmoe__input in;
     hmoe_status status;
     memset(&in, 0, sizeof in);
+    in.training = training;
     m->message[0] = 0;
-    status = hmoe__load(m, &in, dir, max_B, training);
-    if (in.file) fclose(in.file);
-    HMOE_FREE(in.header);
+    status = hmoe__load(m, &in, dir, max_B);
+    hmoe__close_input(&in);
     HMOE_FREE(in.place);
     return hmoe__created(m, status);
 }

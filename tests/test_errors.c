@@ -121,12 +121,15 @@ static void remove_tree(const char *name) {
     remove(name);
 }
 
+enum { MODEL, CONFIG, TRAINING, FILES = 5 };
+static const char *const file_name[FILES] = { "model.safetensors", "config.json",
+                                              "training.safetensors", "tokenizer.json",
+                                              "tokenizer_config.json" };
+
 static void remove_checkpoint(const char *name) {
     char file[600];
-    static const char *const files[3] = { "model.safetensors", "config.json",
-                                          "training.safetensors" };
-    for (int i = 0; i < 3; i++) {
-        snprintf(file, sizeof file, "%s/%s", name, files[i]);
+    for (int i = 0; i < FILES; i++) {
+        snprintf(file, sizeof file, "%s/%s", name, file_name[i]);
         remove(file);
     }
     CHECK(rmdir(name) == 0);                       /* nothing else is in there */
@@ -284,6 +287,9 @@ static hmoe_status call_create(void) {
 static hmoe_status call_load(void) { return hmoe_load(&subject, path("oom"), 2, 0); }
 static hmoe_status call_resume(void) { return hmoe_load(&subject, path("oom"), 2, 1); }
 static hmoe_status call_save(void) { return hmoe_save(&subject, path("oom"), 1); }
+static hmoe_status call_export(void) {
+    return hmoe_export_mixtral(&subject, path("oom"), NULL);
+}
 static hmoe_status call_cache(void) { return hmoe_cache_create(&cache, &subject); }
 static hmoe_status call_next(void) { return hmoe_next(&subject, &cache, 1, numbers); }
 static hmoe_status call_expert(void) {
@@ -352,6 +358,10 @@ static void out_of_memory(void) {
     hmoe_cache_free(&cache);
     CHECK_INT(hmoe_save(&subject, path("oom"), 1), HMOE_OK);
     starve("save", call_save, 0);                  /* the same again: not a byte may change */
+    remove(path("oom/training.safetensors"));      /* an export does not touch a run */
+    CHECK_INT(call_export(), HMOE_OK);
+    starve("export", call_export, 0);
+    CHECK_INT(hmoe_save(&subject, path("oom"), 1), HMOE_OK);
     hmoe_free(&subject);
     CHECK_INT(live_blocks, blocks);
     starve("load", call_load, 1);
@@ -536,9 +546,6 @@ static void poisoned_gradient(void) {
 
 /* ---- Checkpoints. `good` is one that is right; its files are damaged one way at a time. */
 
-enum { MODEL, CONFIG, TRAINING };
-static const char *const file_name[3] = { "model.safetensors", "config.json",
-                                          "training.safetensors" };
 static bytes good[3];
 static hmoe_real *good_params;
 
@@ -906,6 +913,36 @@ static void rope_in_either_place(void) {
     restore(CONFIG);
 }
 
+/* Keys that we do not write, of a Mixtral that others made: C 4, NH 2, T 3. */
+static void keys_of_others(void) {
+    static const struct { const char *key, *right, *wrong; } cases[] = {
+        { "sliding_window", "null", "2" },        { "sliding_window", "3", "0" },
+        { "sliding_window", "4096", "-1" },       { "sliding_window", "false", "\"4096\"" },
+        { "head_dim", "2", "4" },                 { "head_dim", "null", "1" },
+        { "head_dim", "2.0", "[2]" },             { "rope_scaling", "null", "{\"factor\": 2}" },
+        { "attention_bias", "false", "true" },    { "attention_dropout", "0.5", NULL },
+        { "quantization_config", "null", "{\"quant_method\": \"fp8\"}" },
+        { "transformers_version", "\"4.57.1\"", NULL },
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int wrong = 0; wrong < 2; wrong++) {
+            char start[100], message[HMOE_MESSAGE_SIZE];
+            const char *value = wrong ? cases[i].wrong : cases[i].right;
+            bytes b;
+            if (!value) continue;
+            sprintf(start, "{\"%s\": %s,", cases[i].key, value);
+            if (wrong) refuse_edit(CONFIG, "", "{", start, cases[i].key);
+            else {
+                b = edited(CONFIG, "", "{", start);
+                test_context = start;
+                CHECK_INT(load_with(CONFIG, b.data, b.size, message), HMOE_OK);
+                test_context = "";
+                free(b.data);
+            }
+            restore(CONFIG);
+        }
+}
+
 static void values_out_of_range(void) {
     static const char *const counts[] = { "hidden_size", "num_hidden_layers",
                                           "num_attention_heads", "num_local_experts",
@@ -1047,6 +1084,291 @@ static void text_that_is_not_json(void) {
                 "hidden_size");
 }
 
+/* ---- Half precision, shards, and the export: what others write, and what is written for them. */
+
+/* Writes the tensors number `first`, `first` + `step` ... of a model, the last one first: their
+   values as floats, or as the halves that stand in `half`, one for each parameter. */
+static void write_tensors(const char *name, const hmoe_model *m, size_t first, size_t step,
+                          const char *dtype, const uint16_t *half) {
+    char *header = (char *)small_array(300 * m->tensor_count + 100);
+    unsigned char *data = (unsigned char *)small_array(m->param_count * 4);
+    size_t size = half ? 2 : 4, at = 0, n = (size_t)sprintf(header, "{");
+    bytes file = { NULL, 0 };
+    for (size_t i = m->tensor_count; i-- > 0;) {
+        const hmoe_tensor *t = &m->tensors[i];
+        size_t count = (size_t)t->rows * t->cols, start = at;
+        if (i < first || (i - first) % step) continue;
+        for (size_t k = t->offset; k < t->offset + count; k++, at += size) {
+            float value = (float)m->params[k];
+            if (half) memcpy(data + at, &half[k], size);
+            else memcpy(data + at, &value, size);
+        }
+        n += (size_t)sprintf(header + n, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%d%s",
+                             n > 1 ? "," : "", t->name, dtype, t->rows, t->dims == 2 ? "," : "");
+        if (t->dims == 2) n += (size_t)sprintf(header + n, "%d", t->cols);
+        n += (size_t)sprintf(header + n, "],\"data_offsets\":[%lu,%lu]}", (unsigned long)start,
+                             (unsigned long)at);
+    }
+    header[n++] = '}';
+    file.size = 8 + n + at;
+    file.data = (unsigned char *)small_array(file.size);
+    put_length(file.data, n);
+    memcpy(file.data + 8, header, n);
+    memcpy(file.data + 8 + n, data, at);
+    write_bytes(name, file.data, file.size);
+    free(header), free(data), free(file.data);
+}
+
+/* What a half is worth, from its definition. */
+static double half_value(unsigned half, int exponent_bits) {
+    int fraction_bits = 15 - exponent_bits, bias = (1 << (exponent_bits - 1)) - 1;
+    int exponent = (int)(half & 0x7fff) >> fraction_bits;
+    double fraction = ldexp(half & ((1u << fraction_bits) - 1), -fraction_bits), value;
+    if (exponent == 2 * bias + 1) value = fraction > 0 ? (double)NAN : (double)INFINITY;
+    else if (exponent) value = ldexp(1 + fraction, exponent - bias);
+    else value = ldexp(fraction, 1 - bias);
+    return half >> 15 ? -value : value;
+}
+
+/* Every half there is, in a tensor so large that it is read in more than one piece. */
+static void half_precision(void) {
+    static const char *const dtype[2] = { "F16", "BF16" };
+    hmoe_config c = small_config();
+    hmoe_model m;
+    uint16_t *half;
+    c.V = 9000, c.C = 8, c.T = 3;
+    small_create(&m, &c, 0);
+    CHECK_INT(hmoe_save(&m, path("half"), 0), HMOE_OK);
+    half = (uint16_t *)small_array(m.param_count * sizeof *half);
+    for (size_t k = 0; k < m.param_count; k++) half[k] = (uint16_t)(k * 25 + k / 65536);
+    for (int type = 0; type < 2; type++) {
+        hmoe_model loaded;
+        int wrong = 0;
+        memset(&loaded, 0, sizeof loaded);
+        test_context = dtype[type];
+        write_tensors(path("half/model.safetensors"), &m, 0, 1, dtype[type], half);
+        CHECK_INT(hmoe_load(&loaded, path("half"), 0, 0), HMOE_OK);
+        for (size_t k = 0; k < m.param_count && loaded.params; k++) {
+            double right = half_value(half[k], type ? 8 : 5), seen = (double)loaded.params[k];
+            if (isnan(right) ? isnan(seen) : seen == right && !signbit(seen) == !signbit(right))
+                continue;
+            if (wrong++ == 0) printf("%s %04x is read as %g\n", dtype[type], half[k], seen);
+        }
+        CHECK_INT(wrong, 0);
+        hmoe_free(&loaded);
+    }
+    test_context = "";
+    free(half);
+    hmoe_free(&m);
+    remove_checkpoint(path("half"));
+    CHECK_INT(live_blocks, 0);
+}
+
+static void write_index(const char *text) {
+    write_bytes(path("shards/model.safetensors.index.json"), text, strlen(text));
+}
+
+/* The index is the least that one can be: with other names in it, nothing else is read of it. */
+static void write_index_of(const char *value) {
+    char index[300];
+    sprintf(index, "{\"metadata\": {\"total_size\": 1}, \"weight_map\": {\"lm_head.weight\": %s, "
+            "\"model.norm.weight\": 5}}", value);
+    write_index(index);
+}
+
+/* A model as so many shards, and nothing else in the directory. */
+static void cut(const hmoe_model *m, int n) {
+    char name[100];
+    remove_tree(path("shards"));
+    if (mkdir(path("shards"), 0777)) perror(path("shards")), exit(2);
+    write_bytes(path("shards/config.json"), good[CONFIG].data, good[CONFIG].size);
+    for (int i = 0; i < n; i++) {
+        sprintf(name, "shards/model-%05d-of-%05d.safetensors", i + 1, n);
+        write_tensors(path(name), m, (size_t)i, (size_t)n, "F32", NULL);
+    }
+    sprintf(name, "\"model-00001-of-%05d.safetensors\"", n);
+    write_index_of(name);
+}
+
+/* Loads them: the good weights, or a status with a message. */
+static void load_shards(hmoe_status right, const char *says) {
+    hmoe_model m;
+    int blocks = live_blocks;
+    uint64_t before = fingerprint(path("shards"));
+    memset(&m, 0, sizeof m);
+    peak_bytes = live_bytes;
+    test_context = says;
+    CHECK_INT(hmoe_load(&m, path("shards"), 1, 0), right);
+    CHECK(peak_bytes < live_bytes + (4 << 20));
+    if (right) check_message(m.message, says);
+    else CHECK(!memcmp(m.params, good_params, m.param_count * sizeof *good_params));
+    hmoe_free(&m);
+    CHECK_INT(live_blocks, blocks);
+    CHECK(fingerprint(path("shards")) == before);
+    test_context = "";
+}
+
+static void wrong_indices(const hmoe_model *m) {
+    static const char *const text[][2] = {
+        { "", "not one JSON object" },            { "[]", "not one JSON object" },
+        { "{\"weight_map\": {}", "not one JSON object" },
+        { "{}", "weight_map is missing" },        { "{\"weight_map\": null}", "weight_map" },
+        { "{\"weight_map\": []}", "weight_map" },  { "{\"weight_map\": {}}", "weight_map" },
+        { "{\"weight_map\": \"x\"}", "weight_map" },
+        { "{\"weight_map\": [\"model-00001-of-00002.safetensors\"]}", "weight_map" },
+        { "{\"weight_map\": {}, \"weight_map\": {}}", "weight_map comes twice" } };
+    static const char *const names[] = {
+        "5", "null", "{}", "[]", "\"\"", "\"model-\"", "\"model.safetensors\"",
+        "\"model-1-of-2.safetensors\"", "\"model-00001-of-2.safetensors\"",
+        "\"model-00001-of-000002.safetensors\"", "\"model-00001-of-00000.safetensors\"",
+        "\"model-00001-of--0002.safetensors\"", "\"model-00001-of-xxxxx.safetensors\"",
+        "\"model-00001-of-\"", "\"../model-00001-of-00002.safetensors\"",
+        "\"pytorch_model-00001-of-00002.bin\"" };
+    cut(m, 2);
+    for (size_t i = 0; i < sizeof text / sizeof *text; i++) {
+        write_index(text[i][0]);
+        load_shards(HMOE_BAD_FILE, text[i][1]);
+        load_shards(HMOE_BAD_FILE, "model.safetensors.index.json");
+    }
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        write_index_of(names[i]);
+        load_shards(HMOE_BAD_FILE, "model-00001-of-00002.safetensors");   /* as it should be */
+        load_shards(HMOE_BAD_FILE, "weight_map");
+    }
+    write_index_of("\"model-00001-of-00001.safetensors\"");   /* such files do not exist */
+    load_shards(HMOE_IO, "model-00001-of-00001.safetensors");
+    write_index_of("\"model-00001-of-99999.safetensors\"");
+    load_shards(HMOE_IO, "model-00001-of-99999.safetensors");
+    write_index_of("\"model-00001-of-00002.safetensors\"");
+    load_shards(HMOE_OK, "(restored)");
+}
+
+static void wrong_shards(const hmoe_model *m) {
+    static const char *const second = "shards/model-00002-of-00003.safetensors";
+    char quoted[HMOE_NAME_SIZE + 20];
+    bytes b, config;
+    cut(m, 3);
+    remove(path(second));
+    load_shards(HMOE_IO, "model-00002-of-00003.safetensors");
+    write_tensors(path(second), m, 0, 3, "F32", NULL);           /* the first one again */
+    load_shards(HMOE_BAD_FILE, "comes twice");
+    write_tensors(path(second), m, 4, 3, "F32", NULL);           /* without its first tensor */
+    sprintf(quoted, "%s is missing", m->tensors[1].name);
+    load_shards(HMOE_BAD_FILE, quoted);
+    write_tensors(path(second), m, m->tensor_count, 1, "F32", NULL);   /* with none at all */
+    load_shards(HMOE_BAD_FILE, quoted);
+    write_tensors(path(second), m, 1, 3, "F64", NULL);
+    load_shards(HMOE_BAD_FILE, "must be F32, F16 or BF16");
+    write_tensors(path(second), m, 1, 3, "BF16", NULL);          /* twice as many bytes */
+    load_shards(HMOE_BAD_FILE, "data_offsets");
+    write_tensors(path(second), m, 1, 3, "F32", NULL);
+    b = read_bytes(path(second));
+    write_bytes(path(second), b.data, b.size - 1);
+    load_shards(HMOE_BAD_FILE, "model-00002-of-00003.safetensors");
+    write_bytes(path(second), b.data, 0);
+    load_shards(HMOE_BAD_FILE, "model-00002-of-00003.safetensors");
+    write_bytes(path(second), b.data, b.size);
+    free(b.data);
+    load_shards(HMOE_OK, "(restored)");
+    config = config_with("num_hidden_layers", "1024");            /* megabytes, on paper */
+    write_bytes(path("shards/config.json"), config.data, config.size);
+    load_shards(HMOE_BAD_FILE, "config.json describes");
+    free(config.data);
+}
+
+/* Files of any order, in any cut; and each thing that can be wrong with them. */
+static void shards(void) {
+    hmoe_model m, run;
+    memset(&m, 0, sizeof m);
+    memset(&run, 0, sizeof run);
+    CHECK_INT(hmoe_load(&m, path("damaged"), 1, 0), HMOE_OK);
+    for (int n = 1; n <= 4; n++) {
+        cut(&m, n);
+        load_shards(HMOE_OK, "(shards)");
+    }
+    CHECK_INT(hmoe_load(&run, path("shards"), 1, 1), HMOE_IO);   /* a run is one file */
+    check_message(run.message, "training.safetensors");
+    write_bytes(path("shards/model.safetensors"), "is read first", 13);
+    load_shards(HMOE_BAD_FILE, "/model.safetensors");
+    wrong_indices(&m);
+    wrong_shards(&m);
+    hmoe_free(&m);
+    remove_tree(path("shards"));
+    CHECK_INT(live_blocks, 0);
+}
+
+static void refuse_export(const hmoe_config *c, const char *to, const char *says) {
+    hmoe_model m;
+    uint64_t before = fingerprint(directory), inside = fingerprint(path(to));
+    size_t params = 77;
+    int blocks;
+    small_create(&m, c, 0);
+    blocks = live_blocks;
+    test_context = says;
+    CHECK_INT(hmoe_export_mixtral(&m, path(to), &params), HMOE_BAD_ARGUMENT);
+    check_message(m.message, says);
+    CHECK(params == 77);
+    CHECK_INT(live_blocks, blocks);
+    CHECK(fingerprint(directory) == before && fingerprint(path(to)) == inside);
+    test_context = "";
+    hmoe_free(&m);
+}
+
+static void bad_exports(void) {
+    hmoe_config c = small_config(), other;
+    hmoe_model m;
+    other = c, other.routing = HMOE_TOP_P, other.top_p = 0.6;
+    refuse_export(&other, "export", "Top-P");
+    other.gate = HMOE_GATE_RAW;
+    refuse_export(&other, "export", "Top-P");
+    other = c, other.gate = HMOE_GATE_RAW;
+    refuse_export(&other, "export", "raw");
+    other = c, other.K = 1;                        /* raw, where nothing else is said */
+    refuse_export(&other, "export", "raw");
+    refuse_export(&c, "damaged", "holds a run");
+    small_create(&m, &c, 0);
+    CHECK_INT(hmoe_export_mixtral(&m, path("no/such/parent"), NULL), HMOE_IO);
+    check_message(m.message, "no/such/parent");
+    write_bytes(path("file"), "kept", 4);
+    CHECK_INT(hmoe_export_mixtral(&m, path("file"), NULL), HMOE_IO);
+    check_message(m.message, "file");
+    CHECK(remove(path("file")) == 0);              /* it is still one */
+    hmoe_free(&m);
+    CHECK_INT(live_blocks, 0);
+}
+
+/* The wide model gives the same logits, from another directory, with the noise left out and no
+   tokenizer where there is no vocabulary; and the narrow one is what it was. */
+static void good_export(void) {
+    hmoe_config c = small_config();
+    hmoe_model m, wide;
+    hmoe_real logits[6 * 11], same[6 * 11], *before;
+    size_t params = 0;
+    c.noisy_gating = 1;
+    small_create(&m, &c, 1);
+    spread_weights(&m, 0.4, 0.6);
+    before = reals(m.param_count);
+    memcpy(before, m.params, m.param_count * sizeof *before);
+    CHECK_INT(hmoe_export_mixtral(&m, path("export"), &params), HMOE_OK);
+    CHECK(!memcmp(before, m.params, m.param_count * sizeof *before) && m.message[0] == 0);
+    CHECK(m.config.noisy_gating == 1 && m.config.H[1] == 2);
+    memset(&wide, 0, sizeof wide);
+    CHECK_INT(hmoe_load(&wide, path("export"), 1, 0), HMOE_OK);
+    CHECK(wide.param_count == params && wide.config.noisy_gating == 0);
+    CHECK_INT(params, m.param_count + 2 * (3 * 8 * (4 * 7 - 15) - 4 * 8 - 4));
+    for (int e = 0; e < c.E; e++) CHECK_INT(wide.config.H[e], 7);
+    CHECK_INT(hmoe_forward(&m, HMOE_EVALUATE, tokens6, NULL, 1, 6), HMOE_OK);
+    CHECK_INT(hmoe_forward(&wide, HMOE_EVALUATE, tokens6, NULL, 1, 6), HMOE_OK);
+    CHECK_INT(hmoe_get_logits(&m, logits), HMOE_OK);
+    CHECK_INT(hmoe_get_logits(&wide, same), HMOE_OK);
+    for (int i = 0; i < 66; i++) CHECK_NEAR(same[i], logits[i], 1e-5, 1e-6);
+    CHECK(access(path("export/tokenizer.json"), F_OK) != 0);
+    hmoe_free(&wide), hmoe_free(&m);
+    free(before);
+    remove_checkpoint(path("export"));
+    CHECK_INT(live_blocks, 0);
+}
+
 static void free_checkpoint(void) {
     for (int i = 0; i < 3; i++) free(good[i].data);
     free(good_params);
@@ -1077,7 +1399,7 @@ static void save_to_nowhere(void) {
 
 /* A target that cannot be replaced: here a directory stands in its place. */
 static void save_over_the_impossible(void) {
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < FILES; i++) {
         hmoe_model m;
         uint64_t before;
         char name[300];
@@ -1089,7 +1411,7 @@ static void save_over_the_impossible(void) {
         check_message(m.message, file_name[i]);
         if (i == TRAINING) CHECK(fingerprint(path("blocked")) == before);  /* the first */
         CHECK(rmdir(name) == 0);
-        for (int k = 0; k < 3; k++) {              /* what came before it may be there; no rest */
+        for (int k = 0; k < FILES; k++) {          /* what came before it may be there; no rest */
             snprintf(name, sizeof name, "%s/blocked/%s", directory, file_name[k]);
             remove(name);
         }
@@ -1158,10 +1480,15 @@ int main(void) {
     TEST(the_other_type);
     TEST(keys_missing_or_of_the_wrong_type);
     TEST(rope_in_either_place);
+    TEST(keys_of_others);
     TEST(values_out_of_range);
     TEST(widths_that_do_not_fit);
     TEST(terabytes_beside_a_small_file);
     TEST(text_that_is_not_json);
+    TEST(half_precision);
+    TEST(shards);
+    TEST(bad_exports);
+    TEST(good_export);
     TEST(free_checkpoint);
     TEST(save_to_nowhere);
     TEST(save_over_the_impossible);
