@@ -198,6 +198,8 @@ static int remove_checkpoint(const char *sub) {
     remove(path(sub, "model.safetensors"));
     remove(path(sub, "config.json"));
     remove(path(sub, "training.safetensors"));
+    remove(path(sub, "tokenizer.json"));
+    remove(path(sub, "tokenizer_config.json"));
     return rmdir(path(sub, "")) == 0;              /* nothing else was left there */
 }
 
