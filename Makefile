@@ -2,6 +2,7 @@
 #
 # What the compiler can do is found out by compiling and linking small programs, never by its name.
 # The answer is kept in build/flags and found anew when CC, CFLAGS, DEBUG or OPENMP change.
+# `make cuda` puts the backend for a GPU into the two programs, any other make takes it out again.
 
 CC = cc
 CFLAGS =
@@ -12,15 +13,19 @@ DATA =
 ARGS =
 BUILD = build
 BIN =
+BACKEND = cpu
+NVCC = $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc) nvcc)
+SM = 75 80 86 89 90
 
 TINY = tinyshakespeare/input.txt
-HEADERS = hmoe.h hmoe_checkpoint.h hmoe_inspect.h hmoe_muon.h cli.h
+HEADERS = hmoe.h hmoe_checkpoint.h hmoe_inspect.h hmoe_muon.h hmoe_cuda.h cli.h
+PROGRAMS = $(BIN)train_tiny $(BIN)generate
 DOUBLE_TESTS = $(BUILD)/test_gradients $(BUILD)/test_equivalence $(BUILD)/test_numbers \
 	$(BUILD)/test_muon
 FLOAT_TESTS = $(BUILD)/test_float $(BUILD)/test_errors
 BOTH = $(BUILD)/test_equivalence_float
 TESTS = $(DOUBLE_TESTS) $(FLOAT_TESTS) $(BOTH)
-SCRIPTS = tests/test_header.sh tests/test_programs.sh
+SCRIPTS = tests/test_header.sh tests/test_programs.sh tests/test_cuda.sh
 COMPILE = $(CC) -I. `cat $(BUILD)/flags` $(CFLAGS)
 LINK = $(LDFLAGS) `cat $(BUILD)/libraries` -lm
 
@@ -30,23 +35,29 @@ help:
 	@echo 'make test         prove that the mathematics is right: less than a minute, no network'
 	@echo 'make test-full    the same, and once more under the address and undefined sanitizers'
 	@echo 'make test-long    train with six seeds, ten minutes, and compare with another program'
+	@echo 'make interop      compare with numpy, safetensors and tokenizers, put under $(BUILD)/python'
 	@echo 'make bench        measure speed, a minute; PROFILE=1 adds where the time goes'
 	@echo 'make train_tiny   build the trainer: ./train_tiny --help'
 	@echo 'make generate     build the writer: ./generate --help'
+	@echo 'make cuda         build both for NVIDIA GPUs too: ./train_tiny --backend cuda'
 	@echo 'make data         fetch tinyshakespeare, 1 MB'
 	@echo 'make clean        remove what was built; text and trained models stay'
 	@echo
-	@echo 'CC=clang CFLAGS=... DEBUG=1 (sanitizers) OPENMP=0 (one thread) change how it is built.'
+	@echo 'CC=clang CFLAGS=... DEBUG=1 (sanitizers) OPENMP=0 (one thread) change how it is built,'
+	@echo 'NVCC=... and SM="80 90" (generations of GPUs) what is for CUDA.'
 
-all: $(BIN)train_tiny $(BIN)generate $(TESTS) $(BUILD)/bench
+all: $(PROGRAMS) $(TESTS) $(BUILD)/bench
 
 # --- what the compiler can do ---------------------------------------------------------------------
 
 export SETTINGS = $(CC) | $(CFLAGS) | $(LDFLAGS) | DEBUG=$(DEBUG) | OPENMP=$(OPENMP)
 
-$(BUILD)/settings: always
+$(BUILD)/settings: export KEPT = $(SETTINGS)
+$(BUILD)/backend: export KEPT = $(BACKEND)
+$(BUILD)/nvcc: export KEPT = $(TO_CUDA)
+$(BUILD)/settings $(BUILD)/backend $(BUILD)/nvcc: always
 	@mkdir -p $(BUILD)
-	@printf '%s\n' "$$SETTINGS" >$@.new
+	@printf '%s\n' "$$KEPT" >$@.new
 	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
 
 # try FLAGS LIBRARIES: do they compile and link, without a warning? A flag is for this machine, so a
@@ -89,11 +100,30 @@ $(BUILD)/flags: $(BUILD)/settings
 
 # --- programs -------------------------------------------------------------------------------------
 
-$(BIN)train_tiny: train_tiny.c $(HEADERS) $(BUILD)/flags
-	$(COMPILE) -o $@ train_tiny.c $(LINK)
+OBJECT_cuda = $(BUILD)/hmoe_cuda.o
+WITH_cuda = -DHMOE_CUDA $(OBJECT_cuda) `cat $(BUILD)/cuda_libraries`
 
-$(BIN)generate: generate.c $(HEADERS) $(BUILD)/flags
-	$(COMPILE) -o $@ generate.c $(LINK)
+$(PROGRAMS): $(BIN)%: %.c $(HEADERS) $(BUILD)/flags $(BUILD)/backend $(OBJECT_$(BACKEND))
+	$(COMPILE) -o $@ $< $(WITH_$(BACKEND)) $(LINK)
+
+# nvcc compiles one file, and the C compiler links CUDA's runtime into the program: it starts on any
+# machine. SM: machine code for these, and PTX of the last for what comes after.
+TO_CUDA = $(NVCC) -std=c++17 -O3 -Werror all-warnings --threads 0 \
+	-Xcompiler -fno-exceptions,-fno-threadsafe-statics \
+	$(foreach sm,$(SM),-gencode arch=compute_$(sm),code=sm_$(sm)) \
+	-gencode arch=compute_$(lastword $(SM)),code=compute_$(lastword $(SM))
+
+$(OBJECT_cuda): hmoe_cuda.cu hmoe_cuda.h hmoe.h $(BUILD)/nvcc
+	$(TO_CUDA) -c -o $@ hmoe_cuda.cu
+	@found=`$(NVCC) --dryrun hmoe_cuda.cu 2>&1 | sed -n 's/^#. LIBRARIES=//p' | tr -d '"'`; \
+	echo "$$found -lcudart_static -ldl -lpthread -lrt" >$(BUILD)/cuda_libraries
+
+cuda:
+	@case $$SETTINGS in *HMOE_REAL=double*) \
+		echo 'make cuda: a GPU computes in float here: leave out -DHMOE_REAL=double' >&2; exit 1;; esac
+	@$(NVCC) --version >/dev/null 2>&1 || { echo 'make cuda: cannot run $(NVCC): install the CUDA' \
+		'toolkit, or say where it is: make cuda NVCC=/path/to/bin/nvcc' >&2; exit 1; }
+	@$(MAKE) --no-print-directory BACKEND=cuda $(PROGRAMS)
 
 data: $(TINY)
 
@@ -101,7 +131,7 @@ $(TINY):
 	@sh tinyshakespeare/fetch.sh
 
 # Without a network there is always one text at hand: this project.
-run: $(BIN)train_tiny $(BIN)generate
+run: $(PROGRAMS)
 	@data='$(DATA)'; \
 	if [ -z "$$data" ]; then \
 		data=$(TINY); \
@@ -134,12 +164,28 @@ SANITIZED = $(BUILD)/sanitized
 
 test-full: all
 	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) BIN=$(SANITIZED)/ all
+	@$(INSTALL) || echo 'tests/interop.py is skipped'
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) \
+		PYTHON=$(PYTHON) tests/interop.py PYTHON=python3 \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
-		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/test_programs.sh
+		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/test_programs.sh \
+		tests/test_cuda_programs.sh tests/cuda_static.py FULL=1 tests/test_cuda.sh
 
 test-long: $(BIN)train_tiny data
 	@$(RUN_TESTS) BIN=$(BIN) tests/test_learning.sh
+
+# What other people's programs make of our files takes their libraries: these, in an environment of
+# their own, so that nothing else changes. Python packages may not need a compiler here.
+PYTHON = $(BUILD)/python/bin/python3
+WANTED = tests/interop_requirements.txt
+INSTALL = cmp -s $(WANTED) $(BUILD)/python/installed || { rm -rf $(BUILD)/python; \
+	{ python3 -m venv $(BUILD)/python && $(PYTHON) -m pip install -q --no-deps --only-binary :all: \
+	--retries 1 -r $(WANTED) && cp $(WANTED) $(BUILD)/python/installed; } >$(BUILD)/python.log 2>&1; }
+
+interop: $(PROGRAMS)
+	@$(INSTALL) || { echo 'make interop: needs python3, with venv, and what $(WANTED) lists from' \
+		'PyPI: see $(BUILD)/python.log' >&2; exit 1; }
+	@$(RUN_TESTS) BIN=$(BIN) PYTHON=$(PYTHON) tests/interop.py
 
 # Not one of the tests: a time is no proof, and other jobs disturb it.
 $(BUILD)/bench: tests/bench.c hmoe.h hmoe_inspect.h $(BUILD)/flags
@@ -153,4 +199,4 @@ clean:
 
 always:
 
-.PHONY: help all data run test test-full test-long bench clean always
+.PHONY: help all cuda data run test test-full test-long interop bench clean always

@@ -1,6 +1,6 @@
 /* cli.h - what train_tiny and generate share: options, errors and files, and what both do with a
    text: turn its bytes into tokens, measure the model's loss on it, let the model write one.
-   Include it after hmoe.h.
+   Include it after hmoe.h. HMOE_CUDA is defined where hmoe_cuda.cu is part of the program.
 
    A program describes each of its options once, in a table. The --help page, the defaults, reading
    a value and checking its range all come from there. */
@@ -20,6 +20,9 @@
 #include <unistd.h>
 #ifdef _OPENMP
 #include <omp.h>
+#endif
+#ifdef HMOE_CUDA
+#include "hmoe_cuda.h"
 #endif
 
 typedef enum cli_kind {    /* `value` points to    `range` is */
@@ -263,13 +266,27 @@ typedef struct cli_sampling {
     uint64_t seed;
 } cli_sampling;
 
+/* A model for the CPU, where generation runs, with another's weights. */
+static inline hmoe_status cli_copy(hmoe_model *copy, hmoe_model *m) {
+    hmoe_status status = hmoe_create(copy, &m->config, m->seed, 0, 0);
+    const char *error;
+    if (status) return status;
+    m->steps->fetch(copy->params, m->params, m->param_count * sizeof *m->params);
+    if ((error = m->steps->error()) == NULL) return HMOE_OK;
+    snprintf(copy->message, sizeof copy->message, "%s: %s", m->steps->name, error);
+    return HMOE_IO;
+}
+
 /* Lets the model go on after a prompt of at least one token, byte by byte. */
 static inline hmoe_status cli_write(hmoe_model *m, const unsigned char *prompt, size_t prompt_size,
                                     int n, const cli_sampling *s, void (*put)(int byte)) {
     int V = m->config.V;
     hmoe_real *logits = (hmoe_real *)cli_alloc((size_t)V * sizeof *logits);
     hmoe_cache cache = { 0 };
-    hmoe_status status = hmoe_cache_create(&cache, m);
+    hmoe_model copy = { 0 }, *given = m;
+    hmoe_status status = HMOE_OK;
+    if (strcmp(m->steps->name, "cpu")) m = &copy, status = cli_copy(m, given);
+    if (!status) status = hmoe_cache_create(&cache, m);
     for (size_t i = 0; i < prompt_size && !status && n > 0; i++)
         status = hmoe_next(m, &cache, prompt[i], logits);
     for (int i = 0, token; i < n && !status; i++) {
@@ -277,7 +294,9 @@ static inline hmoe_status cli_write(hmoe_model *m, const unsigned char *prompt, 
         put(m->config.vocab[token]);
         if (i < n - 1) status = hmoe_next(m, &cache, token, logits);
     }
+    if (m != given) memcpy(given->message, copy.message, sizeof copy.message);
     hmoe_cache_free(&cache);
+    hmoe_free(&copy);
     free(logits);
     return status;
 }
@@ -298,6 +317,32 @@ static inline int cli_threads(int threads) {
 #else
 #define CLI_OPENMP " (built without OpenMP, which would use all cores)"
     return threads < 0 ? threads : 1;
+#endif
+}
+
+/* Who computes: three options of both programs. */
+typedef struct cli_backend {
+    int threads, cuda, bf16;
+} cli_backend;
+#define CLI_BACKEND(b) \
+    { "--threads", CLI_INT, &(b).threads, "[1, 1024]", "all", "that share the work", 0 }, \
+    { "--backend", CLI_CHOICE, &(b).cuda, "cpu|cuda", "cpu", "who computes", 0 }, \
+    { "--precision", CLI_CHOICE, &(b).bf16, "float32|bf16", "float32", \
+      "in which cuda multiplies", 0 }
+
+/* Gets them ready. Returns the steps for a model. */
+static inline const hmoe_steps *cli_steps(const cli_backend *b) {
+    cli_threads(b->threads);
+    if (b->bf16 && !b->cuda) cli_fail(2, "--precision bf16: the cpu computes in float32 only");
+    if (!b->cuda) return NULL;                       /* the CPU's */
+#ifdef HMOE_CUDA
+    char why[HMOE_MESSAGE_SIZE];
+    const hmoe_steps *steps = hmoe_cuda(b->bf16 ? HMOE_BF16 : HMOE_FLOAT32, why);
+    if (!steps) cli_fail(1, "%s", why);
+    return steps;
+#else
+    cli_fail(2, "--backend cuda: this program was built without it: make cuda");
+    return NULL;
 #endif
 }
 

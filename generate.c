@@ -2,16 +2,21 @@
 
        generate out/best --prompt "ROMEO:" -n 300           go on from a prompt
        generate out/best --score my.txt                     mean cross-entropy of a file
+       generate out/best --export-mixtral for-python        the same model, for transformers
        generate --help                                      all options */
 #define HMOE_IMPLEMENTATION
 #include "hmoe_checkpoint.h"
+#include "hmoe_inspect.h"
+#include "hmoe_cuda.h"
 #include "cli.h"
 #include <signal.h>
+#include <sys/stat.h>
 
 static struct settings {
-    const char *prompt, *score;
-    int n, threads, backend;
+    const char *prompt, *score, *export_to;
+    int n, show_tiles;
     cli_sampling sampling;
+    cli_backend backend;
 } set;
 
 static cli_option options[] = {
@@ -26,8 +31,11 @@ static cli_option options[] = {
     { "--seed", CLI_SEED, &set.sampling.seed, "[0, 18446744073709551615]", "1337",
       "of the draws", 0 },
     { "--score", CLI_TEXT, &set.score, "FILE", NULL, "measure the loss on FILE instead", 0 },
-    { "--threads", CLI_INT, &set.threads, "[1, 1024]", "all", "that share the work", 0 },
-    { "--backend", CLI_CHOICE, &set.backend, "cpu|cuda", "cpu", "who computes", 0 },
+    { "--show-tiles", CLI_FLAG, &set.show_tiles, NULL, NULL,
+      "draw how a GPU cuts layer 0's work on the start of FILE", 0 },
+    { "--export-mixtral", CLI_TEXT, &set.export_to, "DIR2", NULL,
+      "write the model as an ordinary Mixtral instead", 0 },
+    CLI_BACKEND(set.backend),
 };
 enum { OPTIONS = sizeof options / sizeof *options };
 
@@ -35,10 +43,14 @@ enum { OPTIONS = sizeof options / sizeof *options };
 static const char *read_options(int argc, char **argv) {
     int first = cli_parse(argc, argv, options, OPTIONS, "usage: generate DIR [options]\n"
                           "Writes text with the model that train_tiny left in DIR.");
-    if (set.backend) cli_fail(2, "--backend cuda: this build has no cuda backend, use cpu");
     if (first == argc) cli_fail(2, "which model? Give its directory, such as out/best");
     if (first + 1 < argc)
         cli_fail(2, "%s: one directory is enough, and it is %s", argv[first + 1], argv[first]);
+    if (set.export_to && (set.score || set.prompt))
+        cli_fail(2, "--export-mixtral: cannot go with --score or --prompt");
+    if (set.backend.cuda && !set.score)
+        cli_fail(2, "--backend cuda: only for --score; a text is written on the cpu");
+    if (set.show_tiles && !set.score) cli_fail(2, "--show-tiles: needs --score FILE");
     return argv[first];
 }
 
@@ -63,6 +75,36 @@ static void speak(hmoe_model *m) {
     free(prompt);
 }
 
+/* The list of tiles of hmoe_cuda.cu's `multiply` for W1 and W3, which stand side by side in a tile,
+   as the router shares out the start of a text: the widest expert first, and down its tokens. */
+static void show_tiles(hmoe_model *m, const unsigned char *text, size_t n, int batch) {
+    const hmoe_config *c = &m->config;
+    int T = n < (size_t)c->T ? (int)n : c->T, B = n / T < (size_t)batch ? (int)(n / T) : batch;
+    int *tokens = (int *)cli_alloc((size_t)B * T * sizeof *tokens), order[HMOE_MAX_EXPERTS];
+    hmoe_usage usage;
+    for (int t = 0; t < B * T; t++) tokens[t] = text[t];
+    hmoe_reset_usage(m);
+    if (hmoe_forward(m, HMOE_EVALUATE, tokens, NULL, B, T)) cli_fail(1, "%s", m->message);
+    hmoe_get_usage(m, 0, &usage);
+    for (int e = 0, at; e < c->E; e++) {
+        for (at = e; at && c->H[e] > c->H[order[at - 1]]; at--) order[at] = order[at - 1];
+        order[at] = e;
+    }
+    printf("%d tokens, tiles of %d tokens x %d of the width\n", B * T, HMOE_TILE, HMOE_TILE / 2);
+    for (int i = 0, tile = 0; i < c->E; i++) {
+        int e = order[i], rows = (int)(usage.share[e] * B * T + 0.5);
+        int down = (rows + HMOE_TILE - 1) / HMOE_TILE;
+        int right = (c->H[e] + HMOE_TILE / 2 - 1) / (HMOE_TILE / 2);
+        printf("expert %d, width %d, %d tokens\n", e, c->H[e], rows);
+        for (int r = 0; r < down; r++)
+            for (int k = 0; k < right; k++)
+                printf("%s%5d%s", k ? "" : "   [", tile + k * down + r,
+                       k + 1 < right ? "" : " ]\n");
+        tile += down * right;
+    }
+    free(tokens);
+}
+
 static void score(hmoe_model *m, int batch) {
     size_t n;
     double nll;
@@ -70,9 +112,35 @@ static void score(hmoe_model *m, int batch) {
     if (n < 2) cli_fail(1, "%s has %lu bytes: to score it, it must have at least 2", set.score,
                         (unsigned long)n);
     cli_tokens(&m->config, text, n, set.score);
+    if (set.show_tiles) show_tiles(m, text, n, batch);
     if (cli_loss(m, text, n, 0, batch, &nll)) cli_fail(1, "%s", m->message);
     printf("nll %.6f nats/token over %lu tokens\n", nll, (unsigned long)(n - 1));
     free(text);
+}
+
+/* Is there one directory behind both names? */
+static int is_same(const char *a, const char *b) {
+    struct stat x, y;
+    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+static void export_mixtral(hmoe_model *m, const char *dir) {
+    size_t padded;
+    if (is_same(dir, set.export_to))
+        cli_fail(1, "--export-mixtral %s: is the model itself, choose another directory", dir);
+    if (hmoe_export_mixtral(m, set.export_to, &padded)) cli_fail(1, "%s", m->message);
+    printf("%s: a Mixtral of %lu parameters, %.1f MB; before its experts were padded to one width "
+           "%lu, %.1f MB\n", set.export_to, (unsigned long)padded, 4e-6 * (double)padded,
+           (unsigned long)m->param_count, 4e-6 * (double)m->param_count);
+}
+
+/* A model that others made does not say what its tokens are: token i is byte i. */
+static void name_bytes(hmoe_config *c, const char *dir) {
+    if (c->V > 256)
+        cli_fail(1, "%s: its %d tokens are no bytes (config.json has no vocab): it can read and "
+                 "write no text here", dir, c->V);
+    for (int i = 0; i < c->V; i++) c->vocab[i] = (unsigned char)i;
+    c->vocab_size = c->V;
 }
 
 int main(int argc, char **argv) {
@@ -82,13 +150,13 @@ int main(int argc, char **argv) {
     cli_program = "generate";
     const char *dir = read_options(argc, argv);
     signal(SIGPIPE, SIG_IGN);                        /* a reader that left is an error message */
-    cli_threads(set.threads);
+    model.steps = cli_steps(&set.backend);
     if (hmoe_load_config(&config, dir, why)) cli_fail(1, "%s", why);
     int batch = !set.score ? 0 : config.T < 1024 ? 1024 / config.T : 1;
     if (hmoe_load(&model, dir, batch, 0)) cli_fail(1, "%s", model.message);
-    if (!config.vocab_size)
-        cli_fail(1, "%s: config.json has no vocab: the tokens of this model are no bytes", dir);
-    if (set.score) score(&model, batch);
+    if (!config.vocab_size && !set.export_to) name_bytes(&model.config, dir);
+    if (set.export_to) export_mixtral(&model, dir);
+    else if (set.score) score(&model, batch);
     else speak(&model);
     if (fflush(stdout) || ferror(stdout)) cli_fail(1, "cannot write to standard output");
     hmoe_free(&model);

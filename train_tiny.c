@@ -15,7 +15,6 @@
 #include "hmoe_muon.h"
 #include "cli.h"
 #include <signal.h>
-#include <unistd.h>
 
 #define PATH_SIZE 1024
 #define BATCHES 1           /* what hmoe_random draws for: the places of a step's sequences, */
@@ -23,10 +22,11 @@
 
 static struct settings {
     const char *data, *out;
-    int resume, steps, batch, accum, warmup, eval_every, eval_tokens, save_every, threads, backend;
+    int resume, steps, batch, accum, warmup, eval_every, eval_tokens, save_every;
     double min_lr, dropout;
     hmoe_adamw adamw;
     hmoe_muon muon;
+    cli_backend backend;
 } set;
 
 static struct held {        /* what a checkpoint holds: a resumed run takes it from there */
@@ -75,8 +75,7 @@ static cli_option options[] = {
     { "--eval-tokens", CLI_INT, &set.eval_tokens, COUNT, "32768", "of text in an evaluation", 0 },
     { "--save-every", CLI_INT, &set.save_every, COUNT, "250", "steps between saves", 0 },
     { "--seed", CLI_SEED, &held.seed, "[0, 18446744073709551615]", "1337", "of all randomness", 0 },
-    { "--threads", CLI_INT, &set.threads, "[1, 1024]", "all", "that share the work", 0 },
-    { "--backend", CLI_CHOICE, &set.backend, "cpu|cuda", "cpu", "who computes", 0 },
+    CLI_BACKEND(set.backend),
 };
 enum { OPTIONS = sizeof options / sizeof *options };
 #define GIVEN(name) cli_given(options, name)      /* its value on the command line, or NULL */
@@ -106,7 +105,8 @@ static void read_options(int argc, char **argv) {
     int end = cli_parse(argc, argv, options, OPTIONS, "usage: train_tiny [options]\n"
                         "Trains a heterogeneous mixture of experts on the bytes of a text.");
     if (end < argc) cli_fail(2, "%s: belongs to no option (--help lists them)", argv[end]);
-    if (set.backend) cli_fail(2, "--backend cuda: this build has no cuda backend, use cpu");
+    if (set.backend.cuda && held.optimizer)
+        cli_fail(2, "--optimizer muon: runs on the cpu only, --backend cuda has adamw");
     if (strlen(set.out) > PATH_SIZE - 64) cli_fail(2, "--out: longer than %d", PATH_SIZE - 64);
     if (set.min_lr > set.adamw.lr && GIVEN("--min-lr"))
         cli_fail(2, "--min-lr %s: is above --lr, %.9g", GIVEN("--min-lr"), set.adamw.lr);
@@ -244,7 +244,8 @@ static void introduce(const run *r) {
            (unsigned long)r->n_train, (unsigned long)r->n_val);
     printf("run      in %s, from step %lld to %d, each of %d x %d x %d tokens\n", set.out,
            (long long)m->step, set.steps, set.accum, set.batch, c->T);
-    printf("threads  %d%s\n", cli_threads(0), CLI_OPENMP);
+    if (set.backend.cuda) printf("backend  %s\n", m->steps->name);
+    else printf("threads  %d%s\n", cli_threads(0), CLI_OPENMP);
     fflush(stdout);
 }
 
@@ -434,7 +435,7 @@ int main(int argc, char **argv) {
     sigaction(SIGTERM, &on_interrupt, NULL);
     signal(SIGPIPE, SIG_IGN);                        /* what is shown may be lost, not the run */
     signal(SIGXFSZ, SIG_IGN);                        /* a full disk is an error, no signal */
-    cli_threads(set.threads);
+    r.model.steps = cli_steps(&set.backend);
     enter_directory();
     start(&r);
     introduce(&r);

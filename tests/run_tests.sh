@@ -1,5 +1,5 @@
 #!/bin/sh
-# run_tests.sh WORD... - runs tests, each an executable or a shell script whose last line says
+# run_tests.sh WORD... - runs tests, each an executable or a script whose last line says
 # "NAME: N passed, N failed", shows what they print, and adds up. A test that ends in any other way
 # counts as one that failed. A word such as BIN=build/ sets that variable for the tests after it.
 export OMP_WAIT_POLICY=passive   # threads that wait spinning take minutes on a busy machine
@@ -10,6 +10,9 @@ for test in "$@"; do
     case $test in
         *=*) export "${test?}"; continue ;;
         *.sh) sh "$test" >"$log" 2>&1 ;;
+        *.py) if command -v "${PYTHON:-python3}" >/dev/null; then "${PYTHON:-python3}" "$test"
+              else echo "no python3 here: skipped"; echo "$test: 0 passed, 0 failed"; fi \
+              >"$log" 2>&1 ;;
         *) "$test" >"$log" 2>&1 ;;
     esac
     status=$?

@@ -101,6 +101,9 @@ done <<'END'
 --threads two
 --backend cuda
 --backend gpu
+--precision half
+--precision bf16
+--optimizer muon --backend cuda
 extra
 END
 check "k > E" gives 2 "K" "$train_tiny" --data text --out u --experts 4 --k 5
@@ -110,14 +113,21 @@ check "no directory made by any of these" absent u
 check "help" gives 0 "usage: train_tiny" "$train_tiny" --help
 for option in data out resume width layers heads context experts hidden sizes routing k p gate noisy \
     pp lb ent z steps batch accum lr min-lr warmup weight-decay beta1 beta2 clip optimizer muon-lr \
-    dropout eval-every eval-tokens save-every seed threads backend; do
+    dropout eval-every eval-tokens save-every seed threads backend precision; do
     check "help names --$option" grep -q -e "^  --$option " stdout
 done
 check "help of generate" gives 0 "usage: generate" "$generate" --help
 for options in "" "a b" "a --top-p 0" "a --top-p 2" "a --top-k -1" "a --temperature -1" "a -n x" \
-    "a -n" "a -n -1" "a --seed 1.5" "a --threads 0" "a --backend cuda" "a --frobnicate" "a -x"; do
+    "a -n" "a -n -1" "a --seed 1.5" "a --threads 0" "a --backend cuda" \
+    "a --precision bf16" "a --precision half" "a --frobnicate" "a -x" "a --export-mixtral" \
+    "a --export-mixtral u --score text" "a --export-mixtral u --prompt to"; do
     check "usage of generate: $options" gives 2 "" "$generate" $options
 done
+check "built without cuda" gives 2 "make cuda" train --backend cuda --precision bf16 --out u
+check "generate: built without cuda" gives 2 "make cuda" "$generate" a --score text --backend cuda
+check "generate: cuda is for scores" gives 2 "only for --score" "$generate" a --backend cuda
+check "bf16 is for cuda" gives 2 "cpu computes in float32" train --precision bf16 --out u
+check "no directory made by these" absent u
 
 # --- the text -------------------------------------------------------------------------------------
 check "missing text" gives 1 "cannot read nothing" "$train_tiny" --data nothing --out u
@@ -142,9 +152,12 @@ tail -n 1 stdout >final-a
 check "its last line" grep -q -x \
     'final: val_loss [0-9]*\.[0-9]\{6\} nats/token over 299 tokens, [0-9.]* tok/s, [0-9.]* s' final-a
 check "its files" ls a/config.json a/model.safetensors a/training.safetensors a/log.csv \
-    a/best/config.json a/best/model.safetensors >/dev/null
+    a/best/config.json a/best/model.safetensors a/tokenizer.json a/tokenizer_config.json \
+    a/best/tokenizer.json a/best/tokenizer_config.json >/dev/null
 check "best has no training state" absent a/best/training.safetensors
-check "nothing else is left" [ "$(find a -type f | wc -l)" -eq 7 ]
+check "tokenizer: newline, space, letters" \
+    grep -q '"\\u010a": 0, "\\u0120": 1, "\\u0061": 2, "\\u0062": 3,' a/tokenizer.json
+check "nothing else is left" [ "$(find a -type f | wc -l)" -eq 11 ]
 check "log's columns" [ "$(head -n 1 a/log.csv)" = \
     "step,tokens,seconds,lr,loss,ce,lb,pp,ent,z,grad_norm,activated,experts,val_loss" ]
 check "log's rows" awk -F , 'NR > 1 && (NF != 14 || $1 != NR - 1 || $2 != 16 * $1 || $13 != 2 ||
@@ -243,7 +256,7 @@ for limit in 8 64; do
         "$train_tiny" --data text $recipe --resume --steps 40 --out b
     cksum b/training.safetensors b/config.json >after
     check "full disk: the state is whole" same before after
-    check "full disk: no half file" [ "$(find b -type f ! -name log.csv.new | wc -l)" -eq 7 ]
+    check "full disk: no half file" [ "$(find b -type f ! -name log.csv.new | wc -l)" -eq 11 ]
 done
 check "full disk: resumes" gives 0 "^final: " train --resume --steps 37 --out b
 check "fresh over old" gives 0 "^final: " train --width 8 --steps 3 --out b
@@ -298,13 +311,61 @@ check "strange text" gives 1 "offset 3004" write --score text-Z
 check "one byte to score" gives 1 "at least 2" write --score empty
 check "no file to score" gives 1 "cannot read" write --score nothing
 cp -r a wordless; sed '/"vocab"/d' a/config.json >wordless/config.json
-check "a model without bytes" gives 1 "no vocab" "$generate" wordless
+check "without vocab, token i is byte i" gives 0 "" "$generate" wordless -n 50 --threads 1
+check "so it has no letters" [ "$(tr -d '\000-\024' <stdout | wc -c)" -eq 0 ]
+check "nor reads any" gives 1 "byte 116 .*offset 0" "$generate" wordless --score text --threads 1
 check "no model" gives 1 "none" "$generate" none
 tail -c 300 text >validation
 check "--score" gives 0 "^nll [0-9.]* nats/token over 299 tokens$" write --score validation
 nll=$(cut -d ' ' -f 2 stdout)
 train --resume --steps 0 --out a >stdout
 check "--score is train_tiny's final loss" near "$nll" "$(sed -n 's/^final: val_loss \([0-9.]*\).*/\1/p' stdout)"
+
+# --- the export -----------------------------------------------------------------------------------
+export_to() { "$generate" a --threads 1 --export-mixtral "$@"; }
+state a >before
+check "export" gives 0 "^mixtral: a Mixtral of [0-9]* parameters.* [0-9]*, [0-9.]* MB$" \
+    export_to mixtral
+state a >after
+check "export: the model has not changed" same before after
+check "export: its files" [ "$(cd mixtral && echo *)" = \
+    "config.json model.safetensors tokenizer.json tokenizer_config.json" ]
+check "export: Mixtral's name" grep -q MixtralForCausalLM mixtral/config.json
+check "ours is another" grep -q HMoEForCausalLM a/config.json
+check "export: one width" grep -q '"expert_sizes": \[\([0-9]*\), \1, \1, \1\]' mixtral/config.json
+write --score validation >score1
+check "export: scores the same" gives 0 "^$(cat score1)$" "$generate" mixtral --score validation
+write -n 30 --seed 3 >g1
+"$generate" mixtral -n 30 --seed 3 >g2
+check "export: writes the same" same g1 g2
+check "export again, over it" gives 0 "^mixtral: " export_to mixtral
+check "export of an export" gives 0 "^twice: " "$generate" mixtral --export-mixtral twice
+check "export of an export: the same" same mixtral/model.safetensors twice/model.safetensors
+state mixtral >before
+ln -s mixtral linked
+for itself in mixtral ./mixtral/ linked "$PWD/mixtral"; do
+    check "export to $itself, itself" gives 1 "is the model itself" \
+        "$generate" mixtral --export-mixtral "$itself"
+done
+state mixtral >after
+check "and nothing has changed" same before after
+state binary-run >before
+check "export over a run" gives 1 "binary-run holds a run" export_to binary-run
+state binary-run >after
+check "the run is whole" same before after
+check "export to a file" gives 1 "text" export_to text
+check "export to nowhere" gives 1 "no/where" export_to no/where
+check "export to no name" gives 1 "" export_to ""
+for options in "--routing topp=Top-P" "--gate raw=raw gates" "--k 1=raw gates"; do
+    check "train ${options%=*}" gives 0 "^final: " train ${options%=*} --steps 1 --out o
+    check "no export of ${options%=*}" gives 1 "${options#*=}" "$generate" o --export-mixtral never
+    check "no export of ${options%=*}: no directory" absent never
+done
+cp -r a half; head -c 2000 a/model.safetensors >half/model.safetensors
+check "no export of half a model" gives 1 "half/model.safetensors" "$generate" half \
+    --export-mixtral never
+check "nor of none" gives 1 "none" "$generate" none --export-mixtral never
+check "no directory made by these" absent never
 
 # --- the README ------------------------------------------------------------------------------------
 readme=$(dirname "$tests")/README.md

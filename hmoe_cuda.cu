@@ -1,0 +1,1199 @@
+/* hmoe_cuda.cu - the steps of hmoe.h on a GPU. Optional: hmoe.h is complete without it.
+
+   A backend is a table of steps (hmoe_steps). This file fills it with kernels; weights, gradients,
+   moments and activations live on the GPU: a training step takes tokens in and gives a loss and the
+   routers' sums out. Its heart is `multiply`, under PRODUCTS: a list of matrix products, ragged in
+   rows and unequal in width, in one launch.
+
+THE GROUPED PRODUCT
+
+   Four experts of widths 2 : 3 : 4 : 5 got 130, 70, 300 and 10 tokens. Their products are cut into
+   tiles of at most 64 x 64 numbers; a tile is one block's work. Rows are tokens, columns the width:
+
+       expert 3 (widest)   10 tokens   [ 0  1  2  3  4 ]
+       expert 2           300 tokens   [ 5 10 15 20 ]
+                                       [ 6 11 16 21 ]
+                                       [ 7 12 17 22 ]
+                                       [ 8 13 18 23 ]
+                                       [ 9 14 19 24 ]     the last 44 tokens
+       expert 1            70 tokens   [25 27 29 ]
+                                       [26 28 30 ]        the last 6
+       expert 0           130 tokens   [31 34 ]
+                                       [32 35 ]
+                                       [33 36 ]           the last 2
+
+   The numbers are the list: 37 tiles, the widest experts' first, so that short ones come last and
+   fill the gaps. Nothing is padded to the widest expert or the fullest, no expert has a capacity,
+   no token is dropped. The host does not know how many tokens an expert got: it launches as many
+   blocks as fit on the device. Each reads expert_start, counts the tiles of every member, adds them
+   up (to the same list in every block), and takes tiles blockIdx.x, blockIdx.x + gridDim.x, ...
+   until there are none. A tile finds its tokens by their indices (row_token): nothing is gathered.
+
+   Three forms make y = x W^T, dx = dy W and dW += dy^T x; a dense layer is a list of one; attention
+   is a list of B * NH products that keep to one side of a diagonal.
+
+BF16, AND THE TWINS
+
+   With HMOE_BF16, operands of products are bf16, added up in float on tensor cores. A float array
+   can have a *twin*, a bf16 array with the same indices. Who produces an operand writes both at
+   once (AdamW the weights, RMSNorm, SwiGLU, softmax and the backward steps what they give), so no
+   pass over memory is spent on rounding. Masters, sums and the residual stream stay float.
+
+   What this leaves on the table: mma.h's fragments feed the tensor cores of everything from sm_80
+   on. Hopper's wgmma, which reads shared memory by itself, is reported to reach about 1.7 times
+   their rate; it needs kernels of its own.
+
+   No atomics: every sum has one order, two runs give the same bits. tests/cuda runs this file
+   without a GPU, so launches go through launch() and shared memory through SHARED. */
+
+#include "hmoe_cuda.h"
+
+#include <cuda_bf16.h>
+#include <cuda_pipeline.h>
+#include <cuda_runtime.h>
+#include <mma.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static_assert(sizeof(hmoe_real) == sizeof(float), "the GPU computes in float, not in double");
+
+#ifdef CUDA_ON_CPU   /* in tests */
+#define SHARED(type, s) type &s = *(type *)coc::shared_memory(sizeof(type), alignof(type))
+#else
+#define SHARED(type, s) \
+    extern __shared__ __align__(128) char hmoe_shared[]; type &s = *(type *)hmoe_shared
+#endif
+
+namespace {
+typedef __nv_bfloat16 bf16;
+
+/* ---------------------------------------------------------------------------------------------
+   DEVICE - memory, errors, launches. */
+/* One array of the device, and its twin: NULL until somebody asks for it. */
+struct Array {
+    float *data;
+    bf16 *twin;
+    size_t bytes;
+    int precision;
+    Array *next;
+};
+
+/* In all kernels but multiply: threads and warps of a block, and the memory they may share. And the
+   sums that squared_norm leaves. */
+enum { THREADS = 256, WARPS = THREADS / 32, SHARED_BYTES = THREADS * sizeof(float), SUMS = 256 };
+
+struct Device {
+    int blocks;                /* multiprocessors: what grids are multiples of */
+    Array *arrays;
+    double *sums;              /* [SUMS], for squared_norm */
+    cudaError_t error;         /* the first since the last hmoe_steps.error, */
+    const char *doing;         /*   and what met it */
+    char text[HMOE_MESSAGE_SIZE];
+} device;
+
+bool ok(cudaError_t error, const char *doing) {
+    if (error && !device.error) device.error = error, device.doing = doing;
+    return !error;
+}
+
+/* Kernels are launched through this alone. After an error nothing more is launched, until it has
+   been reported. threads: of a block. */
+template <class... P, class... A>
+void launch(const char *name, void (*kernel)(P...), size_t blocks, int threads, size_t shared,
+            const A &...arguments) {
+    cudaLaunchConfig_t config = {};
+    if (device.error || !blocks) return;
+    config.gridDim = dim3((unsigned)blocks);
+    config.blockDim = dim3((unsigned)threads);
+    config.dynamicSmemBytes = shared;
+    ok(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...), name);
+}
+
+/* One thread per element: i of n. One warp per item: lanes share an item t of n. */
+#define EACH(i, n) \
+    for (size_t i = blockIdx.x * (size_t)THREADS + threadIdx.x; i < (size_t)(n); \
+         i += (size_t)gridDim.x * THREADS)
+#define EACH_WARP(t, n) \
+    for (size_t t = blockIdx.x * (size_t)WARPS + threadIdx.x / 32; t < (size_t)(n); \
+         t += (size_t)gridDim.x * WARPS)
+#define LAUNCH(kernel, items, ...) \
+    launch(#kernel, kernel, ((size_t)(items) + THREADS - 1) / THREADS, THREADS, 0, __VA_ARGS__)
+#define LAUNCH_WARPS(kernel, items, ...) \
+    launch(#kernel, kernel, ((size_t)(items) + WARPS - 1) / WARPS, THREADS, 0, __VA_ARGS__)
+#define LAUNCH_BLOCKS(kernel, blocks, ...) \
+    launch(#kernel, kernel, (size_t)(blocks), THREADS, SHARED_BYTES, __VA_ARGS__)
+
+__device__ int lane() { return threadIdx.x % 32; }
+
+/* Sums and maxima over a warp; all lanes get the result. */
+template <class T> __device__ T warp_sum(T x) {
+    for (int d = 16; d; d /= 2) x += __shfl_xor_sync(~0u, x, d);
+    return x;
+}
+__device__ float warp_max(float x) {
+    for (int d = 16; d; d /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, d));
+    return x;
+}
+
+template <class T> struct Parts { T part[WARPS]; };   /* shared by a block */
+/* Sum over a block of THREADS; all threads get the result. */
+template <class T> __device__ T block_sum(T x, T *part) {
+    T sum = 0;
+    x = warp_sum(x);
+    if (lane() == 0) part[threadIdx.x / 32] = x;
+    __syncthreads();
+    for (int w = 0; w < WARPS; w++) sum += part[w];
+    __syncthreads();   /* all have read: part may be used again */
+    return sum;
+}
+
+/* Writes a number that is an operand of a product, and its twin where there is one. */
+__device__ void put(float *x, bf16 *twin, size_t i, float value) {
+    x[i] = value;
+    if (twin) twin[i] = __float2bfloat16(value);
+}
+
+__global__ void round_to_bf16(bf16 *twin, const float *x, size_t n) {
+    EACH(i, n) twin[i] = __float2bfloat16(x[i]);
+}
+
+Array *array_of(const void *p) {
+    for (Array *a = device.arrays; a; a = a->next)
+        if ((const char *)p >= (char *)a->data && (const char *)p < (char *)a->data + a->bytes)
+            return a;
+    return NULL;
+}
+
+/* The twin of x, made when first asked for; NULL where products read floats. */
+bf16 *twin(const float *x) {
+    Array *a = array_of(x);
+    size_t n;
+    if (!a || a->precision != HMOE_BF16) return NULL;
+    n = a->bytes / sizeof *x;
+    if (!a->twin && ok(cudaMalloc((void **)&a->twin, n * sizeof *a->twin), "bf16 copies"))
+        LAUNCH(round_to_bf16, n, a->twin, a->data, n);
+    return a->twin ? a->twin + (x - a->data) : NULL;
+}
+
+template <int precision> void *get(size_t bytes) {
+    Array *a = (Array *)calloc(1, sizeof *a);
+    cudaError_t e;
+    if (!a) return NULL;
+    a->bytes = (bytes + 255) / 256 * 256;
+    e = cudaMalloc((void **)&a->data, a->bytes);
+    if (e) {
+        cudaGetLastError();   /* no memory is no defect of the device: the caller says so */
+        if (e != cudaErrorMemoryAllocation) ok(e, "getting memory");
+        free(a);
+        return NULL;
+    }
+    a->precision = precision;
+    a->next = device.arrays;
+    device.arrays = a;
+    return a->data;
+}
+
+void give_back(void *array) {
+    Array **link = &device.arrays, *a;
+    while (*link && (*link)->data != array) link = &(*link)->next;
+    a = *link;
+    if (!a) return;
+    *link = a->next;
+    ok(cudaFree(a->data), "giving memory back");
+    if (a->twin) ok(cudaFree(a->twin), "giving memory back");
+    free(a);
+}
+
+void fetch(void *host, const void *array, size_t bytes) {
+    if (!ok(cudaMemcpy(host, array, bytes, cudaMemcpyDeviceToHost), "fetching from the device"))
+        memset(host, 0, bytes);
+}
+
+/* After data has changed without its twin. */
+void refresh_twin(void *array, size_t bytes) {
+    float *x = (float *)array;
+    if (array_of(x) && array_of(x)->twin) LAUNCH(round_to_bf16, bytes / 4, twin(x), x, bytes / 4);
+}
+
+void store(void *array, const void *host, size_t bytes) {
+    ok(cudaMemcpy(array, host, bytes, cudaMemcpyHostToDevice), "storing on the device");
+    refresh_twin(array, bytes);
+}
+
+void zero(void *array, size_t bytes) {
+    ok(cudaMemsetAsync(array, 0, bytes, 0), "zeroing");
+    refresh_twin(array, bytes);
+}
+
+const char *device_error() {
+    ok(cudaDeviceSynchronize(), "waiting for the device");
+    if (!device.error) return NULL;
+    snprintf(device.text, sizeof device.text, "%s (%s)", cudaGetErrorString(device.error),
+             device.doing);
+    cudaGetLastError();
+    device.error = cudaSuccess;
+    return device.text;
+}
+
+/* ---------------------------------------------------------------------------------------------
+   PRODUCTS - C[m][n] = sum over k of A(m, k) B(k, n), for each member of a list. In the three forms
+   the operands lie in memory as
+
+       form       C      A         B        m          n     k        A in memory   B in memory
+       FORWARD    y      x         W        tokens     out   in       [m][k]        [n][k]
+       INPUT      dx     dy        W        tokens     in    out      [m][k]        [k][n]
+       WEIGHT     dW     dy        x        out        in    tokens   [k][m]        [k][n]
+
+   and a tile of them lies in shared memory the same way: 16 bytes are copied at a time, by
+   asynchronous copies that fill with zeros beyond the edge; the fragments transpose. */
+
+enum { FORWARD, INPUT, WEIGHT };
+enum {
+    STORE,                /* c = sum, + add */
+    SWIGLU,               /* W1 and W3 meet: c = [a | b], extra = silu(a) b */
+    SOFTMAX_BACKWARD      /* c = p becomes p (sum - extra[row]) scale: the gradient of scores */
+};
+enum {
+    MEMBERS = HMOE_MAX_EXPERTS,   /* of a list in one launch, whose arguments it travels in */
+    BN = HMOE_TILE,       /* columns of a tile; its rows, BM, are 64 or 128 */
+    STAGES = 3            /* tiles of operands in flight: one is used, two are on their way */
+};
+
+struct Member {
+    const void *a, *b;    /* float or bf16 */
+    const int *a_at, *b_at;   /* NULL, or where rows lie in memory: row r is row a_at[r] */
+    const int *rows;      /* the ragged range, in the device's memory; NULL: 0 .. M or K */
+    float *c;
+    const float *add;     /* laid out like c, or NULL */
+    float *extra;
+    bf16 *twin;           /* NULL, or the twin of what is written: SwiGLU's extra, or c */
+    int M, N, K;          /* M (forward, input) or K (weight) counts only where rows is NULL */
+    int lda, ldb, ldc, ld_extra;
+    int whole_a, whole_b; /* 16 bytes can be copied at a time */
+};
+
+struct List {
+    int n, op, causal;    /* causal: nothing beyond the diagonal is read or written, see multiply */
+    float scale;
+    Member m[MEMBERS];
+};
+
+/* What a block shares. Rows of operands are 16 bytes longer than the tile: without that, the rows
+   of a fragment would meet in the same banks. */
+template <typename T, int FORM, int BM> struct Tile {
+    enum {
+        BK = 64 / sizeof(T), PAD = 16 / sizeof(T),
+        A_ROWS = FORM == WEIGHT ? BK : BM, A_COLS = FORM == WEIGHT ? BM : BK,
+        B_ROWS = FORM == FORWARD ? (int)BN : BK, B_COLS = FORM == FORWARD ? BK : (int)BN
+    };
+    union {
+        struct {
+            T a[STAGES][A_ROWS][A_COLS + PAD];
+            T b[STAGES][B_ROWS][B_COLS + PAD];
+        } in;
+        float out[BM][BN + 4];   /* the sums, before they go to memory in whole rows */
+    };
+    int start[MEMBERS + 1];      /* member e has tiles start[e] .. start[e + 1] - 1 */
+};
+
+/* Fills `start` from the ragged ranges, the same in every block. */
+__device__ void list_tiles(int *start, const List &list, int form, int BM) {
+    int columns = list.op == SWIGLU ? BN / 2 : BN;
+    for (int e = threadIdx.x; e < list.n; e += blockDim.x) {
+        const Member &m = list.m[e];
+        int rows = m.rows ? m.rows[1] - m.rows[0] : form == WEIGHT ? m.K : m.M;
+        int M = form == WEIGHT ? m.M : rows;
+        start[e + 1] = rows ? (M + BM - 1) / BM * ((m.N + columns - 1) / columns) : 0;
+    }
+    if (threadIdx.x == 0) start[0] = 0;
+    __syncthreads();
+    if (threadIdx.x < 32)   /* one warp adds them up, 32 at a time */
+        for (int e = lane(), before = 0; e - lane() < list.n; e += 32) {
+            int sum = e < list.n ? start[e + 1] : 0;
+            for (int d = 1; d < 32; d *= 2) {
+                int left = __shfl_up_sync(~0u, sum, d);
+                if (lane() >= d) sum += left;
+            }
+            sum += before;
+            if (e < list.n) start[e + 1] = sum;
+            before = __shfl_sync(~0u, sum, 31);
+        }
+    __syncthreads();
+}
+
+__device__ int member_of(const int *start, int n, int tile) {
+    int low = 0, high = n;   /* start[low] <= tile < start[high] */
+    while (high - low > 1) {
+        int middle = (low + high) / 2;
+        if (start[middle] <= tile) low = middle;
+        else high = middle;
+    }
+    return low;
+}
+
+/* Copies 16 bytes to shared memory in the background: `valid` of them, then zeros. For a count that
+   is no constant __pipeline_memcpy_async becomes a tree of branches; this is one instruction. */
+__device__ void copy_16(void *to, const void *from, int valid) {
+#if !defined(CUDA_ON_CPU) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(from), "r"(valid) : "memory");
+#else
+    __pipeline_memcpy_async(to, from, 16, 16 - valid);
+#endif
+}
+
+/* Copies a tile of an operand: rows row .. row_end-1 (found through `at`, unless NULL), columns
+   col .. col_end-1, at most ROWS x COLS of them; zeros in place of the others. From row `half` of
+   the tile on, rows lie `jump` further down: W3 under W1. */
+template <int ROWS, int COLS, typename T, int WIDTH>
+__device__ void load_tile(T (*to)[WIDTH], const T *from, size_t ld, const int *at, int whole,
+                          int row, int row_end, int col, int col_end, int half, int jump) {
+    enum { CHUNK = 16 / sizeof(T) };
+    for (int i = threadIdx.x; i < ROWS * COLS / CHUNK; i += blockDim.x) {
+        int r = i / (COLS / CHUNK), c = i % (COLS / CHUNK) * CHUNK;
+        int source = row + r - (r < half ? 0 : half);
+        int valid = source < row_end ? min(max(col_end - col - c, 0), (int)CHUNK) : 0;
+        const T *x = from;
+        if (valid) {
+            size_t place = (size_t)(at ? at[source] : source) + (r < half ? 0 : jump);
+            x += place * ld + col + c;
+        }
+        if (whole) copy_16(&to[r][c], x, valid * (int)sizeof(T));
+        else for (int j = 0; j < CHUNK; j++) to[r][c + j] = j < valid ? x[j] : T{};
+    }
+}
+
+/* A fragment from shared memory. mma.h's own loads would be generic ones; told that the address is
+   in shared memory, the compiler takes LDSM, a quarter of the instructions. */
+template <class Fragment>
+__device__ void load_fragment(Fragment &f, const bf16 *p, unsigned ld) {
+#if !defined(CUDA_ON_CPU) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    using namespace nvcuda::wmma;
+    unsigned *x = (unsigned *)f.x, place = (unsigned)__cvta_generic_to_shared(p);
+#define LOAD(what) \
+    asm volatile("wmma.load." what ".m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;" \
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) \
+                 : "r"(place), "r"(ld) : "memory")
+    if constexpr (std::is_same_v<Fragment, fragment<matrix_a, 16, 16, 16, bf16, row_major>>)
+        LOAD("a.sync.aligned.row");
+    else if constexpr (std::is_same_v<Fragment, fragment<matrix_a, 16, 16, 16, bf16, col_major>>)
+        LOAD("a.sync.aligned.col");
+    else if constexpr (std::is_same_v<Fragment, fragment<matrix_b, 16, 16, 16, bf16, row_major>>)
+        LOAD("b.sync.aligned.row");
+    else
+        LOAD("b.sync.aligned.col");
+#else
+    nvcuda::wmma::load_matrix_sync(f, p, ld);
+#endif
+}
+
+/* The sums of one tile, in registers: a part for each warp or thread.
+   add: one stage of operands; give: the sums, to shared memory. */
+template <typename T, int FORM, int BM> struct Sums;
+
+/* bf16 on tensor cores: a warp has 32 x 32 of the tile, as 2 x 2 fragments. */
+template <int FORM, int BM> struct Sums<bf16, FORM, BM> {
+#if defined(CUDA_ON_CPU) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+    typedef Tile<bf16, FORM, BM> S;
+    template <class use, class layout>
+    using fragment = nvcuda::wmma::fragment<use, 16, 16, 16, bf16, layout>;
+    typedef std::conditional_t<FORM == WEIGHT, nvcuda::wmma::col_major, nvcuda::wmma::row_major> A;
+    typedef std::conditional_t<FORM == FORWARD, nvcuda::wmma::col_major, nvcuda::wmma::row_major> B;
+    nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> sum[2][2];
+
+    __device__ static int row() { return threadIdx.x / 64 * 32; }
+    __device__ static int col() { return threadIdx.x / 32 % 2 * 32; }
+
+    __device__ void clear() {
+        for (int i = 0; i < 4; i++) nvcuda::wmma::fill_fragment(sum[i / 2][i % 2], 0.0f);
+    }
+
+    __device__ void add(const S &s, int stage) {
+        const auto &a = s.in.a[stage];
+        const auto &b = s.in.b[stage];
+#pragma unroll
+        for (int k = 0; k < S::BK; k += 16) {
+            fragment<nvcuda::wmma::matrix_a, A> a_i[2];
+            fragment<nvcuda::wmma::matrix_b, B> b_j[2];
+            for (int i = 0; i < 2; i++) {
+                int m = row() + 16 * i, n = col() + 16 * i;
+                load_fragment(a_i[i], FORM == WEIGHT ? &a[k][m] : &a[m][k], S::A_COLS + S::PAD);
+                load_fragment(b_j[i], FORM == FORWARD ? &b[n][k] : &b[k][n], S::B_COLS + S::PAD);
+            }
+            for (int i = 0; i < 4; i++)
+                nvcuda::wmma::mma_sync(sum[i / 2][i % 2], a_i[i / 2], b_j[i % 2],
+                                       sum[i / 2][i % 2]);
+        }
+    }
+
+    __device__ void give(S &s) const {
+        for (int i = 0; i < 4; i++)
+            nvcuda::wmma::store_matrix_sync(&s.out[row() + i / 2 * 16][col() + i % 2 * 16],
+                                            sum[i / 2][i % 2], BN + 4,
+                                            nvcuda::wmma::mem_row_major);
+    }
+#else   /* sm_75 knows no bf16, and hmoe_cuda does not offer it there */
+    __device__ void clear() {}
+    __device__ void add(const Tile<bf16, FORM, BM> &, int) {}
+    __device__ void give(Tile<bf16, FORM, BM> &) const {}
+#endif
+};
+
+/* float: a thread has 8 x 4 numbers, BM / 8 rows and 16 columns apart. */
+template <int FORM, int BM> struct Sums<float, FORM, BM> {
+    typedef Tile<float, FORM, BM> S;
+    float sum[8][4];
+
+    __device__ static int row(int i) { return threadIdx.x / 16 + BM / 8 * i; }
+    __device__ static int col(int j) { return threadIdx.x % 16 + 16 * j; }
+
+    __device__ void clear() {
+        for (int i = 0; i < 32; i++) sum[i / 4][i % 4] = 0;
+    }
+
+    __device__ void add(const S &s, int stage) {
+        const auto &a = s.in.a[stage];
+        const auto &b = s.in.b[stage];
+        for (int k = 0; k < S::BK; k++) {
+            float a_i[8], b_j[4];
+            for (int i = 0; i < 8; i++) a_i[i] = FORM == WEIGHT ? a[k][row(i)] : a[row(i)][k];
+            for (int j = 0; j < 4; j++) b_j[j] = FORM == FORWARD ? b[col(j)][k] : b[k][col(j)];
+            for (int i = 0; i < 8; i++)
+                for (int j = 0; j < 4; j++) sum[i][j] += a_i[i] * b_j[j];
+        }
+    }
+
+    __device__ void give(S &s) const {
+        for (int i = 0; i < 8; i++)
+            for (int j = 0; j < 4; j++) s.out[row(i)][col(j)] = sum[i][j];
+    }
+};
+
+/* Takes the sums of a tile to memory, row by row. first: c's row of the tile's row 0. */
+template <class S>
+__device__ void finish_tile(const S &s, const List &list, const Member &m, int BM, size_t first,
+                            int m0, int M, int n0) {
+    int half = list.op == SWIGLU;   /* BN / 2 columns */
+#pragma unroll 4
+    for (int i = threadIdx.x; i < BM * BN >> half; i += blockDim.x) {
+        int r = (i << half) / BN, j = i & ((BN >> half) - 1);
+        size_t row = first + r, at = row * m.ldc + n0 + j;
+        float sum = s.out[r][j];
+        if (m0 + r >= M || n0 + j >= m.N) continue;
+        if (list.op == SWIGLU) {
+            float b = s.out[r][BN / 2 + j];
+            m.c[at] = sum;
+            m.c[at + m.N] = b;
+            put(m.extra, m.twin, row * m.ld_extra + n0 + j, sum / (1 + expf(-sum)) * b);
+        } else if (list.op == SOFTMAX_BACKWARD)
+            put(m.c, m.twin, at, m.c[at] * (sum - m.extra[row]) * list.scale);
+        else
+            put(m.c, m.twin, at, m.add ? sum + m.add[at] : sum);
+    }
+}
+
+/* The kernel. causal: C (forward), A (input) and A's transpose (weight) are lower triangles: rows
+   are queries, columns keys. Tiles above the diagonal are left out, inner sums end or start there;
+   what lies above it within a tile is 0 already. */
+template <typename T, int FORM, int BM>
+__global__ void __launch_bounds__(2 * BM) multiply(const __grid_constant__ List list) {
+    typedef Tile<T, FORM, BM> S;
+    SHARED(S, s);
+    list_tiles(s.start, list, FORM, BM);
+    for (int tile = blockIdx.x; tile < s.start[list.n]; tile += gridDim.x) {
+        int e = member_of(s.start, list.n, tile);
+        const Member &m = list.m[e];
+        int first = m.rows ? m.rows[0] : 0, rows = m.rows ? m.rows[1] - first : -1;
+        int M = FORM == WEIGHT || rows < 0 ? m.M : rows, K = FORM == WEIGHT && m.rows ? rows : m.K;
+        int down = (M + BM - 1) / BM, m0 = (tile - s.start[e]) % down * BM;
+        int n0 = (tile - s.start[e]) / down * (list.op == SWIGLU ? BN / 2 : BN);
+        int half = list.op == SWIGLU ? BN / 2 : BN, jump = list.op == SWIGLU ? m.N : 0;
+        int k0 = 0, k_end = K, steps;
+        if (list.causal && FORM == FORWARD && n0 >= m0 + BM) continue;
+        if (list.causal && FORM == INPUT) k_end = min(K, m0 + BM);
+        if (list.causal && FORM == WEIGHT) k0 = m0;
+        steps = (k_end - k0 + S::BK - 1) / S::BK;
+
+        auto load = [&](int step) {   /* asks for the operands of one step */
+            const bool forward = FORM == FORWARD, weight = FORM == WEIGHT;
+            int k = k0 + step * S::BK, stage = step % STAGES, b_first = weight ? first : 0;
+            if (step < steps) {
+                load_tile<S::A_ROWS, S::A_COLS>(
+                    s.in.a[stage], (const T *)m.a, m.lda, m.a_at, m.whole_a,
+                    first + (weight ? k : m0), first + (weight ? k_end : M),
+                    weight ? m0 : k, weight ? M : k_end, BM, 0);
+                load_tile<S::B_ROWS, S::B_COLS>(
+                    s.in.b[stage], (const T *)m.b, m.ldb, m.b_at, m.whole_b,
+                    forward ? n0 : b_first + k, forward ? m.N : b_first + k_end,
+                    forward ? k : n0, forward ? k_end : m.N, half, jump);
+            }
+            __pipeline_commit();
+        };
+
+        Sums<T, FORM, BM> sums;
+        sums.clear();
+        for (int step = 0; step < STAGES - 1; step++) load(step);
+        for (int step = 0; step < steps; step++) {
+            __pipeline_wait_prior(STAGES - 2);   /* my copies for this step are there, */
+            __syncthreads();                     /* everyone's are, and the step before is done: */
+            load(step + STAGES - 1);             /* its place is free */
+            sums.add(s, step % STAGES);
+        }
+        __pipeline_wait_prior(0);
+        __syncthreads();   /* the operands are used: the sums may take their place */
+        sums.give(s);
+        __syncthreads();
+        finish_tile(s, list, m, BM, (FORM == WEIGHT ? 0 : (size_t)first) + m0, m0, M, n0);
+        __syncthreads();   /* the sums are read: the next tile's operands may come */
+    }
+}
+
+/* As many blocks as the device holds at once, or as there can be tiles. */
+template <typename T, int FORM, int BM> void multiply_launch(const List &list) {
+    static int resident;
+    const size_t bytes = sizeof(Tile<T, FORM, BM>);
+    void (*kernel)(const List) = multiply<T, FORM, BM>;
+    static_assert(sizeof(Tile<T, FORM, BM>) <= 48 << 10, "what devices give without being asked");
+    if (!resident && !ok(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, 2 * BM,
+                                                                       bytes), "multiply"))
+        return;
+    launch("multiply", kernel, (size_t)device.blocks * max(resident, 1), 2 * BM, bytes, list);
+}
+
+/* Of what the host knows: the ragged side counts as 0. */
+double size_of(const Member &m) { return (double)m.N * (m.M + m.K); }
+
+template <typename T, int BM> void multiply_form(const List &list, int form) {
+    if (form == FORWARD) multiply_launch<T, FORWARD, BM>(list);
+    else if (form == INPUT) multiply_launch<T, INPUT, BM>(list);
+    else multiply_launch<T, WEIGHT, BM>(list);
+}
+
+/* Tiles of 128 rows use what they load twice as often, and want many rows: models of such a width
+   are trained on batches that have them. */
+void multiply_list(const List &list, int form, int is_bf16) {
+    if (!list.n) return;
+    if (!is_bf16) multiply_form<float, 64>(list, form);
+    else if (size_of(list.m[0]) < 512 * 512) multiply_form<bf16, 64>(list, form);
+    else multiply_form<bf16, 128>(list, form);
+}
+
+/* Fills in the operands: floats, or their twins. Returns whether they are bf16. */
+int set_operands(Member *m, const float *a, int lda, const float *b, int ldb) {
+    const bf16 *a_twin = twin(a), *b_twin = a_twin ? twin(b) : NULL;
+    int chunk = b_twin ? 8 : 4;
+    m->a = b_twin ? (const void *)a_twin : a;
+    m->b = b_twin ? (const void *)b_twin : b;
+    m->lda = lda, m->ldb = ldb;
+    m->whole_a = lda % chunk == 0 && (uintptr_t)m->a % 16 == 0;
+    m->whole_b = ldb % chunk == 0 && (uintptr_t)m->b % 16 == 0;
+    return b_twin != NULL;
+}
+
+/* A list of linear maps, the largest first. h: NULL, or where SwiGLU of y's two halves goes. */
+void linear(const hmoe_linear *maps, int n, int form, float *h, int ldh) {
+    const int forward = form == FORWARD, weight = form == WEIGHT;
+    int is_bf16 = 0;
+    List list;
+    memset(&list, 0, offsetof(List, m));
+    list.op = h ? SWIGLU : STORE;
+    for (int i = 0; i < n; i++) {
+        const hmoe_linear *map = &maps[i];
+        Member m = Member();
+        int at = list.n++;   /* never above MEMBERS: a list has at most the experts */
+        is_bf16 = set_operands(&m, forward ? map->x : map->y, forward ? map->ldx : map->ldy,
+                               weight ? map->x : map->w, weight ? map->ldx : map->in);
+        m.rows = map->rows;
+        m.a_at = forward ? map->x_row : map->y_row, m.b_at = weight ? map->x_row : NULL;
+        m.c = forward ? map->y : weight ? map->w : map->x;
+        m.ldc = forward ? map->ldy : weight ? map->in : map->ldx;
+        m.add = weight ? map->w : map->add;
+        m.M = weight ? map->out : 0, m.N = forward ? map->out : map->in;
+        m.K = forward ? map->in : weight ? 0 : map->out;
+        if (h) m.N /= 2, m.extra = h, m.twin = twin(h), m.ld_extra = ldh;
+        for (; at && size_of(m) > size_of(list.m[at - 1]); at--) list.m[at] = list.m[at - 1];
+        list.m[at] = m;
+    }
+    multiply_list(list, form, is_bf16);
+}
+
+void linear_forward(const hmoe_linear *list, int n) { linear(list, n, FORWARD, NULL, 0); }
+void linear_backward_input(const hmoe_linear *list, int n) { linear(list, n, INPUT, NULL, 0); }
+void linear_backward_weight(const hmoe_linear *list, int n) { linear(list, n, WEIGHT, NULL, 0); }
+
+/* The experts' first half, in one launch: a tile has 32 columns of W1 x and the same 32 of W3 x, so
+   SwiGLU is made where they meet. */
+void up_forward(float *h, const hmoe_linear *list, const hmoe_routes *, const int *, int E,
+                int ldh) {
+    linear(list, E, FORWARD, h, ldh);
+}
+
+/* ---------------------------------------------------------------------------------------------
+   ATTENTION - the same kernel again: B * NH products of the queries, keys and values of one head,
+   whose rows are 3C apart. att is a lower triangle, and the tiles above the diagonal are skipped.
+   At long contexts a fused kernel that never stores att would save its memory. */
+
+/* Where the matrices of all heads lie: of sequence b and head n at x + b * batch + n * step. */
+struct Head { const float *x; size_t batch, step; int ld; };
+
+void attention_product(int form, int op, float scale, Head a, Head b, Head c, const float *extra,
+                       int M, int N, int K, int B, int NH) {
+    List list;
+    for (int done = 0; done < B * NH; done += MEMBERS) {
+        int is_bf16 = 0;
+        memset(&list, 0, offsetof(List, m));
+        list.op = op, list.causal = 1, list.scale = scale;
+        for (int i = done; i < B * NH && i < done + MEMBERS; i++) {
+            Member m = Member();
+            size_t batch = i / NH, head = i % NH;
+            is_bf16 = set_operands(&m, a.x + batch * a.batch + head * a.step, a.ld,
+                                   b.x + batch * b.batch + head * b.step, b.ld);
+            m.c = (float *)c.x + batch * c.batch + head * c.step, m.ldc = c.ld;
+            m.M = M, m.N = N, m.K = K;
+            if (extra) m.extra = (float *)extra + (size_t)i * M;
+            if (extra || form == INPUT) m.twin = twin(m.c);   /* an operand later: out, ds */
+            list.m[list.n++] = m;
+        }
+        multiply_list(list, form, is_bf16);
+    }
+}
+
+/* Row i of a head becomes softmax(scale * scores) over j <= i, and 0 after that. A warp a row. */
+__global__ void softmax_causal(float *att, bf16 *twin, float scale, size_t rows, int T) {
+    EACH_WARP(row, rows) {
+        float *p = att + row * T, max = -INFINITY, sum = 0;
+        int i = row % T;
+        for (int j = lane(); j <= i; j += 32) max = fmaxf(max, p[j]);
+        max = warp_max(max);
+        for (int j = lane(); j <= i; j += 32) sum += expf(scale * (p[j] - max));
+        sum = 1 / warp_sum(sum);
+        for (int j = lane(); j < T; j += 32)
+            put(att, twin, row * T + j, j <= i ? expf(scale * (p[j] - max)) * sum : 0);
+    }
+}
+
+void attention_forward(float *out, float *att, const float *qkv, int B, int T, int NH, int hs) {
+    size_t C = (size_t)NH * hs, TT = (size_t)T * T;
+    Head q = { qkv, T * 3 * C, (size_t)hs, (int)(3 * C) }, k = q, v = q;
+    Head p = { att, NH * TT, TT, T }, o = { out, T * C, (size_t)hs, (int)C };
+    k.x += C, v.x += 2 * C;
+    attention_product(FORWARD, STORE, 1, q, k, p, NULL, T, T, hs, B, NH);
+    LAUNCH_WARPS(softmax_causal, (size_t)B * NH * T, att, twin(att), 1 / sqrtf((float)hs),
+                 (size_t)B * NH * T, T);
+    attention_product(INPUT, STORE, 1, p, v, o, NULL, T, hs, T, B, NH);
+}
+
+/* D[head][t] = dout_t . out_t, a warp each: what the softmax's gradient takes off. And dout's twin,
+   since it comes out of a product. */
+__global__ void attention_dots(float *D, const float *dout, bf16 *twin, const float *out, int B,
+                               int T, int NH, int hs) {
+    EACH_WARP(item, (size_t)B * NH * T) {
+        size_t t = item % T, head = item / T % NH, b = item / T / NH;
+        size_t at = ((b * T + t) * NH + head) * hs;
+        float sum = 0;
+        for (int i = lane(); i < hs; i += 32) {
+            sum += dout[at + i] * out[at + i];
+            if (twin) twin[at + i] = __float2bfloat16(dout[at + i]);
+        }
+        sum = warp_sum(sum);
+        if (lane() == 0) D[item] = sum;
+    }
+}
+
+/* dv = p^T dout;  ds = p (dout v^T - D) / sqrt(hs), in place of p;  dq = ds k;  dk = ds^T q */
+void attention_backward(float *dqkv, float *datt, const float *dout, const float *out, float *att,
+                        const float *qkv, int B, int T, int NH, int hs) {
+    size_t C = (size_t)NH * hs, TT = (size_t)T * T, rows = (size_t)B * NH * T;
+    Head q = { qkv, T * 3 * C, (size_t)hs, (int)(3 * C) }, k = q, v = q, dq = q, dk, dv;
+    Head p = { att, NH * TT, TT, T }, d_o = { dout, T * C, (size_t)hs, (int)C };
+    k.x += C, v.x += 2 * C;
+    dq.x = dqkv, dk = dv = dq, dk.x += C, dv.x += 2 * C;
+    LAUNCH_WARPS(attention_dots, rows, datt, dout, twin(dout), out, B, T, NH, hs);
+    attention_product(WEIGHT, STORE, 1, p, d_o, dv, NULL, T, hs, T, B, NH);
+    attention_product(FORWARD, SOFTMAX_BACKWARD, 1 / sqrtf((float)hs), d_o, v, p, datt, T, T, hs,
+                      B, NH);
+    attention_product(INPUT, STORE, 1, p, k, dq, NULL, T, hs, T, B, NH);
+    attention_product(WEIGHT, STORE, 1, p, q, dk, NULL, T, hs, T, B, NH);
+}
+
+/* ---------------------------------------------------------------------------------------------
+   LAYERS - the formulas stand beside the functions of the same names in hmoe.h. */
+__global__ void embed_forward_kernel(float *x, const int *tokens, const float *w, size_t n, int C) {
+    EACH(i, n) x[i] = w[(size_t)tokens[i / C] * C + i % C];
+}
+void embed_forward(float *x, const int *tokens, const float *w, int N, int C) {
+    LAUNCH(embed_forward_kernel, (size_t)N * C, x, tokens, w, (size_t)N * C, C);
+}
+
+/* A block a token: that of the first token of a kind adds for all of that kind, in order. Every
+   warp looks for them on its own, 32 tokens at a time. */
+__global__ void embed_backward_kernel(float *dw, const int *tokens, const float *dx, int N, int C) {
+    int t = blockIdx.x, token = tokens[t];
+    for (int at = 0; at < N; at += 32) {
+        unsigned same = __ballot_sync(~0u, at + lane() < N && tokens[at + lane()] == token);
+        for (; same; same &= same - 1) {
+            int other = at + __ffs((int)same) - 1;
+            if (other < t) return;   /* there is one before: its block does it */
+            for (int i = threadIdx.x; i < C; i += THREADS)
+                dw[(size_t)token * C + i] += dx[(size_t)other * C + i];
+        }
+    }
+}
+void embed_backward(float *dw, const int *tokens, const float *dx, int N, int C) {
+    LAUNCH_BLOCKS(embed_backward_kernel, N, dw, tokens, dx, N, C);
+}
+
+__global__ void rmsnorm_forward_kernel(float *y, bf16 *twin, float *rrms, const float *x,
+                                       const float *w, float eps, int N, int C) {
+    EACH_WARP(t, N) {
+        float sum = 0, r;
+        for (int i = lane(); i < C; i += 32) sum += x[t * C + i] * x[t * C + i];
+        r = 1 / sqrtf(warp_sum(sum) / C + eps);
+        for (int i = lane(); i < C; i += 32) put(y, twin, t * C + i, w[i] * x[t * C + i] * r);
+        if (lane() == 0) rrms[t] = r;
+    }
+}
+void rmsnorm_forward(float *y, float *rrms, const float *x, const float *w, double eps, int N,
+                     int C) {
+    LAUNCH_WARPS(rmsnorm_forward_kernel, N, y, twin(y), rrms, x, w, (float)eps, N, C);
+}
+
+/* dx; and dy becomes dy x / rms(x), whose columns add up to dw. */
+__global__ void rmsnorm_backward_kernel(float *dx, bf16 *twin, float *dy, const float *x,
+                                        const float *w, const float *rrms, int N, int C) {
+    EACH_WARP(t, N) {
+        float mean = 0, r = rrms[t];
+        for (int i = lane(); i < C; i += 32) mean += w[i] * dy[t * C + i] * x[t * C + i];
+        mean = warp_sum(mean) * r / C;
+        for (int i = lane(); i < C; i += 32) {
+            size_t at = t * C + i;
+            put(dx, twin, at, dx[at] + r * (w[i] * dy[at] - x[at] * r * mean));
+            dy[at] *= x[at] * r;
+        }
+    }
+}
+
+/* dw[i] += sum over rows of x[row][i]: a block has 32 columns, a warp every eighth row of them. */
+__global__ void add_columns(float *dw, const float *x, int N, int C) {
+    SHARED(Parts<float[32]>, s);
+    int i = blockIdx.x * 32 + lane(), warp = threadIdx.x / 32;
+    float sum = 0;
+#pragma unroll 8
+    for (int t = warp; t < N; t += WARPS) sum += x[(size_t)t * C + min(i, C - 1)];
+    s.part[warp][lane()] = sum;
+    __syncthreads();
+    if (warp == 0 && i < C) {
+        for (int other = 1; other < WARPS; other++) sum += s.part[other][lane()];
+        dw[i] += sum;
+    }
+}
+void rmsnorm_backward(float *dx, float *dw, float *dy, const float *x, const float *w,
+                      const float *rrms, int N, int C) {
+    LAUNCH_WARPS(rmsnorm_backward_kernel, N, dx, twin(dx), dy, x, w, rrms, N, C);
+    LAUNCH_BLOCKS(add_columns, (C + 31) / 32, dw, dy, N, C);
+}
+
+/* A thread turns one pair of q or k; v is only copied to the twin. */
+__global__ void rope_kernel(float *qkv, bf16 *twin, const float *angles, int direction,
+                            size_t pairs, int T, int NH, int hs) {
+    EACH(pair, pairs) {
+        int i = pair % (hs / 2), head = pair / (hs / 2) % (3 * NH);
+        size_t t = pair / (hs / 2) / (3 * NH), at = (t * 3 * NH + head) * hs + i;
+        const float *angle = angles + t % T * hs + i;
+        float a = qkv[at], b = qkv[at + hs / 2], c = 1, s = 0;
+        if (head < 2 * NH) c = angle[0], s = direction * angle[hs / 2];
+        put(qkv, twin, at, a * c - b * s);
+        put(qkv, twin, at + hs / 2, b * c + a * s);
+    }
+}
+void rope(float *qkv, const float *angles, int direction, int B, int T, int NH, int hs) {
+    size_t pairs = (size_t)B * T * 3 * NH * (hs / 2);
+    LAUNCH(rope_kernel, pairs, qkv, twin(qkv), angles, direction, pairs, T, NH, hs);
+}
+
+struct Widths { int H[HMOE_MAX_EXPERTS]; };
+
+/* A warp a row. Formulas: hmoe__swiglu_row_backward. */
+__global__ void swiglu_backward_kernel(float *u, bf16 *u_twin, float *h, bf16 *h_twin, float *dgate,
+                                       const float *dh, hmoe_routes routes,
+                                       const __grid_constant__ Widths widths, int E, int ldh) {
+    EACH_WARP(row, routes.expert_start[E]) {
+        int e = member_of(routes.expert_start, E, row), H = widths.H[e];
+        size_t a_at = row * 2 * ldh, h_at = row * ldh;
+        float g = routes.row_gate[row], dg = 0;
+        for (int i = lane(); i < H; i += 32) {
+            float a = u[a_at + i], b = u[a_at + H + i], s = 1 / (1 + expf(-a)), d = dh[h_at + i];
+            dg += d * a * s * b;
+            put(u, u_twin, a_at + i, g * d * b * s * (1 + a * (1 - s)));
+            put(u, u_twin, a_at + H + i, g * d * a * s);
+            put(h, h_twin, h_at + i, g * a * s * b);
+        }
+        dg = warp_sum(dg);
+        if (lane() == 0) dgate[row] = dg;
+    }
+}
+void swiglu_backward(float *u, float *h, float *dgate, const float *dh, const hmoe_routes *routes,
+                     const int *H, int E, int ldh) {
+    Widths widths;   /* how many rows there are, the host does not know */
+    memcpy(widths.H, H, (size_t)E * sizeof *H);
+    LAUNCH_BLOCKS(swiglu_backward_kernel, device.blocks * 8, u, twin(u), h, twin(h), dgate, dh,
+                  *routes, widths, E, ldh);
+}
+
+/* The same bits as hmoe_random and hmoe_normal of hmoe.h. */
+__device__ uint64_t mix(uint64_t z) {
+    z += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+__device__ uint64_t random_bits(uint64_t seed, uint64_t what, uint64_t i, uint64_t j) {
+    return mix(mix(mix(mix(seed) ^ what) ^ i) ^ j);
+}
+enum { FOR_NOISE = 1 << 16, FOR_DROPOUT = FOR_NOISE + 2 };   /* as in hmoe.h */
+
+__device__ double normal(uint64_t key, uint64_t i, uint64_t j) {
+    uint64_t bits = random_bits(key, FOR_NOISE, i, j);
+    double u = ((double)(bits >> 32) + 0.5) / 4294967296.0;
+    double v = (double)(bits & 0xffffffffu) / 4294967296.0;
+    return sqrt(-2 * log(u)) * cospi(2 * v);
+}
+
+/* A thread four numbers, which share 64 bits. */
+__global__ void dropout_kernel(float *y, bf16 *twin, const float *x, const float *dy,
+                               uint64_t limit, float scale, uint64_t key, int first, size_t fours,
+                               int C) {
+    EACH(four, fours) {
+        size_t t = four / ((C + 3) / 4);
+        int q = four % ((C + 3) / 4);
+        uint64_t bits = mix(random_bits(key, FOR_DROPOUT, (uint64_t)first + t, 0) ^ (uint64_t)q);
+        for (int i = 4 * q; i < C && i < 4 * q + 4; i++, bits >>= 16) {
+            size_t at = t * C + i;
+            float mask = (bits & 0xffff) < limit ? 0 : scale;
+            put(y, twin, at, dy ? mask * dy[at] : x[at] + mask * (y[at] - x[at]));
+        }
+    }
+}
+void dropout(float *y, const float *x, const float *dy, double p, uint64_t key, int first, int N,
+             int C) {
+    size_t fours = (size_t)N * ((C + 3) / 4);
+    LAUNCH(dropout_kernel, fours, y, twin(y), x, dy, (uint64_t)(p * 65536), (float)(1 / (1 - p)),
+           key, first, fours, C);
+}
+
+/* The log of the sum of exp(x), by a warp. */
+__device__ float log_sum_exp(const float *x, int n) {
+    float max = -INFINITY, sum = 0;
+    for (int i = lane(); i < n; i += 32) max = fmaxf(max, x[i]);
+    max = warp_max(max);
+    for (int i = lane(); i < n; i += 32) sum += expf(x[i] - max);
+    return max + logf(warp_sum(sum));
+}
+
+/* ce, or, where that is NULL, the gradient in place of the logits. */
+__global__ void cross_entropy_kernel(float *ce, float *logits, bf16 *twin, const int *targets,
+                                     float scale, int N, int V) {
+    EACH_WARP(t, N) {
+        float lse = log_sum_exp(logits + t * V, V);
+        if (ce && lane() == 0) ce[t] = lse - logits[t * V + targets[t]];
+        for (int i = lane(); i < V && !ce; i += 32)
+            put(logits, twin, t * V + i,
+                scale * (expf(logits[t * V + i] - lse) - (i == targets[t] ? 1 : 0)));
+    }
+}
+void cross_entropy_forward(float *ce, const float *logits, const int *targets, int N, int V) {
+    LAUNCH_WARPS(cross_entropy_kernel, N, ce, (float *)logits, (bf16 *)NULL, targets, 1.0f, N, V);
+}
+void cross_entropy_backward(float *logits, const int *targets, double scale, int N, int V) {
+    LAUNCH_WARPS(cross_entropy_kernel, N, (float *)NULL, logits, twin(logits), targets,
+                 (float)scale, N, V);
+}
+
+/* ---------------------------------------------------------------------------------------------
+   ROUTER - the same story as in hmoe.h, a warp or a thread a token. */
+/* softplus of raw, and 1 / rms of a token's: hmoe__noise_row. */
+__device__ float softplus(float raw) {
+    return fmaxf(raw, 0) + (float)log1p(exp(-fabs((double)raw)));
+}
+__device__ float noise_rrms(const float *raw, float eps, int E) {
+    float sum = 0;
+    for (int e = 0; e < E; e++) sum += softplus(raw[e]) * softplus(raw[e]);
+    return 1 / sqrtf(sum / E + eps);
+}
+
+__global__ void noise_forward_kernel(float *logits, const float *raw, const float *gain, float eps,
+                                     uint64_t key, int first, int N, int E) {
+    EACH(t, N) {
+        float rrms = noise_rrms(raw + t * E, eps, E);
+        for (int e = 0; e < E; e++)
+            logits[t * E + e] += (float)normal(key, (uint64_t)first + t, e) * gain[e]
+                                 * softplus(raw[t * E + e]) * rrms;
+    }
+}
+void noise_forward(const hmoe_routes *routes, const float *raw, const float *gain, double eps,
+                   uint64_t key, int first, int N, int E) {
+    LAUNCH(noise_forward_kernel, N, routes->logits, raw, gain, (float)eps, key, first, N, E);
+}
+
+/* dgain of one expert, a block. */
+__global__ void noise_gain_kernel(float *dgain, const float *dr, const float *raw, float eps,
+                                  uint64_t key, int first, int N, int E) {
+    SHARED(Parts<double>, s);
+    int e = blockIdx.x;
+    double sum = 0;
+    for (size_t t = threadIdx.x; t < (size_t)N; t += THREADS)
+        sum += dr[t * E + e] * (float)normal(key, (uint64_t)first + t, e)
+               * softplus(raw[t * E + e]) * noise_rrms(raw + t * E, eps, E);
+    sum = block_sum(sum, s.part);
+    if (threadIdx.x == 0) dgain[e] += (float)sum;
+}
+
+/* draw of one token, a thread. draw may be raw: the mean is made before anything is written, and
+   each number is read before it is. */
+__global__ void noise_backward_kernel(float *draw, bf16 *twin, const float *dr, const float *raw,
+                                      const float *gain, float eps, uint64_t key, int first, int N,
+                                      int E) {
+    EACH(t, N) {
+        float rrms = noise_rrms(raw + t * E, eps, E), mean = 0;
+        for (int e = 0; e < E; e++)
+            mean += gain[e] * dr[t * E + e] * (float)normal(key, (uint64_t)first + t, e)
+                    * softplus(raw[t * E + e]) * rrms / E;
+        for (int e = 0; e < E; e++) {
+            float dy = dr[t * E + e] * (float)normal(key, (uint64_t)first + t, e);
+            float x = raw[t * E + e], dz = rrms * (gain[e] * dy - softplus(x) * rrms * mean);
+            put(draw, twin, t * E + e, dz / (1 + expf(-x)));
+        }
+    }
+}
+void noise_backward(float *draw, float *dgain, const hmoe_routes *routes, const float *raw,
+                    const float *gain, double eps, uint64_t key, int first, int N, int E) {
+    LAUNCH_BLOCKS(noise_gain_kernel, E, dgain, routes->logits, raw, (float)eps, key, first, N, E);
+    LAUNCH(noise_backward_kernel, N, draw, twin(draw), routes->logits, raw, gain, (float)eps, key,
+           first, N, E);
+}
+
+__global__ void router_softmax_kernel(hmoe_routes routes, int N, int E) {
+    EACH_WARP(t, N) {
+        const float *r = routes.logits + t * E;
+        float lse = log_sum_exp(r, E), entropy = 0;
+        for (int e = lane(); e < E; e += 32) {
+            float P = expf(r[e] - lse);
+            routes.P[t * E + e] = P;
+            entropy -= P * (r[e] - lse);
+        }
+        entropy = warp_sum(entropy);
+        if (lane() == 0) routes.lse[t] = lse, routes.entropy[t] = entropy;
+    }
+}
+void router_softmax(const hmoe_routes *routes, int N, int E) {
+    LAUNCH_WARPS(router_softmax_kernel, N, *routes, N, E);
+}
+
+/* Line by line hmoe__choose, a thread a token. */
+__global__ void choose_kernel(hmoe_routes routes, hmoe_routing routing, int K, double top_p,
+                              int norm, int N, int E) {
+    EACH(t, N) {
+        const float *P = routes.P + t * E;
+        int *S = routes.expert + t * routes.slots, n = 0, last = -1, enough = 0;
+        float *g = routes.gate + t * routes.slots, sum = 0;
+        while (!enough) {
+            int next = -1;
+            for (int e = 0; e < E; e++) {
+                int after = last < 0 || P[e] < P[last] || (P[e] == P[last] && e > last);
+                if (after && (next < 0 || P[e] > P[next])) next = e;
+            }
+            if (next < 0) next = n;
+            S[n] = last = next;
+            g[n++] = P[next];
+            sum += P[next];
+            enough = n == E || (routing == HMOE_TOP_K ? n == K : top_p < 1 && sum >= top_p);
+        }
+        routes.count[t] = n;
+        if (norm) for (int s = 0; s < n; s++) g[s] /= sum;
+    }
+}
+void choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p, int norm, int N,
+            int E) {
+    LAUNCH(choose_kernel, N, *routes, routing, K, top_p, norm, N, E);
+}
+
+/* A block an expert. It counts the choices of the experts before it, which is where its rows start,
+   and then finds its own in the order of the tokens: THREADS of them at a time, each being told how
+   many before it there are in its warp (a ballot) and in the warps before. */
+__global__ void dispatch_kernel(hmoe_routes routes, int N, int E) {
+    SHARED(Parts<int>, s);
+    int e = blockIdx.x, slots = routes.slots, before = 0, mine = 0;
+    size_t n = (size_t)N * slots;
+    for (size_t i = threadIdx.x; i < n; i += THREADS)
+        if ((int)(i % slots) < routes.count[i / slots]) {
+            before += routes.expert[i] < e;
+            mine += routes.expert[i] == e;
+        }
+    before = block_sum(before, s.part);
+    mine = block_sum(mine, s.part);
+    if (threadIdx.x == 0) routes.expert_start[e] = before;
+    if (threadIdx.x == 0 && e == E - 1) routes.expert_start[E] = before + mine;
+    for (size_t first = 0; first < n; first += THREADS) {
+        size_t i = first + threadIdx.x;
+        int is_mine = i < n && (int)(i % slots) < routes.count[i / slots] && routes.expert[i] == e;
+        unsigned ballot = __ballot_sync(~0u, is_mine);
+        int row = before + __popc(ballot & ((1u << lane()) - 1));
+        if (lane() == 0) s.part[threadIdx.x / 32] = __popc(ballot);
+        __syncthreads();
+        for (int w = 0; w < WARPS; w++) {
+            if (w < (int)threadIdx.x / 32) row += s.part[w];
+            before += s.part[w];
+        }
+        if (is_mine) {
+            routes.row[i] = row;
+            routes.row_token[row] = (int)(i / slots);
+            routes.row_gate[row] = routes.gate[i];
+        }
+        __syncthreads();
+    }
+}
+void dispatch(const hmoe_routes *routes, int N, int E) {
+    LAUNCH_BLOCKS(dispatch_kernel, E, *routes, N, E);
+}
+
+/* A block a sum: of P of each expert, of entropies, of lse^2; and the counts. */
+__global__ void router_sums_kernel(double *sums, hmoe_routes routes, int N, int E) {
+    SHARED(Parts<double>, s);
+    int which = blockIdx.x;
+    double sum = 0;
+    for (size_t t = threadIdx.x; t < (size_t)N && which < E + 2; t += THREADS) {
+        double lse = routes.lse[t];
+        sum += which < E ? (double)routes.P[t * E + which]
+                         : which == E ? (double)routes.entropy[t] : lse * lse;
+    }
+    sum = block_sum(sum, s.part);
+    if (threadIdx.x == 0) {
+        sums[E + which] = which < E + 2 ? sum : routes.expert_start[E];
+        if (which < E) sums[which] = routes.expert_start[which + 1] - routes.expert_start[which];
+    }
+}
+void router_sums(double *sums, const hmoe_routes *routes, int N, int E) {
+    LAUNCH_BLOCKS(router_sums_kernel, E + 3, sums, *routes, N, E);
+}
+
+/* dP of one expert: what the losses say, and what the gate says if it was chosen. */
+__device__ float dP_of(const hmoe_routes &routes, size_t t, int e, const float *dgate, float dP,
+                       float dg_g, float P_chosen) {
+    for (size_t s = t * routes.slots; s < t * routes.slots + routes.count[t]; s++)
+        if (routes.expert[s] == e) dP += (dgate[routes.row[s]] - dg_g) / P_chosen;
+    return dP;
+}
+
+/* hmoe__router_backward, a thread a token. */
+__global__ void router_backward_kernel(hmoe_routes routes, bf16 *twin, const float *dgate,
+                                       const float *dP_all, float d_entropy, float d_lse2, int norm,
+                                       int N, int E) {
+    EACH(t, N) {
+        const float *P = routes.P + t * E, *r = routes.logits + t * E;
+        float dg_g = 0, P_chosen = 0, mean = 0, lse = routes.lse[t];
+        for (size_t s = t * routes.slots; s < t * routes.slots + routes.count[t]; s++) {
+            dg_g += dgate[routes.row[s]] * routes.gate[s];
+            P_chosen += P[routes.expert[s]];
+        }
+        if (!norm) dg_g = 0, P_chosen = 1;
+        for (int e = 0; e < E; e++)
+            mean += dP_of(routes, t, e, dgate, dP_all[e], dg_g, P_chosen) * P[e];
+        for (int e = 0; e < E; e++)
+            put(routes.logits, twin, t * E + e,
+                P[e] * (dP_of(routes, t, e, dgate, dP_all[e], dg_g, P_chosen) - mean
+                        + d_lse2 * 2 * lse - d_entropy * (r[e] - lse + routes.entropy[t])));
+    }
+}
+void router_backward(const hmoe_routes *routes, const float *dgate, const float *dP_all,
+                     double d_entropy, double d_lse2, int norm, int N, int E) {
+    LAUNCH(router_backward_kernel, N, *routes, twin(routes->logits), dgate, dP_all,
+                 (float)d_entropy, (float)d_lse2, norm, N, E);
+}
+
+/* y = x + sum of g rows, a thread a number; backward: y = sum of rows. */
+__global__ void combine_kernel(float *y, const float *x, const float *rows, hmoe_routes routes,
+                               size_t n, int C) {
+    EACH(i, n) {
+        size_t slot = i / C * routes.slots;
+        float sum = x ? x[i] : 0;
+        for (int s = 0; s < routes.count[i / C]; s++)
+            sum += (x ? routes.gate[slot + s] : 1) * rows[(size_t)routes.row[slot + s] * C + i % C];
+        y[i] = sum;
+    }
+}
+void combine_forward(float *y, const float *x, const float *rows, const hmoe_routes *routes, int N,
+                     int C) {
+    LAUNCH(combine_kernel, (size_t)N * C, y, x, rows, *routes, (size_t)N * C, C);
+}
+void combine_backward(float *dx, const float *drows, const hmoe_routes *routes, int N, int C) {
+    LAUNCH(combine_kernel, (size_t)N * C, dx, (const float *)NULL, drows, *routes, (size_t)N * C,
+           C);
+}
+
+/* ---------------------------------------------------------------------------------------------
+   OPTIMIZER */
+__global__ void squared_norm_kernel(double *sums, const float *g, size_t n) {
+    SHARED(Parts<double>, s);
+    double sum = 0;
+    EACH(i, n) sum += (double)g[i] * g[i];
+    sum = block_sum(sum, s.part);
+    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+double squared_norm(const float *g, size_t n) {
+    double part[SUMS], sum = 0;
+    LAUNCH_BLOCKS(squared_norm_kernel, SUMS, device.sums, g, n);
+    fetch(part, device.sums, sizeof part);
+    for (int i = 0; i < SUMS; i++) sum += part[i];
+    return device.error ? NAN : sum;
+}
+
+__global__ void adamw_kernel(float *w, bf16 *twin, float *g, float *m, float *v, size_t n,
+                             hmoe_rates r) {
+    EACH(i, n) {
+        float g_i = g[i] * r.scale;
+        float m_i = r.beta1 * m[i] + (1 - r.beta1) * g_i;
+        float v_i = r.beta2 * v[i] + (1 - r.beta2) * g_i * g_i;
+        put(w, twin, i, w[i] - (r.step * m_i / (sqrtf(v_i) * r.root + 1e-8f) + r.decay * w[i]));
+        m[i] = m_i, v[i] = v_i, g[i] = 0;
+    }
+}
+void adamw(float *w, float *g, float *m, float *v, size_t n, const hmoe_rates *rates) {
+    LAUNCH(adamw_kernel, n, w, twin(w), g, m, v, n, *rates);
+}
+
+/* ---------------------------------------------------------------------------------------------
+   THE TABLE */
+/* In the order of hmoe_steps. Only `get` differs: arrays know whether they may have twins. */
+#define STEPS(name, get) { \
+    name, device_error, get, give_back, fetch, store, zero, linear_forward, \
+    linear_backward_input, linear_backward_weight, embed_forward, embed_backward, \
+    rmsnorm_forward, rmsnorm_backward, rope, attention_forward, attention_backward, up_forward, \
+    swiglu_backward, dropout, cross_entropy_forward, cross_entropy_backward, noise_forward, \
+    noise_backward, router_softmax, choose, dispatch, router_sums, router_backward, \
+    combine_forward, combine_backward, squared_norm, adamw }
+const hmoe_steps steps_float32 = STEPS("cuda", get<HMOE_FLOAT32>);
+const hmoe_steps steps_bf16 = STEPS("cuda bf16", get<HMOE_BF16>);
+
+}  /* namespace */
+
+const hmoe_steps *hmoe_cuda(hmoe_precision precision, char *message) {
+    char unused[HMOE_MESSAGE_SIZE], *text = message ? message : unused;
+    int count = 0, which = 0, major = 0;
+    cudaError_t e = cudaGetDeviceCount(&count);
+    if (!e && !count) e = cudaErrorNoDevice;
+    if (!e) e = cudaGetDevice(&which);
+    if (!e) e = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, which);
+    if (!e) e = cudaDeviceGetAttribute(&device.blocks, cudaDevAttrMultiProcessorCount, which);
+    if (!e && !device.sums) e = cudaMalloc((void **)&device.sums, SUMS * sizeof *device.sums);
+    cudaGetLastError();
+    text[0] = 0;
+    if (e)
+        snprintf(text, HMOE_MESSAGE_SIZE, "no GPU can be used: %s", cudaGetErrorString(e));
+    else if (precision == HMOE_BF16 && major < 8)
+        snprintf(text, HMOE_MESSAGE_SIZE, "this GPU has no bf16, which begins with compute "
+                 "capability 8.0: use float32");
+    if (text[0]) return NULL;
+    return precision == HMOE_BF16 ? &steps_bf16 : &steps_float32;
+}
