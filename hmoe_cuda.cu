@@ -541,7 +541,6 @@ __global__ void __launch_bounds__(2 * BM) multiply(const __grid_constant__ List 
             load(step + STAGES - 1);             /* its place is free */
             sums.add(s, step % STAGES);
         }
-        __pipeline_wait_prior(0);
         __syncthreads();   /* the operands are used: the sums may take their place */
         sums.give(s);
         __syncthreads();
