@@ -34,7 +34,7 @@ help:
 	@echo 'make run DATA=F   the same with a text of your own; ARGS="--steps 500" for more options'
 	@echo 'make test         prove that the mathematics is right: less than a minute, no network'
 	@echo 'make test-full    the same, and once more under the address and undefined sanitizers'
-	@echo 'make test-long    train with six seeds, ten minutes, and compare with another program'
+	@echo 'make test-long    train with six seeds, and take out each barrier of the GPU: 15 minutes'
 	@echo 'make interop      compare with numpy, safetensors and tokenizers, put under $(BUILD)/python'
 	@echo 'make bench        measure speed, a minute; PROFILE=1 adds where the time goes'
 	@echo 'make train_tiny   build the trainer: ./train_tiny --help'
@@ -172,7 +172,7 @@ test-full: all
 		tests/test_cuda_programs.sh tests/cuda_static.py FULL=1 tests/test_cuda.sh
 
 test-long: $(BIN)train_tiny data
-	@$(RUN_TESTS) BIN=$(BIN) tests/test_learning.sh
+	@$(RUN_TESTS) BIN=$(BIN) tests/test_learning.sh tests/cuda/remove_barriers.py
 
 # What other people's programs make of our files takes their libraries: these, in an environment of
 # their own, so that nothing else changes. Python packages may not need a compiler here.
