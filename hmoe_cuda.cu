@@ -508,8 +508,8 @@ __global__ void __launch_bounds__(2 * BM) multiply(const __grid_constant__ List 
         int first = m.rows ? m.rows[0] : 0, rows = m.rows ? m.rows[1] - first : -1;
         int M = FORM == WEIGHT || rows < 0 ? m.M : rows, K = FORM == WEIGHT && m.rows ? rows : m.K;
         int down = (M + BM - 1) / BM, m0 = (tile - s.start[e]) % down * BM;
-        int n0 = (tile - s.start[e]) / down * (list.op == SWIGLU ? BN / 2 : BN);
         int half = list.op == SWIGLU ? BN / 2 : BN, jump = list.op == SWIGLU ? m.N : 0;
+        int n0 = (tile - s.start[e]) / down * half;   /* SwiGLU: half of W1, half of W3 */
         int k0 = 0, k_end = K, steps;
         if (list.causal && FORM == FORWARD && n0 >= m0 + BM) continue;
         if (list.causal && FORM == INPUT) k_end = min(K, m0 + BM);

@@ -1,7 +1,7 @@
 #!/bin/sh
-# test_cuda.sh [FULL] - builds test_cuda.cpp for an imitated GPU (tests/cuda) and runs it. FULL: once
-# more with threads in descending and random order, and under the address, undefined-behaviour and
-# thread sanitizers.
+# test_cuda.sh [FULL] - builds test_cuda.cpp for an imitated GPU (tests/cuda) and runs it. FULL: with
+# threads in descending and random order, and under the address, undefined-behaviour and thread
+# sanitizers.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)
 here=$(mktemp -d "${TMPDIR:-/tmp}/hmoe-cuda-XXXXXX") || exit 1
@@ -17,8 +17,11 @@ run() {
         || ! "$here/probe" 2>/dev/null; then
         echo "test_cuda $name: skipped, $cxx cannot $*"; return
     fi
-    if "$cxx" -std=c++17 -Wall -Wextra -Wshadow -Werror -Wno-unknown-pragmas "$@" -Itests/cuda tests/test_cuda.cpp \
-        -o "$here/test" && "$here/test" "$effort" >"$here/said" 2>&1; then ended=0; else ended=1; fi
+    ended=1
+    if "$cxx" -std=c++17 -Wall -Wextra -Wshadow -Werror -Wno-unknown-pragmas "$@" \
+        -Itests/cuda tests/test_cuda.cpp -o "$here/test"; then
+        "$here/test" "$effort" >"$here/said" 2>&1 && ended=0
+    fi
     cat "$here/said" 2>/dev/null
     good=$(sed -n '$s/^.*: \([0-9]*\) passed, [0-9]* failed$/\1/p' "$here/said" 2>/dev/null)
     bad=$(sed -n '$s/^.*: [0-9]* passed, \([0-9]*\) failed$/\1/p' "$here/said" 2>/dev/null)
