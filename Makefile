@@ -1,7 +1,7 @@
 # Builds, runs and tests hmoe.h. `make` alone says what there is.
 #
-# What the compiler can do is found out by compiling and linking small programs, never by its name.
-# The answer is kept in build/flags and found anew when CC, CFLAGS, DEBUG or OPENMP change.
+# probe.sh finds out what the compiler can do. The answer is kept in build/flags, and found anew when
+# CC, CFLAGS, DEBUG or OPENMP change.
 # `make cuda` puts the backend for a GPU into the two programs, any other make takes it out again.
 
 CC = cc
@@ -50,6 +50,7 @@ all: $(PROGRAMS) $(TESTS) $(BUILD)/bench
 
 # --- what the compiler can do ---------------------------------------------------------------------
 
+export CC CFLAGS LDFLAGS DEBUG OPENMP
 export SETTINGS = $(CC) | $(CFLAGS) | $(LDFLAGS) | DEBUG=$(DEBUG) | OPENMP=$(OPENMP)
 
 $(BUILD)/settings: export KEPT = $(SETTINGS)
@@ -60,43 +61,8 @@ $(BUILD)/settings $(BUILD)/backend $(BUILD)/nvcc: always
 	@printf '%s\n' "$$KEPT" >$@.new
 	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
 
-# try FLAGS LIBRARIES: do they compile and link, without a warning? A flag is for this machine, so a
-# program for another one is built with CFLAGS that come later and win.
-$(BUILD)/flags: $(BUILD)/settings
-	@cd $(BUILD) && rm -f flags libraries && \
-	try() { $(CC) -Werror $$1 $(CFLAGS) probe.c -o probe $(LDFLAGS) $$2 -lm; } >probe.log 2>&1; \
-	echo 'int main(void) { return 0; }' >probe.c; \
-	try "" "" || { cat probe.log; echo '$(CC): cannot compile a program, see above'; exit 1; }; \
-	flags='-std=c99 -Wall -Wextra -Wpedantic -Wshadow'; libraries=; found=; \
-	if [ '$(DEBUG)' = 1 ]; then \
-		debug='-fsanitize=address,undefined -fno-sanitize-recover=all'; \
-		flags="$$flags -O1 -g"; \
-		if try "$$debug"; then flags="$$flags $$debug -fno-omit-frame-pointer -Wno-pass-failed"; \
-		else found="$$found, no sanitizers"; fi; \
-	else flags="$$flags -O3"; fi; \
-	for flag in -march=native -mprefer-vector-width=512 -ffp-contract=fast -fno-math-errno; do \
-		if try $$flag; then flags="$$flags $$flag"; \
-		else found="$$found, no $$flag"; fi; \
-	done; \
-	echo '#include <omp.h>' >probe.c; \
-	echo 'int main(void) { int i, n = 0;' >>probe.c; \
-	echo '_Pragma("omp parallel for reduction(+:n)")' >>probe.c; \
-	echo 'for (i = 0; i < 9; i++) n += omp_get_max_threads(); return n < 9; }' >>probe.c; \
-	openmp=; mac='-Xpreprocessor -fopenmp'; \
-	if [ '$(OPENMP)' = 0 ]; then openmp=off; \
-	elif try -fopenmp; then openmp=-fopenmp libraries=-fopenmp; \
-	elif try "$$mac" -lomp; then openmp=$$mac libraries=-lomp; \
-	else for at in /opt/homebrew/opt/libomp /usr/local/opt/libomp; do \
-		[ -z "$$openmp" ] && try "$$mac -I$$at/include" "-L$$at/lib -lomp" && \
-			openmp="$$mac -I$$at/include" libraries="-L$$at/lib -lomp"; \
-	done; fi; \
-	case $$openmp in -*) flags="$$flags $$openmp"; found="OpenMP$$found" ;; \
-	*) echo 'int main(void) { return 0; }' >probe.c; found="no OpenMP: one thread$$found"; \
-		if try -fopenmp-simd; then flags="$$flags -fopenmp-simd -DHMOE_SIMD"; fi ;; \
-	esac; \
-	rm -f probe probe.c probe.log; \
-	echo "$(CC): $$found ($$flags)"; \
-	echo "$$libraries" >libraries; echo "$$flags" >flags.new; mv flags.new flags
+$(BUILD)/flags: probe.sh $(BUILD)/settings
+	@sh probe.sh $(BUILD)
 
 # --- programs -------------------------------------------------------------------------------------
 
@@ -174,17 +140,13 @@ test-full: all
 test-long: $(BIN)train_tiny data
 	@$(RUN_TESTS) BIN=$(BIN) tests/test_learning.sh tests/cuda/remove_barriers.py
 
-# What other people's programs make of our files takes their libraries: these, in an environment of
-# their own, so that nothing else changes. Python packages may not need a compiler here.
+# What other people's programs make of our files takes their libraries, in an environment of its own.
 PYTHON = $(BUILD)/python/bin/python3
-WANTED = tests/interop_requirements.txt
-INSTALL = cmp -s $(WANTED) $(BUILD)/python/installed || { rm -rf $(BUILD)/python; \
-	{ python3 -m venv $(BUILD)/python && $(PYTHON) -m pip install -q --no-deps --only-binary :all: \
-	--retries 1 -r $(WANTED) && cp $(WANTED) $(BUILD)/python/installed; } >$(BUILD)/python.log 2>&1; }
+INSTALL = sh tests/python.sh tests/interop_requirements.txt $(BUILD)/python
 
 interop: $(PROGRAMS)
-	@$(INSTALL) || { echo 'make interop: needs python3, with venv, and what $(WANTED) lists from' \
-		'PyPI: see $(BUILD)/python.log' >&2; exit 1; }
+	@$(INSTALL) || { echo 'make interop: needs python3, with venv, and what' \
+		'tests/interop_requirements.txt lists from PyPI: see $(BUILD)/python.log' >&2; exit 1; }
 	@$(RUN_TESTS) BIN=$(BIN) PYTHON=$(PYTHON) tests/interop.py
 
 # Not one of the tests: a time is no proof, and other jobs disturb it.
