@@ -22,7 +22,7 @@ HEADERS = hmoe.h hmoe_checkpoint.h hmoe_inspect.h hmoe_muon.h hmoe_cuda.h cli.h
 PROGRAMS = $(BIN)train_tiny $(BIN)generate
 DOUBLE_TESTS = $(BUILD)/test_gradients $(BUILD)/test_equivalence $(BUILD)/test_numbers \
 	$(BUILD)/test_muon
-FLOAT_TESTS = $(BUILD)/test_float $(BUILD)/test_errors
+FLOAT_TESTS = $(BUILD)/test_float $(BUILD)/test_errors $(BUILD)/test_extremes
 BOTH = $(BUILD)/test_equivalence_float
 TESTS = $(DOUBLE_TESTS) $(FLOAT_TESTS) $(BOTH)
 SCRIPTS = tests/test_header.sh tests/test_programs.sh tests/test_cuda.sh
@@ -132,9 +132,9 @@ test-full: all
 	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) BIN=$(SANITIZED)/ all
 	@$(INSTALL) || echo 'tests/interop.py is skipped'
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) \
-		PYTHON=$(PYTHON) tests/interop.py PYTHON=python3 \
+		PYTHON=$(PYTHON) tests/interop.py PYTHON=python3 tests/test_options.py \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
-		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/test_programs.sh \
+		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/test_programs.sh tests/test_options.py \
 		tests/test_cuda_programs.sh tests/cuda_static.py FULL=1 tests/test_cuda.sh
 
 test-long: $(BIN)train_tiny data

@@ -904,7 +904,8 @@ static void hmoe__rmsnorm_forward(hmoe_real *y, hmoe_real *rrms, const hmoe_real
         hmoe_real sum = 0, r;
         HMOE__SIMD_SUM(sum)
         for (int i = 0; i < C; i++) sum += x_t[i] * x_t[i];
-        r = 1 / hmoe__sqrt(sum / C + (hmoe_real)eps);
+        /* where the sum overflows, NaN: 1 / infinity, a 0, would pass for a number */
+        r = isfinite(sum) ? 1 / hmoe__sqrt(sum / C + (hmoe_real)eps) : sum - sum;
         HMOE__SIMD
         for (int i = 0; i < C; i++) y_t[i] = w[i] * x_t[i] * r;
         rrms[t] = r;
@@ -1000,7 +1001,7 @@ static void hmoe__attention_forward(hmoe_real *out, hmoe_real *att, const hmoe_r
             for (int i = i0; i < end; i++) {
                 hmoe_real *p_i = p + (size_t)i * T;
                 int whole = i / 16 * 16 + 16 < end ? i / 16 * 16 + 16 : end;   /* of vectors */
-                for (int j = i + 1; j < whole; j++) p_i[j] = -FLT_MAX;
+                for (int j = i + 1; j < whole; j++) p_i[j] = (hmoe_real)-INFINITY;
                 for (int j = whole; j < end; j++) p_i[j] = 0;
                 hmoe__softmax_row(p_i, whole, scale, NULL);
             }
@@ -1259,7 +1260,7 @@ static hmoe_real hmoe__noise_row(hmoe_real *z, const hmoe_real *raw, double eps,
         z[e] = (raw[e] > 0 ? raw[e] : 0) + (hmoe_real)log1p(exp(-fabs((double)raw[e])));
         sum += z[e] * z[e];
     }
-    return 1 / hmoe__sqrt(sum / E + (hmoe_real)eps);
+    return isfinite(sum) ? 1 / hmoe__sqrt(sum / E + (hmoe_real)eps) : sum - sum;
 }
 
 static void hmoe__noise_forward(const hmoe_routes *routes, const hmoe_real *raw,
@@ -1833,14 +1834,19 @@ static hmoe_status hmoe__create_arrays(hmoe_model *m, int max_B, int training, i
     hmoe_real **array[4] = { &m->params, &m->grads, &m->exp_avg, &m->exp_avg_sq }, *host;
     size_t bytes = m->param_count * sizeof(hmoe_real), hs = (size_t)c->C / c->NH, most = c->T * hs;
     double arena = hmoe__list_activations(c, max_B, training, NULL, NULL, m->buffers);
+    double all = arena + (training ? 4.0 : 1.0) * (double)bytes;
+    /* Linux promises, piece by piece, more than it has, and kills who uses it: so ask at once */
+    void *whole = all < (double)((size_t)-1 / 4) ? m->steps->get((size_t)all) : NULL;
+    if (!whole) return hmoe__no_memory(m->message, all, "a model, which grows with the square of C "
+                                       "and, training, of T,");
+    m->steps->give_back(whole);
     for (int i = 0; i < (training ? 4 : 1); i++) {
         *array[i] = (hmoe_real *)m->steps->get(bytes);
         if (!*array[i]) return hmoe__no_memory(m->message, (double)bytes, "the parameters");
         m->steps->zero(*array[i], bytes);
     }
-    m->arena = arena < (double)((size_t)-1 / 4) ? m->steps->get((size_t)arena) : NULL;
-    if (!m->arena) return hmoe__no_memory(m->message, arena, "activations, of which some grow "
-                                          "with the square of the context T");
+    m->arena = m->steps->get((size_t)arena);
+    if (!m->arena) return hmoe__no_memory(m->message, arena, "activations");
     hmoe__list_activations(c, max_B, training,
                            (char *)m->arena + (64 - (uintptr_t)m->arena % 64) % 64, m->layers,
                            m->buffers);
@@ -2337,11 +2343,17 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
     hmoe_rates rates;
     m->message[0] = 0;
     if (!m->grads) return HMOE__BAD(m->message, "this model was not made for training");
-    if (!(a->lr >= 0 && a->beta1 >= 0 && a->beta1 < 1 && a->beta2 >= 0 && a->beta2 < 1
-          && a->weight_decay >= 0 && a->clip >= 0))
-        return HMOE__BAD(m->message, "AdamW with lr %g, betas %g %g, decay %g, clip %g: betas must "
-                         "be below 1, and nothing negative", a->lr, a->beta1, a->beta2,
-                         a->weight_decay, a->clip);
+    rates.beta1 = (hmoe_real)a->beta1;
+    rates.beta2 = (hmoe_real)a->beta2;
+    rates.step = (hmoe_real)(a->lr / (1 - pow(a->beta1, t)));
+    rates.root = (hmoe_real)(1 / sqrt(1 - pow(a->beta2, t)));
+    rates.decay = (hmoe_real)(a->lr * a->weight_decay);
+    if (!(a->lr >= 0 && a->beta1 >= 0 && rates.beta1 < 1 && a->beta2 >= 0 && rates.beta2 < 1
+          && a->weight_decay >= 0 && a->clip >= 0 && isfinite(rates.step) && isfinite(rates.decay)))
+        return HMOE__BAD(m->message, "AdamW with lr %g, betas %.9g %.9g, decay %g, clip %g: in %d "
+                         "bytes betas must be below 1, lr and lr * decay finite, none negative",
+                         a->lr, a->beta1, a->beta2, a->weight_decay, a->clip,
+                         (int)sizeof rates.step);
     m->grad_norm = sqrt(m->steps->squared_norm(m->grads, m->param_count));
     if (!isfinite(m->grad_norm)) {
         hmoe_zero_gradients(m);
@@ -2349,10 +2361,6 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
     }
     if (a->clip > 0 && m->grad_norm > a->clip) clip = a->clip / m->grad_norm;
     rates.scale = (hmoe_real)clip;
-    rates.beta1 = (hmoe_real)a->beta1;
-    rates.beta2 = (hmoe_real)a->beta2;
-    rates.step = (hmoe_real)(a->lr / (1 - pow(a->beta1, t)));
-    rates.root = (hmoe_real)(1 / sqrt(1 - pow(a->beta2, t)));
     for (size_t i = 0, j; i < m->tensor_count; i = j) {   /* neighbours of one kind in one call */
         const hmoe_tensor *one = &m->tensors[i];
         size_t at = one->offset, end;

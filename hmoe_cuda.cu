@@ -744,12 +744,16 @@ void embed_backward(float *dw, const int *tokens, const float *dx, int N, int C)
     LAUNCH_BLOCKS(embed_backward_kernel, N, dw, tokens, dx, N, C);
 }
 
+/* 1 / rms. Where the sum overflowed, NaN: 1 / infinity, a 0, would pass for a number. */
+__device__ float rrms_of(float sum, int n, float eps) {
+    return isfinite(sum) ? 1 / sqrtf(sum / n + eps) : sum - sum;
+}
 __global__ void rmsnorm_forward_kernel(float *y, bf16 *twin, float *rrms, const float *x,
                                        const float *w, float eps, int N, int C) {
     EACH_WARP(t, N) {
         float sum = 0, r;
         for (int i = lane(); i < C; i += 32) sum += x[t * C + i] * x[t * C + i];
-        r = 1 / sqrtf(warp_sum(sum) / C + eps);
+        r = rrms_of(warp_sum(sum), C, eps);
         for (int i = lane(); i < C; i += 32) put(y, twin, t * C + i, w[i] * x[t * C + i] * r);
         if (lane() == 0) rrms[t] = r;
     }
@@ -919,7 +923,7 @@ __device__ float softplus(float raw) {
 __device__ float noise_rrms(const float *raw, float eps, int E) {
     float sum = 0;
     for (int e = 0; e < E; e++) sum += softplus(raw[e]) * softplus(raw[e]);
-    return 1 / sqrtf(sum / E + eps);
+    return rrms_of(sum, E, eps);
 }
 
 __global__ void noise_forward_kernel(float *logits, const float *raw, const float *gain, float eps,
@@ -1163,8 +1167,7 @@ void adamw(float *w, float *g, float *m, float *v, size_t n, const hmoe_rates *r
 }
 
 /* ---------------------------------------------------------------------------------------------
-   THE TABLE */
-/* In the order of hmoe_steps. Only `get` differs: arrays know whether they may have twins. */
+   THE TABLE - in the order of hmoe_steps. Only `get` differs: arrays know if they may have twins. */
 #define STEPS(name, get) { \
     name, device_error, get, give_back, fetch, store, zero, linear_forward, \
     linear_backward_input, linear_backward_weight, embed_forward, embed_backward, \
@@ -1188,8 +1191,7 @@ const hmoe_steps *hmoe_cuda(hmoe_precision precision, char *message) {
     if (!e && !device.sums) e = cudaMalloc((void **)&device.sums, SUMS * sizeof *device.sums);
     cudaGetLastError();
     text[0] = 0;
-    if (e)
-        snprintf(text, HMOE_MESSAGE_SIZE, "no GPU can be used: %s", cudaGetErrorString(e));
+    if (e) snprintf(text, HMOE_MESSAGE_SIZE, "no GPU can be used: %s", cudaGetErrorString(e));
     else if (precision == HMOE_BF16 && major < 8)
         snprintf(text, HMOE_MESSAGE_SIZE, "this GPU has no bf16, which begins with compute "
                  "capability 8.0: use float32");

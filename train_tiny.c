@@ -41,7 +41,7 @@ static cli_option options[] = {
     { "--data", CLI_TEXT, &set.data, "FILE", "tinyshakespeare/input.txt", "the text to learn", 0 },
     { "--out", CLI_TEXT, &set.out, "DIR", "out", "where the run is kept", 0 },
     { "--resume", CLI_FLAG, &set.resume, 0, 0, "go on with the run in --out, up to --steps", 0 },
-    { "--width", CLI_INT, &held.config.C, "[1, 1048576]", "128", "of the model", 0 },
+    { "--width", CLI_INT, &held.config.C, "[2, 1048576]", "128", "of the model", 0 },
     { "--layers", CLI_INT, &held.config.L, "[1, 1024]", "4", "of the model", 0 },
     { "--heads", CLI_INT, &held.config.NH, "[1, 524288]", "4", "of attention", 0 },
     { "--context", CLI_INT, &held.config.T, "[1, 1048576]", "64", "bytes the model sees", 0 },
@@ -51,13 +51,13 @@ static cli_option options[] = {
       "\n                       geometric, hybrid, modse, or ratios such as 9,11,13,15", 0 },
     { "--routing", CLI_CHOICE, &held.routing, "topk|topp", "topk", "how experts are chosen", 0 },
     { "--k", CLI_INT, &held.config.K, "[1, 256]", "2, or 1 of 1", "topk: experts of a token", 0 },
-    { "--p", CLI_REAL, &held.config.top_p, "(0, 1]", "0.6", "topp: what their P add up to", 0 },
+    { "--p", CLI_REAL, &held.config.top_p, "[1e-9, 1]", "0.6", "topp: what their P add up to", 0 },
     { "--gate", CLI_CHOICE, &held.gate, "norm|raw", "norm; raw if k is 1", "their weights", 0 },
     { "--noisy", CLI_FLAG, &held.config.noisy_gating, 0, 0, "noise in training's router", 0 },
-    { "--pp", CLI_REAL, &held.config.pp_coef, "[0, inf)", "0.01", "weight of the P-Penalty", 0 },
-    { "--lb", CLI_REAL, &held.config.lb_coef, "[0, inf)", "0", "of load balancing", 0 },
-    { "--ent", CLI_REAL, &held.config.ent_coef, "[0, inf)", "0; topp 0.03", "router entropy", 0 },
-    { "--z", CLI_REAL, &held.config.z_coef, "[0, inf)", "0", "of the router's z-loss", 0 },
+    { "--pp", CLI_REAL, &held.config.pp_coef, "[0, 1e6]", "0.01", "weight of the P-Penalty", 0 },
+    { "--lb", CLI_REAL, &held.config.lb_coef, "[0, 1e6]", "0", "of load balancing", 0 },
+    { "--ent", CLI_REAL, &held.config.ent_coef, "[0, 1e6]", "0; topp 0.03", "router entropy", 0 },
+    { "--z", CLI_REAL, &held.config.z_coef, "[0, 1e6]", "0", "of the router's z-loss", 0 },
     { "--steps", CLI_INT, &set.steps, "[0, 1000000000]", "2000", "of the whole run", 0 },
     { "--batch", CLI_INT, &set.batch, "[1, 16777216]", "12", "sequences in a micro-batch", 0 },
     { "--accum", CLI_INT, &set.accum, "[1, 1000000]", "1", "micro-batches in a step", 0 },
@@ -65,8 +65,8 @@ static cli_option options[] = {
     { "--min-lr", CLI_REAL, &set.min_lr, "[0, inf)", "0", "the last one, at most --lr", 0 },
     { "--warmup", CLI_INT, &set.warmup, "[0, 1000000000]", "a third", "steps up to --lr", 0 },
     { "--weight-decay", CLI_REAL, &set.adamw.weight_decay, "[0, inf)", "0.1", "of matrices", 0 },
-    { "--beta1", CLI_REAL, &set.adamw.beta1, "[0, 1)", "0.9", "AdamW's first moment", 0 },
-    { "--beta2", CLI_REAL, &set.adamw.beta2, "[0, 1)", "0.99", "AdamW's second moment", 0 },
+    { "--beta1", CLI_REAL, &set.adamw.beta1, "[0, 0.999999]", "0.9", "AdamW's first moment", 0 },
+    { "--beta2", CLI_REAL, &set.adamw.beta2, "[0, 0.999999]", "0.99", "AdamW's second moment", 0 },
     { "--optimizer", CLI_CHOICE, &held.optimizer, "adamw|muon", "adamw", "muon: half the text", 0 },
     { "--muon-lr", CLI_REAL, &set.muon.lr, "[0, inf)", "0.02", "Muon's, scheduled like --lr", 0 },
     { "--dropout", CLI_REAL, &set.dropout, "[0, 0.9]", "0", "of what a block adds", 0 },
@@ -108,9 +108,8 @@ static void read_options(int argc, char **argv) {
     if (set.backend.cuda && held.optimizer)
         cli_fail(2, "--optimizer muon: runs on the cpu only, --backend cuda has adamw");
     if (strlen(set.out) > PATH_SIZE - 64) cli_fail(2, "--out: longer than %d", PATH_SIZE - 64);
-    if (set.min_lr > set.adamw.lr && GIVEN("--min-lr"))
-        cli_fail(2, "--min-lr %s: is above --lr, %.9g", GIVEN("--min-lr"), set.adamw.lr);
-    if (set.min_lr > set.adamw.lr) set.min_lr = set.adamw.lr;
+    if (set.min_lr > set.adamw.lr)
+        cli_fail(2, "--min-lr %.9g: is above --lr, %.9g", set.min_lr, set.adamw.lr);
     if (!GIVEN("--k") && c->E < c->K) c->K = c->E;
     if (!GIVEN("--warmup")) set.warmup = (set.steps + 2) / 3;
     if (!GIVEN("--ent") && held.routing) c->ent_coef = 0.03;
@@ -123,9 +122,9 @@ static void read_options(int argc, char **argv) {
                  why);
     if (hmoe_check_config(c, why))
         cli_fail(2, "%s\n(C: --width, NH: --heads, T: --context, E: --experts, K: --k)", why);
-    if ((long long)set.batch * c->T > HMOE_MAX_TOKENS)
-        cli_fail(2, "--batch %d: with --context %d it can be at most %d", set.batch, c->T,
-                 HMOE_MAX_TOKENS / c->T);
+    int most = HMOE_MAX_TOKENS / c->T / (held.routing ? c->E : c->K);
+    if (set.batch > most)
+        cli_fail(2, "--batch %d: with --context %d it can be at most %d", set.batch, c->T, most);
 }
 
 /* A resumed run is what its directory says. Options that repeat it are fine, others are not. */
@@ -189,17 +188,27 @@ static void replace_older_run(void) {
         cli_fail(1, "cannot rename %s: %s", new_path, strerror(errno));
 }
 
-/* best/ first, the state at once: after a crash in between, the resumed run saves best/ again. */
+static void give_up(const run *r, hmoe_status status, int64_t step) {
+    const char *why = r->model.message;
+    if (status && status != HMOE_NOT_FINITE) cli_fail(1, "step %lld: %s", (long long)step, why);
+    cli_fail(1, "step %lld: %s; most likely --lr %.9g is too high\n(this state is not saved, %s is "
+             "as before; a lower --lr, a longer --warmup or a smaller --clip may help)",
+             (long long)step, *why ? why : "a loss or weight is not finite", set.adamw.lr, set.out);
+}
+
+/* best/ first, the state at once: after a crash in between, the resumed run saves best/ again. No
+   weight is saved that has left all bounds, though no step may have met it yet. */
 static void save(run *r, int best) {
+    hmoe_model *m = &r->model;
     char path[PATH_SIZE];
+    if (!isfinite(m->steps->squared_norm(m->params, m->param_count))) give_up(r, 0, m->step);
     if (fsync(fileno(r->log))) cli_fail(1, "cannot write log.csv: %s", strerror(errno));
     if (access(path_of(path, r->ours ? "log.csv" : "log.csv.new"), F_OK))
-        cli_fail(1, "step %lld is not saved: %s is gone", (long long)r->model.step, path);
+        cli_fail(1, "step %lld is not saved: %s is gone", (long long)m->step, path);
     if (!r->ours) replace_older_run();
     r->ours = 1;
-    if ((best && hmoe_save(&r->model, path_of(path, "best"), 0))
-        || hmoe_save(&r->model, set.out, 1))
-        cli_fail(1, "step %lld is not saved: %s", (long long)r->model.step, r->model.message);
+    if ((best && hmoe_save(m, path_of(path, "best"), 0)) || hmoe_save(m, set.out, 1))
+        cli_fail(1, "step %lld is not saved: %s", (long long)m->step, m->message);
 }
 
 /* The bytes, as tokens. Their vocabulary is the model's. */
@@ -305,14 +314,6 @@ static void put_sample(int byte) {
 
 /* --- training -------------------------------------------------------------------------------- */
 
-static void give_up(const run *r, hmoe_status status, int64_t step) {
-    const char *why = r->model.message;
-    if (status && status != HMOE_NOT_FINITE) cli_fail(1, "step %lld: %s", (long long)step, why);
-    cli_fail(1, "step %lld: %s; most likely --lr %.9g is too high\n(this state is not saved, %s is "
-             "as before; a lower --lr, a longer --warmup or a smaller --clip may help)",
-             (long long)step, *why ? why : "the loss is not finite", set.adamw.lr, set.out);
-}
-
 /* One step: its micro-batches forward and backward, then the update. Returns the learning rate. */
 static double train_step(run *r, hmoe_losses *mean) {
     hmoe_model *m = &r->model;
@@ -346,10 +347,9 @@ static int evaluate(run *r, double *loss) {
     hmoe_model *m = &r->model;
     unsigned char first = cli_first_token(&m->config);
     cli_sampling how = { 0.8, 1.0, 0, hmoe_random(m->seed, SAMPLES, (uint64_t)m->step, 0) };
-    size_t windows = (size_t)(set.eval_tokens / m->config.T);
+    size_t n = r->n_val, windows = (size_t)(set.eval_tokens / m->config.T);
     hmoe_reset_usage(m);
-    hmoe_status status = cli_loss(m, r->text + r->n_train, r->n_val, windows + !windows, set.batch,
-                                  loss);
+    hmoe_status status = cli_loss(m, r->text + r->n_train, n, windows + !windows, set.batch, loss);
     if (status || !isfinite(*loss)) give_up(r, status, m->step);
     int best = *loss < m->best_val_loss;
     if (best) m->best_val_loss = *loss;

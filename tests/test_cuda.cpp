@@ -376,6 +376,18 @@ static void rmsnorm() {
     }
 }
 
+/* A token whose square is no float any more must not come out as zeros. */
+static void rmsnorm_overflows() {
+    clear();
+    float *x = numbers(64, 1), *w = numbers(32, 1, 1), *y = room<float>(64), *rrms = room<float>(2);
+    x[40] = 1e30f;
+    ready();
+    both(&hmoe_steps::rmsnorm_forward, y, rrms, x, w, 1e-5, 2, 32);
+    fetch();
+    for (int i = 0; i < 64; i++) CHECK_INT(isnan(y[i]), i >= 32);
+    CHECK(!isnan(rrms[0]) && isnan(rrms[1]));
+}
+
 static void rope() {
     for (int hs : { 2, 8, 10, 64 }) {
         int B = pick(1, 3), T = pick(1, 40), NH = pick(1, 3), row = 3 * NH * hs;
@@ -1029,6 +1041,7 @@ int main(int argc, char **argv) {
         RUN(products);
         RUN(twins_follow);
         RUN(rmsnorm);
+        RUN(rmsnorm_overflows);
         RUN(rope);
         RUN(embedding);
         RUN(attention);
