@@ -47,16 +47,29 @@ typedef struct cli_option {
 static const char *cli_program = "";   /* begins every error */
 static int cli_line_is_open;           /* a line on the terminal still lacks its end */
 
-/* Ends the program: one line on what is wrong and what would be right. 2: usage, 1: all else. */
+/* Ends the program: one line on what is wrong and what would be right, and perhaps a second one,
+   "(a hint)". 2: usage, 1: all else. Whatever was typed, it stays that: a long value loses its
+   middle, and what would move the cursor turns into a question mark. */
 static inline void cli_fail(int status, const char *format, ...) {
+    enum { HALF = 800 };
+    char text[2 * HALF + 8], *hint = NULL, *all;
     va_list arguments;
     va_start(arguments, format);
+    int n = vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    if (n >= (int)sizeof text && (all = (char *)malloc((size_t)n + 1)) != NULL) {
+        va_start(arguments, format);
+        vsnprintf(all, (size_t)n + 1, format, arguments);
+        va_end(arguments);
+        snprintf(text + HALF, HALF + 8, " ... %s", all + n - HALF);
+        free(all);
+    }
+    for (char *c = text; *c; c++) if (c[0] == '\n' && c[1] == '(') hint = c;
+    for (char *c = text; *c; c++)
+        if (((unsigned char)*c < ' ' || *c == 127) && c != hint) *c = '?';
     if (cli_line_is_open) putchar('\n');
     fflush(stdout);
-    fprintf(stderr, "%s: ", cli_program);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
-    va_end(arguments);
+    fprintf(stderr, "%s: %s\n", cli_program, text);
     exit(status);
 }
 
@@ -168,27 +181,29 @@ static inline void cli_refuse(const cli_option *o, const char *given) {
 /* Sets all defaults, then what the command line says; what is not an option moves to argv's end.
    Returns where that starts. */
 static inline int cli_parse(int argc, char **argv, cli_option *options, int n, const char *usage) {
-    struct option names[64] = { { 0, 0, 0, 0 } };
+    struct option names[64] = { { 0, 0, 0, 0 } }, *name = names;
     char letters[64] = ":", *letter = letters + 1;
     int c;
     while ((c = open("/dev/null", O_RDWR)) >= 0 && c < 3) { }   /* a closed stream stays unused */
     close(c);
     for (int i = 0; i < n; i++) {
-        int is_long = options[i].name[1] == '-';
         if (options[i].initial) cli_set(&options[i], options[i].initial);
-        names[i].name = is_long ? options[i].name + 2 : "";
-        names[i].has_arg = options[i].kind == CLI_FLAG ? no_argument : required_argument;
-        names[i].val = 256 + i;
-        if (!is_long) *letter++ = options[i].name[1], *letter++ = ':';
+        if (options[i].name[1] != '-') {
+            *letter++ = options[i].name[1], *letter++ = ':';
+            continue;
+        }
+        name->name = options[i].name + 2;
+        name->has_arg = options[i].kind == CLI_FLAG ? no_argument : required_argument;
+        name++->val = 256 + i;
     }
-    names[n].name = "help", names[n].val = 256 + n;
+    name->name = "help", name->val = 256 + n;
     opterr = 0;
     while ((c = getopt_long(argc, argv, letters, names, NULL)) != -1) {
         cli_option *o = options;
         int known = c == ':' || c == '?' ? optopt : c;
         if (c == 256 + n) cli_help(usage, options, n), exit(0);
         while (o < options + n && known != 256 + (o - options) && known != o->name[1]) o++;
-        if (c == '?' && known > 0 && known < 256)
+        if (c == '?' && known && known < 256)   /* a byte above 127 is negative */
             cli_fail(2, "-%c: no such option here (--help lists them)", known);
         if (c == '?' && o == options + n)
             cli_fail(2, "%s: no such option here (--help lists them)", argv[optind - 1]);
