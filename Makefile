@@ -133,12 +133,14 @@ test-full: all
 	@$(INSTALL) || echo 'tests/interop.py is skipped'
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) \
 		PYTHON=$(PYTHON) tests/interop.py PYTHON=python3 tests/test_options.py \
+		tests/test_crashes.py \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
 		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/test_programs.sh tests/test_options.py \
 		tests/test_cuda_programs.sh tests/cuda_static.py FULL=1 tests/test_cuda.sh
 
-test-long: $(BIN)train_tiny data
-	@$(RUN_TESTS) BIN=$(BIN) tests/test_learning.sh tests/cuda/remove_barriers.py
+test-long: $(PROGRAMS) data
+	@$(RUN_TESTS) BIN=$(BIN) tests/test_learning.sh tests/cuda/remove_barriers.py FULL=1 \
+		tests/test_crashes.py
 
 # What other people's programs make of our files takes their libraries, in an environment of its own.
 PYTHON = $(BUILD)/python/bin/python3

@@ -73,6 +73,10 @@ static inline void cli_fail(int status, const char *format, ...) {
     exit(status);
 }
 
+static inline void cli_cannot(const char *what, const char *path) {
+    cli_fail(1, "cannot %s %s: %s", what, path, strerror(errno));
+}
+
 static inline void *cli_alloc(size_t bytes) {
     void *p = malloc(bytes + !bytes);
     if (!p) cli_fail(1, "out of memory: %lu bytes were needed", (unsigned long)bytes);
@@ -141,18 +145,28 @@ static inline void cli_compare(const cli_option *options, int n, const void *min
     }
 }
 
-/* The options that were given and are not in that struct, flags left out, for a shell: that takes
-   anything in quotes, but for a quote. */
-static inline void cli_repeat(const cli_option *options, int n, const void *but, size_t size) {
+/* A word for a shell: that takes anything in quotes, but for a quote. */
+static inline void cli_put_word(const char *word) {
+    const char *quote = word[strspn(word, "+-./0123456789_ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                          "abcdefghijklmnopqrstuvwxyz")] || !*word ? "'" : "";
+    printf("%s", quote);
+    for (const char *c = word; *c; c++)
+        if (*c == '\'') printf("'\\''");
+        else putchar(*c);
+    printf("%s", quote);
+}
+
+/* The command to go on with: the program, and the options that were given and are not in that
+   struct, flags left out. */
+static inline void cli_repeat(const char *program, const cli_option *options, int n,
+                              const void *but, size_t size) {
+    cli_put_word(program);
+    printf(" --resume");
     for (const cli_option *o = options; o < options + n; o++) {
-        const char *quote = o->kind == CLI_TEXT ? "'" : "";
         size_t offset = (size_t)((uintptr_t)o->value - (uintptr_t)but);
         if (!o->given || offset < size || o->kind == CLI_FLAG) continue;
-        printf(" %s %s", o->name, quote);
-        for (const char *c = o->given; *c; c++)
-            if (*c == '\'') printf("'\\''");
-            else putchar(*c);
-        printf("%s", quote);
+        printf(" %s ", o->name);
+        cli_put_word(o->given);
     }
     putchar('\n');
 }
@@ -364,17 +378,30 @@ static inline const hmoe_steps *cli_steps(const cli_backend *b) {
 /* Makes a directory where there is none, if it may, and locks it by a file in it until the process
    ends. */
 static inline void cli_lock(const char *directory, const char *file, int may_make) {
-    struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+    struct flock lock;
     int f;
     if (may_make && mkdir(directory, 0777) && errno != EEXIST)
-        cli_fail(1, "cannot make the directory %s: %s", directory, strerror(errno));
+        cli_cannot("make the directory", directory);
     if ((f = open(file, O_RDWR | O_CREAT, 0666)) < 0)
-        cli_fail(1, "cannot write to the directory %s: %s", directory, strerror(errno));
-    if (fcntl(f, F_SETLK, &lock) == 0) return;
-    if ((errno != EACCES && errno != EAGAIN) || fcntl(f, F_GETLK, &lock))
-        cli_fail(1, "cannot lock %s: %s", file, strerror(errno));
+        cli_cannot("write to the directory", directory);
+    do {   /* again where the other one has ended by the time it is asked for */
+        memset(&lock, 0, sizeof lock);
+        lock.l_type = F_WRLCK, lock.l_whence = SEEK_SET;
+        if (fcntl(f, F_SETLK, &lock) == 0) return;
+        if ((errno != EACCES && errno != EAGAIN) || fcntl(f, F_GETLK, &lock))
+            cli_cannot("lock", file);
+    } while (lock.l_type == F_UNLCK);
     cli_fail(1, "%s is in use by another run, process %ld: wait for it or choose another directory",
              directory, (long)lock.l_pid);
+}
+
+/* Forces to the disk what was written to a file, which must still be the one behind its name: the
+   directory may be gone, or another one by now. */
+static inline void cli_sync(FILE *f, const char *path) {
+    struct stat x, y;
+    if (ferror(f) || fflush(f) || fsync(fileno(f))) cli_cannot("write", path);
+    if (fstat(fileno(f), &x) || stat(path, &y) || x.st_dev != y.st_dev || x.st_ino != y.st_ino)
+        cli_fail(1, "nothing more is saved: %s is gone", path);
 }
 
 /* Seconds, by a clock that is never set back. */

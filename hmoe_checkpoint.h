@@ -9,8 +9,9 @@
                               the build, AdamW's moments (NAME.exp_avg, NAME.exp_avg_sq), and in its
                               metadata the state of the run
 
-   Each file is written beside its target, flushed to disk and renamed, config.json last: a crash
-   at any moment leaves whole files. No reader needs two files of the same moment.
+   All files are written beside their targets (NAME.tmp) and flushed to disk. Then they are renamed,
+   config.json last. A crash at any moment leaves whole files, and a full disk the older ones. No
+   reader needs two files of the same moment.
 
    A safetensors file is 8 bytes of length, so many bytes of JSON, and the tensors' bytes:
 
@@ -40,11 +41,17 @@ extern "C" {
 #endif
 
 /* Writes model.safetensors, config.json and, where token i is byte vocab[i], the tokenizer's files;
-   with training = 1 training.safetensors first (but not the gradients of an unfinished
-   accumulation). Makes the directory where there is none, but not its parents. Each file is whole
-   at any moment; a directory that holds a model of another configuration should lose its
-   config.json first, or a crash in between mixes the two. */
+   with training = 1 training.safetensors too (but not the gradients of an unfinished
+   accumulation). Makes the directory where there is none, but not its parents. */
 hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training);
+
+/* The two halves of hmoe_save: hmoe_prepare writes all files beside their targets, hmoe_commit
+   renames them; where one of them fails, what was beside is gone. hmoe_discard removes what was
+   prepared. A directory that holds another model should lose its config.json in between, or a crash
+   while files are renamed mixes the two. */
+hmoe_status hmoe_prepare(hmoe_model *m, const char *dir, int training);
+hmoe_status hmoe_commit(hmoe_model *m, const char *dir, int training);
+void hmoe_discard(hmoe_model *m, const char *dir, int training);
 
 /* Makes a model from a directory. training = 1 reads training.safetensors, to go on with a run;
    training = 0 reads model.safetensors. *m and max_B are as for hmoe_create. A Mixtral that others
@@ -54,8 +61,9 @@ hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training);
 hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training);
 
 /* Writes the model as an ordinary Mixtral: all experts as wide as the widest, with rows of zeros in
-   W1 and W3 and columns of zeros in W2, which changes nothing of what they compute. *params, unless
-   NULL, receives how many parameters it has then. HMOE_BAD_ARGUMENT where Mixtral has no such form
+   W1 and W3 and columns of zeros in W2, which changes nothing of what they compute. A model that is
+   there goes first, config.json before all else. *params, unless NULL, receives how many parameters
+   it has then. HMOE_BAD_ARGUMENT where Mixtral has no such form
    (Top-P, raw gates) and where dir holds a run (training.safetensors). */
 hmoe_status hmoe_export_mixtral(hmoe_model *m, const char *dir, size_t *params);
 
@@ -135,29 +143,25 @@ static const hmoe_tensor *hmoe__saved_tensor(const hmoe_model *m, size_t i,
 /* ---------------------------------------------------------------------------------------------
    Writing. */
 
-/* A file that takes the place of another one when it is whole. */
+/* A file beside the one whose place it will take. */
 typedef struct hmoe__output {
     FILE *file;
-    char path[HMOE__PATH_SIZE], beside[HMOE__PATH_SIZE];
+    char path[HMOE__PATH_SIZE];
 } hmoe__output;
 
 static hmoe_status hmoe__open_output(hmoe__output *out, const char *dir, const char *name,
                                      char *message) {
-    HMOE__TRY(hmoe__path(out->path, dir, name, "", message));
-    HMOE__TRY(hmoe__path(out->beside, dir, name, ".tmp", message));
-    out->file = fopen(out->beside, "wb");
+    HMOE__TRY(hmoe__path(out->path, dir, name, ".tmp", message));
+    out->file = fopen(out->path, "wb");
     if (out->file) return HMOE_OK;
-    return hmoe__fail(message, HMOE_IO, "cannot write %.300s: %s", out->beside, strerror(errno));
+    return hmoe__fail(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(errno));
 }
 
-/* Flushes and renames what was written without an error; removes it otherwise. */
-static hmoe_status hmoe__close_output(hmoe__output *out, const char *dir, hmoe_status status,
-                                      char *message) {
+/* Was all of it written, and is it on the disk? */
+static hmoe_status hmoe__close_output(hmoe__output *out, hmoe_status status, char *message) {
     int error = 0;
     if (ferror(out->file) || hmoe__flush_to_disk(out->file)) error = errno ? errno : EIO;
     if (fclose(out->file) && !error) error = errno;
-    if (!status && !error && hmoe__replace(out->beside, out->path, dir)) error = errno;
-    if (status || error) remove(out->beside);
     if (status || !error) return status;
     return hmoe__fail(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(error));
 }
@@ -218,7 +222,7 @@ static hmoe_status hmoe__save_config(hmoe_model *m, const char *dir) {
     fputs(", \"rope_type\": \"default\"},\n  \"hidden_act\": \"silu\",\n"
           "  \"tie_word_embeddings\": false,\n  \"torch_dtype\": \"float32\",\n"
           "  \"dtype\": \"float32\",\n  \"bos_token_id\": null,\n  \"eos_token_id\": null\n}\n", f);
-    return hmoe__close_output(&out, dir, HMOE_OK, m->message);
+    return hmoe__close_output(&out, HMOE_OK, m->message);
 }
 
 /* The character that stands for a byte in GPT-2's byte-level alphabet: itself where it can be seen,
@@ -250,10 +254,10 @@ static hmoe_status hmoe__save_tokenizer(hmoe_model *m, const char *dir) {
         fprintf(out.file, "%s\"\\u%04x\": %d", i ? ", " : "",
                 (unsigned)hmoe__byte_character(c->vocab[i]), i);
     fputs("}}\n}\n", out.file);
-    HMOE__TRY(hmoe__close_output(&out, dir, HMOE_OK, m->message));
+    HMOE__TRY(hmoe__close_output(&out, HMOE_OK, m->message));
     HMOE__TRY(hmoe__open_output(&out, dir, "tokenizer_config.json", m->message));
     fputs("{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\"\n}\n", out.file);
-    return hmoe__close_output(&out, dir, HMOE_OK, m->message);
+    return hmoe__close_output(&out, HMOE_OK, m->message);
 }
 
 /* The header of a safetensors file, `size` bytes a number, padded to a multiple of 8 bytes. Not 0
@@ -320,24 +324,81 @@ static hmoe_status hmoe__save_tensors(hmoe_model *m, const char *dir, const char
         status = whole ? hmoe__settle(m)
                        : hmoe__fail(m->message, HMOE_IO, "cannot write %.300s: %s", out.path,
                                     strerror(errno));
-        status = hmoe__close_output(&out, dir, status, m->message);
+        status = hmoe__close_output(&out, status, m->message);
     }
     HMOE_FREE(chunk);
     return status;
 }
 
-hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training) {
+/* The names of a checkpoint's files, in the order in which they take their places: the state comes
+   after the weights, so that what goes on after a crash in between writes them again. */
+static int hmoe__files(const hmoe_model *m, int training, const char *names[5]) {
+    int n = 0;
+    names[n++] = "model.safetensors";
+    if (m->config.vocab_size) names[n++] = "tokenizer.json", names[n++] = "tokenizer_config.json";
+    if (training) names[n++] = "training.safetensors";
+    names[n++] = "config.json";
+    return n;
+}
+
+void hmoe_discard(hmoe_model *m, const char *dir, int training) {
+    char beside[HMOE__PATH_SIZE];
+    const char *names[5];
+    for (int n = hmoe__files(m, training, names); n-- > 0;)
+        if (!hmoe__path(beside, dir, names[n], ".tmp", NULL)) remove(beside);
+}
+
+static hmoe_status hmoe__prepare(hmoe_model *m, const char *dir, int training) {
+    if (training)
+        HMOE__TRY(hmoe__save_tensors(m, dir, "training.safetensors", 3, sizeof(hmoe_real)));
+    HMOE__TRY(hmoe__save_tensors(m, dir, "model.safetensors", 1, sizeof(float)));
+    if (m->config.vocab_size) HMOE__TRY(hmoe__save_tokenizer(m, dir));
+    return hmoe__save_config(m, dir);
+}
+
+hmoe_status hmoe_prepare(hmoe_model *m, const char *dir, int training) {
+    hmoe_status status;
     m->message[0] = 0;
     if (training && !m->grads) return HMOE__BAD(m->message, "this model was not made for training");
     HMOE__TRY(hmoe__check_byte_order(m->message));
     if (hmoe__make_directory(dir))
         return hmoe__fail(m->message, HMOE_IO, "cannot make the directory %.300s: %s", dir,
                           strerror(errno));
-    if (training)
-        HMOE__TRY(hmoe__save_tensors(m, dir, "training.safetensors", 3, sizeof(hmoe_real)));
-    HMOE__TRY(hmoe__save_tensors(m, dir, "model.safetensors", 1, sizeof(float)));
-    if (m->config.vocab_size) HMOE__TRY(hmoe__save_tokenizer(m, dir));
-    return hmoe__save_config(m, dir);
+    status = hmoe__prepare(m, dir, training);
+    if (status) hmoe_discard(m, dir, training);
+    return status;
+}
+
+hmoe_status hmoe_commit(hmoe_model *m, const char *dir, int training) {
+    char path[HMOE__PATH_SIZE], beside[HMOE__PATH_SIZE];
+    const char *names[5];
+    for (int i = 0, n = hmoe__files(m, training, names); i < n; i++) {
+        HMOE__TRY(hmoe__path(path, dir, names[i], "", m->message));
+        HMOE__TRY(hmoe__path(beside, dir, names[i], ".tmp", m->message));
+        if (!hmoe__replace(beside, path, dir)) continue;
+        hmoe__fail(m->message, HMOE_IO, "cannot write %.300s: %s", path, strerror(errno));
+        hmoe_discard(m, dir, training);
+        return HMOE_IO;
+    }
+    return HMOE_OK;
+}
+
+hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training) {
+    HMOE__TRY(hmoe_prepare(m, dir, training));
+    return hmoe_commit(m, dir, training);
+}
+
+/* Removes a model that is in the way of another one: config.json first, so that a crash in between
+   leaves none, and the tokenizer's files, which the other one may not have. */
+static hmoe_status hmoe__remove_model(const char *dir, char *message) {
+    static const char *const names[] = { "config.json", "tokenizer.json", "tokenizer_config.json" };
+    char path[HMOE__PATH_SIZE];
+    for (int i = 0; i < 3; i++) {
+        HMOE__TRY(hmoe__path(path, dir, names[i], "", message));
+        if (remove(path) && errno != ENOENT)
+            return hmoe__fail(message, HMOE_IO, "cannot remove %.300s: %s", path, strerror(errno));
+    }
+    return HMOE_OK;
 }
 
 /* The tensors of m as the first rows and columns of those of `wide`, which is all zeros so far. */
@@ -384,7 +445,10 @@ hmoe_status hmoe_export_mixtral(hmoe_model *m, const char *dir, size_t *params) 
     if (!status) {
         status = hmoe__pad(&wide, m);
         if (status) memcpy(wide.message, m->message, sizeof wide.message);
-        else status = hmoe_save(&wide, dir, 0);
+        else status = hmoe_prepare(&wide, dir, 0);
+        if (!status && (status = hmoe__remove_model(dir, wide.message)) != HMOE_OK)
+            hmoe_discard(&wide, dir, 0);
+        if (!status) status = hmoe_commit(&wide, dir, 0);
     }
     memcpy(m->message, wide.message, sizeof m->message);
     if (params) *params = wide.param_count;

@@ -118,8 +118,7 @@ static void read_options(int argc, char **argv) {
     if (set.resume) return;                          /* the directory has the rest */
     c->V = 256;                                      /* at most; the text will tell */
     if (hmoe_expert_sizes(c->H, c->E, (long long)c->E * held.hidden, held.sizes, why))
-        cli_fail(2, "--sizes %s, --experts %d, --hidden %d: %s", held.sizes, c->E, held.hidden,
-                 why);
+        cli_fail(2, "--sizes %s --experts %d --hidden %d: %s", held.sizes, c->E, held.hidden, why);
     if (hmoe_check_config(c, why))
         cli_fail(2, "%s\n(C: --width, NH: --heads, T: --context, E: --experts, K: --k)", why);
     int most = HMOE_MAX_TOKENS / c->T / (held.routing ? c->E : c->K);
@@ -162,16 +161,16 @@ static void enter_directory(void) {
 static void open_log(run *r) {
     char path[PATH_SIZE], new_path[PATH_SIZE], row[512];
     FILE *old = r->ours ? fopen(path_of(path, "log.csv"), "r") : NULL;
+    if (r->ours && !old && errno != ENOENT) cli_cannot("read", path);
     r->log = fopen(path_of(new_path, "log.csv.new"), "w");
-    if (!r->log) cli_fail(1, "cannot write %s: %s", new_path, strerror(errno));
+    if (!r->log) cli_cannot("write", new_path);
     fprintf(r->log, "step,tokens,seconds,lr,loss,ce,lb,pp,ent,z,grad_norm,activated,experts,"
             "val_loss\n");
     while (old && fgets(row, sizeof row, old))
         if (strchr(row, '\n') && atoll(row) > 0 && atoll(row) <= r->model.step) fputs(row, r->log);
-    if (old) fclose(old);
-    if (fflush(r->log) || fsync(fileno(r->log))
-        || (r->ours && rename(new_path, path_of(path, "log.csv"))))
-        cli_fail(1, "cannot write %s: %s", new_path, strerror(errno));
+    if (old && (ferror(old) || fclose(old))) cli_fail(1, "cannot read %s", path);
+    cli_sync(r->log, new_path);
+    if (r->ours && rename(new_path, path_of(path, "log.csv"))) cli_cannot("rename", new_path);
 }
 
 /* Before the first save of a fresh run: an older run in --out goes, config.json first, so that a
@@ -182,10 +181,10 @@ static void replace_older_run(void) {
     char path[PATH_SIZE], new_path[PATH_SIZE];
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
         if (unlink(path_of(path, files[i])) && errno != ENOENT)
-            cli_fail(1, "cannot remove the older run's %s: %s", path, strerror(errno));
+            cli_cannot("remove the older run's", path);
     rmdir(path_of(path, "best"));
     if (rename(path_of(new_path, "log.csv.new"), path_of(path, "log.csv")))
-        cli_fail(1, "cannot rename %s: %s", new_path, strerror(errno));
+        cli_cannot("rename", new_path);
 }
 
 static void give_up(const run *r, hmoe_status status, int64_t step) {
@@ -196,18 +195,19 @@ static void give_up(const run *r, hmoe_status status, int64_t step) {
              (long long)step, *why ? why : "a loss or weight is not finite", set.adamw.lr, set.out);
 }
 
-/* best/ first, the state at once: after a crash in between, the resumed run saves best/ again. No
-   weight is saved that has left all bounds, though no step may have met it yet. */
+/* All is written before any older file goes. best/ comes first and the state at once: after a crash
+   in between, the resumed run saves best/ again. No weight is saved that has left all bounds, though
+   no step may have met it yet. */
 static void save(run *r, int best) {
+    char path[PATH_SIZE], best_dir[PATH_SIZE];
     hmoe_model *m = &r->model;
-    char path[PATH_SIZE];
     if (!isfinite(m->steps->squared_norm(m->params, m->param_count))) give_up(r, 0, m->step);
-    if (fsync(fileno(r->log))) cli_fail(1, "cannot write log.csv: %s", strerror(errno));
-    if (access(path_of(path, r->ours ? "log.csv" : "log.csv.new"), F_OK))
-        cli_fail(1, "step %lld is not saved: %s is gone", (long long)m->step, path);
-    if (!r->ours) replace_older_run();
-    r->ours = 1;
-    if ((best && hmoe_save(m, path_of(path, "best"), 0)) || hmoe_save(m, set.out, 1))
+    cli_sync(r->log, path_of(path, r->ours ? "log.csv" : "log.csv.new"));
+    hmoe_status status = best ? hmoe_prepare(m, path_of(best_dir, "best"), 0) : HMOE_OK;
+    if (!status && (status = hmoe_prepare(m, set.out, 1)) && best) hmoe_discard(m, best_dir, 0);
+    if (!status && !r->ours) replace_older_run(), r->ours = 1;
+    if (!status && best) status = hmoe_commit(m, best_dir, 0);
+    if (status || hmoe_commit(m, set.out, 1))
         cli_fail(1, "step %lld is not saved: %s", (long long)m->step, m->message);
 }
 
@@ -390,7 +390,7 @@ static int train(run *r) {
         show_progress(r, &losses, lr, due || stop);
         if (due) best = evaluate(r, &val_loss), fprintf(r->log, "%.6f", val_loss);
         fputc('\n', r->log);
-        if (fflush(r->log)) cli_fail(1, "cannot write log.csv: %s", strerror(errno));
+        if (fflush(r->log)) cli_fail(1, "cannot write %s/log.csv: %s", set.out, strerror(errno));
         if (best || last || stop || m->step % set.save_every == 0) save(r, best);
     }
     return m->step >= set.steps;
@@ -442,8 +442,8 @@ int main(int argc, char **argv) {
     if (set.resume && r.model.step >= set.steps) finish(&r);
     else if (open_log(&r), train(&r)) finish(&r);
     else {
-        printf("stopped after step %lld; to go on: %s --resume", (long long)r.model.step, argv[0]);
-        cli_repeat(options, OPTIONS, &held, sizeof held);
+        printf("stopped after step %lld; to go on: ", (long long)r.model.step);
+        cli_repeat(argv[0], options, OPTIONS, &held, sizeof held);
     }
     if (fflush(stdout) || ferror(stdout)) cli_fail(1, "cannot write to standard output");
     return 0;

@@ -1409,7 +1409,7 @@ static void save_over_the_impossible(void) {
         before = fingerprint(path("blocked"));
         CHECK_INT(hmoe_save(&m, path("blocked"), 1), HMOE_IO);
         check_message(m.message, file_name[i]);
-        if (i == TRAINING) CHECK(fingerprint(path("blocked")) == before);  /* the first */
+        if (i == MODEL) CHECK(fingerprint(path("blocked")) == before);  /* the first */
         CHECK(rmdir(name) == 0);
         for (int k = 0; k < FILES; k++) {          /* what came before it may be there; no rest */
             snprintf(name, sizeof name, "%s/blocked/%s", directory, file_name[k]);
