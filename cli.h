@@ -50,6 +50,9 @@ static int cli_line_is_open;           /* a line on the terminal still lacks its
 /* Ends the program: one line on what is wrong and what would be right, and perhaps a second one,
    "(a hint)". 2: usage, 1: all else. Whatever was typed, it stays that: a long value loses its
    middle, and what would move the cursor turns into a question mark. */
+#if defined(__GNUC__)
+__attribute__((noreturn, format(printf, 2, 3)))
+#endif
 static inline void cli_fail(int status, const char *format, ...) {
     enum { HALF = 800 };
     char text[2 * HALF + 8], *hint = NULL, *all;

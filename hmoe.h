@@ -502,24 +502,24 @@ static int hmoe__threads(void) { return 1; }
 /* ---------------------------------------------------------------------------------------------
    UTILITIES - messages, random numbers, exp. */
 
-/* Writes the line that explains a failure, and returns its status. */
-HMOE__PRINTF(3, 4)
-static hmoe_status hmoe__fail(char *message, hmoe_status status, const char *format, ...) {
+HMOE__PRINTF(2, 3)
+static void hmoe__explain(char *message, const char *format, ...) {
     va_list args;
-    if (message) {
-        va_start(args, format);
-        vsnprintf(message, HMOE_MESSAGE_SIZE, format, args);
-        va_end(args);
-    }
-    return status;
+    if (!message) return;
+    va_start(args, format);
+    vsnprintf(message, HMOE_MESSAGE_SIZE, format, args);
+    va_end(args);
 }
 
-#define HMOE__BAD(message, ...) hmoe__fail(message, HMOE_BAD_ARGUMENT, __VA_ARGS__)
+/* Writes the line that explains a failure, and is its status: no function, since a compiler or an
+   analyzer that looks into none with "..." would take it for one that may return HMOE_OK. */
+#define HMOE__FAIL(message, status, ...) (hmoe__explain(message, __VA_ARGS__), status)
+#define HMOE__BAD(message, ...) HMOE__FAIL(message, HMOE_BAD_ARGUMENT, __VA_ARGS__)
 #define HMOE__TRY(call) \
     do { hmoe_status status_ = (call); if (status_) return status_; } while (0)
 
 static hmoe_status hmoe__no_memory(char *message, double bytes, const char *what) {
-    return hmoe__fail(message, HMOE_OUT_OF_MEMORY, "out of memory: %.0f bytes for %s are not to be "
+    return HMOE__FAIL(message, HMOE_OUT_OF_MEMORY, "out of memory: %.0f bytes for %s are not to be "
                       "had", bytes, what);
 }
 
@@ -1783,7 +1783,7 @@ static const hmoe_steps *hmoe__cpu(void);   /* under OPTIMIZER, when all of them
 /* Waits for the backend, and passes on what went wrong there. */
 static hmoe_status hmoe__settle(hmoe_model *m) {
     const char *error = m->steps->error();
-    return error ? hmoe__fail(m->message, HMOE_IO, "%s: %s", m->steps->name, error) : HMOE_OK;
+    return error ? HMOE__FAIL(m->message, HMOE_IO, "%s: %s", m->steps->name, error) : HMOE_OK;
 }
 
 static void *hmoe__zeroed(size_t count, size_t size) {
@@ -2068,7 +2068,7 @@ static hmoe_status hmoe__collect(hmoe_model *m, int N, int T) {
     HMOE__TRY(hmoe__settle(m));
     for (size_t i = 0; i < n; i++)
         if (!isfinite(sums[i]))
-            return hmoe__fail(m->message, HMOE_NOT_FINITE, "the router of layer %d gives NaN or "
+            return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "the router of layer %d gives NaN or "
                               "infinity: its weights or its input are no longer finite",
                               (int)(i / per_layer));
     for (size_t i = 0; i < n; i++) {
@@ -2089,7 +2089,7 @@ static hmoe_status hmoe__collect_losses(hmoe_model *m, int N) {
     for (int t = 0; t < N; t++) m->losses.ce += (double)b->host_ce[t] / N;
     hmoe__losses(&m->losses, b->host_dP, b->host_sums, &m->config, N);
     if (isfinite(m->losses.total)) return HMOE_OK;
-    return hmoe__fail(m->message, HMOE_NOT_FINITE, "the loss is %f", m->losses.total);
+    return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "the loss is %f", m->losses.total);
 }
 
 static hmoe_status hmoe__check_tokens(hmoe_model *m, const char *what, const int *tokens, int N) {
@@ -2357,7 +2357,7 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
     m->grad_norm = sqrt(m->steps->squared_norm(m->grads, m->param_count));
     if (!isfinite(m->grad_norm)) {
         hmoe_zero_gradients(m);
-        return hmoe__fail(m->message, HMOE_NOT_FINITE, "the gradients' norm is %f", m->grad_norm);
+        return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "the gradients' norm is %f", m->grad_norm);
     }
     if (a->clip > 0 && m->grad_norm > a->clip) clip = a->clip / m->grad_norm;
     rates.scale = (hmoe_real)clip;
@@ -2444,7 +2444,7 @@ hmoe_status hmoe_next(hmoe_model *m, hmoe_cache *cache, int token, hmoe_real *lo
     memcpy(logits, b->logits, (size_t)c->V * sizeof *logits);
     for (int i = 0; i < c->V; i++)
         if (!isfinite(logits[i]))
-            return hmoe__fail(m->message, HMOE_NOT_FINITE, "the logits are not finite: the weights "
+            return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "the logits are not finite: the weights "
                               "are not those of a trained model");
     return HMOE_OK;
 }
@@ -2460,7 +2460,7 @@ int hmoe_sample(hmoe_real *logits, int V, double temperature, int top_k, double 
         sum += i == best ? 1 : (double)logits[i];
     }
     logits[best] = 1;
-    for (last = best; kept < limit && (top_p >= 1 || mass < top_p * sum); kept++) {
+    for (; kept < limit && (top_p >= 1 || mass < top_p * sum); kept++) {
         if (limit == V && top_p >= 1) last = kept;   /* nothing is left out */
         else for (int i = last = 0; i < V; i++) if (logits[i] > logits[last]) last = i;
         mass += (double)logits[last];

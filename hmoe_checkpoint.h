@@ -113,10 +113,10 @@ static int hmoe__replace(const char *from, const char *to, const char *dir) {
 static hmoe_status hmoe__check_byte_order(char *message) {
     const uint16_t one = 1;
     if (*(const unsigned char *)&one == 1) return HMOE_OK;
-    return hmoe__fail(message, HMOE_IO, "checkpoints need a little-endian machine");
+    return HMOE__FAIL(message, HMOE_IO, "checkpoints need a little-endian machine");
 }
 
-#define HMOE__CORRUPT(message, ...) hmoe__fail(message, HMOE_BAD_FILE, __VA_ARGS__)
+#define HMOE__CORRUPT(message, ...) HMOE__FAIL(message, HMOE_BAD_FILE, __VA_ARGS__)
 
 enum { HMOE__PATH_SIZE = 4096 };
 
@@ -154,7 +154,7 @@ static hmoe_status hmoe__open_output(hmoe__output *out, const char *dir, const c
     HMOE__TRY(hmoe__path(out->path, dir, name, ".tmp", message));
     out->file = fopen(out->path, "wb");
     if (out->file) return HMOE_OK;
-    return hmoe__fail(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(errno));
+    return HMOE__FAIL(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(errno));
 }
 
 /* Was all of it written, and is it on the disk? */
@@ -163,7 +163,7 @@ static hmoe_status hmoe__close_output(hmoe__output *out, hmoe_status status, cha
     if (ferror(out->file) || hmoe__flush_to_disk(out->file)) error = errno ? errno : EIO;
     if (fclose(out->file) && !error) error = errno;
     if (status || !error) return status;
-    return hmoe__fail(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(error));
+    return HMOE__FAIL(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(error));
 }
 
 /* A double in the fewest digits that give it back. */
@@ -322,7 +322,7 @@ static hmoe_status hmoe__save_tensors(hmoe_model *m, const char *dir, const char
         }
     if (!status) {
         status = whole ? hmoe__settle(m)
-                       : hmoe__fail(m->message, HMOE_IO, "cannot write %.300s: %s", out.path,
+                       : HMOE__FAIL(m->message, HMOE_IO, "cannot write %.300s: %s", out.path,
                                     strerror(errno));
         status = hmoe__close_output(&out, status, m->message);
     }
@@ -362,7 +362,7 @@ hmoe_status hmoe_prepare(hmoe_model *m, const char *dir, int training) {
     if (training && !m->grads) return HMOE__BAD(m->message, "this model was not made for training");
     HMOE__TRY(hmoe__check_byte_order(m->message));
     if (hmoe__make_directory(dir))
-        return hmoe__fail(m->message, HMOE_IO, "cannot make the directory %.300s: %s", dir,
+        return HMOE__FAIL(m->message, HMOE_IO, "cannot make the directory %.300s: %s", dir,
                           strerror(errno));
     status = hmoe__prepare(m, dir, training);
     if (status) hmoe_discard(m, dir, training);
@@ -376,9 +376,9 @@ hmoe_status hmoe_commit(hmoe_model *m, const char *dir, int training) {
         HMOE__TRY(hmoe__path(path, dir, names[i], "", m->message));
         HMOE__TRY(hmoe__path(beside, dir, names[i], ".tmp", m->message));
         if (!hmoe__replace(beside, path, dir)) continue;
-        hmoe__fail(m->message, HMOE_IO, "cannot write %.300s: %s", path, strerror(errno));
+        int error = errno;
         hmoe_discard(m, dir, training);
-        return HMOE_IO;
+        return HMOE__FAIL(m->message, HMOE_IO, "cannot write %.300s: %s", path, strerror(error));
     }
     return HMOE_OK;
 }
@@ -396,7 +396,7 @@ static hmoe_status hmoe__remove_model(const char *dir, char *message) {
     for (int i = 0; i < 3; i++) {
         HMOE__TRY(hmoe__path(path, dir, names[i], "", message));
         if (remove(path) && errno != ENOENT)
-            return hmoe__fail(message, HMOE_IO, "cannot remove %.300s: %s", path, strerror(errno));
+            return HMOE__FAIL(message, HMOE_IO, "cannot remove %.300s: %s", path, strerror(errno));
     }
     return HMOE_OK;
 }
@@ -641,7 +641,7 @@ static hmoe_status hmoe__open_input(FILE **file, long *bytes, const char *path, 
         rewind(*file);
         return HMOE_OK;
     }
-    return hmoe__fail(message, HMOE_IO, "cannot open %.300s: %s", path, strerror(errno));
+    return HMOE__FAIL(message, HMOE_IO, "cannot open %.300s: %s", path, strerror(errno));
 }
 
 /* The next n bytes of a file, which must be one JSON object; *text starts with it. */
@@ -653,7 +653,7 @@ static hmoe_status hmoe__read_json(char **text, FILE *file, size_t n, const char
     *text = (char *)HMOE_MALLOC(n + 1);
     if (!*text) return hmoe__no_memory(message, (double)n, "a header");
     if (fread(*text, 1, n, file) != n)
-        return hmoe__fail(message, HMOE_IO, "cannot read %.300s", path);
+        return HMOE__FAIL(message, HMOE_IO, "cannot read %.300s", path);
     (*text)[n] = 0;
     end = **text == '{' ? hmoe__json_after(*text, HMOE__JSON_DEPTH) : NULL;
     if (end == *text + n) return HMOE_OK;
@@ -917,7 +917,7 @@ static hmoe_status hmoe__read_tensors(hmoe_model *m, hmoe__input *in, hmoe_real 
             hmoe__widen(chunk, n, place->type);
             m->steps->store(to, chunk, n * sizeof *chunk);
         }
-        if (failed) return hmoe__fail(m->message, HMOE_IO, "cannot read %.300s", in->path);
+        if (failed) return HMOE__FAIL(m->message, HMOE_IO, "cannot read %.300s", in->path);
     }
     return hmoe__settle(m);
 }

@@ -226,7 +226,7 @@ hmoe_status hmoe_muon_update(hmoe_muon *muon, hmoe_model *m) {
         for (int i = 0; i < n; i++)
             if (!isfinite(norm[i])) {
                 hmoe_zero_gradients(m);
-                return hmoe__fail(m->message, HMOE_NOT_FINITE, "a gradient's norm is %f", norm[i]);
+                return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "a gradient's norm is %f", norm[i]);
             }
         hmoe__newton_schulz(m, muon->matrices, n);
         HMOE__PARALLEL_FOR(n)

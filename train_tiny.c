@@ -279,13 +279,13 @@ static void show_progress(run *r, const hmoe_losses *losses, double lr, int fini
 static void draw_experts(const hmoe_model *m) {
     static const char *const bars[] = { " ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█" };
     int E = m->config.E;
+    hmoe_usage u;
     printf("experts by width, each with its %% of the tokens and of the compute (▄: even)\n");
     for (int first = 0; first < E; first += 8) {
         int end = E < first + 8 ? E : first + 8;
         printf("       ");
         for (int e = first; e < end; e++) printf("%9d%s", m->config.H[e], e < end - 1 ? "" : "\n");
         for (int l = 0; l < m->config.L; l++) {
-            hmoe_usage u;
             hmoe_get_usage(m, l, &u);
             printf("layer %-2d", l + 1);
             for (int e = first; e < end; e++) {
@@ -298,7 +298,6 @@ static void draw_experts(const hmoe_model *m) {
     }
     printf("layer: entropy of the router in nats, experts per token, dead experts:");
     for (int l = 0; l < m->config.L; l++) {
-        hmoe_usage u;
         hmoe_get_usage(m, l, &u);
         printf("%s%d: %.2f %.2f %d", l % 4 ? "   " : "\n  ", l + 1, u.entropy, u.experts, u.dead);
     }

@@ -110,6 +110,7 @@ static inline void naive_gates(double *gates, const double *P, const hmoe_config
         if (c->routing == HMOE_TOP_P && c->top_p < 1 && chosen > 0 && sum >= c->top_p) break;
         for (int e = 0; e < c->E; e++)
             if (gates[e] == 0 && (best < 0 || P[e] > P[best])) best = e;
+        assert(best >= 0);
         gates[best] = P[best];
         sum += P[best];
         chosen++;

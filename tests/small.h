@@ -12,7 +12,11 @@
 #endif
 
 /* How many threads share the work from here on. Where threads are not the question, one: these
-   models are so small that waking a second one takes longer than the work. */
+   models are so small that waking a second one takes longer than the work. The thread sanitizer's
+   build has 4 there (tests/test_analysis.sh). */
+#ifndef TEST_THREADS
+#define TEST_THREADS 1
+#endif
 static inline void threads(int n) {
 #ifdef _OPENMP
     omp_set_num_threads(n);

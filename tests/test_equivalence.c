@@ -135,7 +135,7 @@ static void products(enum form form) {
         check_same(p.w, p.w_expected, p.w_size, 20 * tolerance);
         product_free(&p);
     }
-    threads(1);
+    threads(TEST_THREADS);
 }
 
 static void linear_forward(void) { products(FORWARD); }
@@ -280,7 +280,7 @@ static void all_experts_raw_is_the_weighted_sum(void) {
     hmoe_config c = small_config();
     double *params;
     hmoe_real *x = random_reals(N * C, 1), *y = reals(N * C);
-    double x_double[C], part[C], mixed[C], gates[E], P[E] = { 0.1, 0.2, 0.3, 0.4 };
+    double x_double[C], part[C], mixed[C], gates[E] = { 0 }, P[E] = { 0.1, 0.2, 0.3, 0.4 };
     hmoe_losses ignored;
     c.K = E;
     c.gate = HMOE_GATE_RAW;
@@ -488,7 +488,7 @@ static void sampling(void) {
 }
 
 int main(void) {
-    threads(1);
+    threads(TEST_THREADS);
     TEST(linear_forward);
     TEST(linear_backward_input);
     TEST(linear_backward_weight);

@@ -137,7 +137,7 @@ static void same_bits_for_any_number_of_threads(void) {
         }
         for (int i = 0; i < 3; i++) hmoe_free(&m[i]);
     }
-    threads(1);
+    threads(TEST_THREADS);
 }
 
 /* Generation too. */
@@ -154,7 +154,7 @@ static void same_logits_for_any_number_of_threads(void) {
         hmoe_cache_free(&cache);
     }
     CHECK(!memcmp(logits[0], logits[1], sizeof logits[0]));
-    threads(1);
+    threads(TEST_THREADS);
     hmoe_free(&m);
 }
 
@@ -321,7 +321,7 @@ static void mixtral_or_not(void) {
 
 static void overfits_one_batch(void) {
     enum { N = 2 * 16 };
-    static const char text[] = "To be, or not to be, that is the question: Whether 'tis nobler";
+    static const unsigned char text[] = "To be, or not to be, that is the question: Whether 'tis nobler";
     hmoe_config c = hmoe_default_config();
     hmoe_adamw adamw = hmoe_default_adamw();
     hmoe_model m;
@@ -357,7 +357,7 @@ static void overfits_one_batch(void) {
 
 int main(void) {
     if (!mkdtemp(directory)) { perror(directory); return 1; }
-    threads(1);
+    threads(TEST_THREADS);
     TEST(float_is_close_to_double);
     TEST(same_bits_for_any_number_of_threads);
     TEST(same_logits_for_any_number_of_threads);

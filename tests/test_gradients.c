@@ -671,7 +671,7 @@ static void scale_and_accumulation(void) {
 }
 
 int main(void) {
-    threads(1);
+    threads(TEST_THREADS);
     TEST(linear);
     TEST(embed);
     TEST(rmsnorm);

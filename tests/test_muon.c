@@ -154,7 +154,7 @@ static void same_bits_for_any_number_of_threads(void) {
         hmoe_free(&m);
     }
     free(first);
-    threads(1);
+    threads(TEST_THREADS);
 }
 
 static void refused(void) {
@@ -207,7 +207,7 @@ static void fixed_tensors(void) {
 }
 
 int main(void) {
-    threads(1);
+    threads(TEST_THREADS);
     TEST(three_steps);
     TEST(steps_are_orthogonal);
     TEST(same_bits_for_any_number_of_threads);

@@ -277,7 +277,7 @@ static void sizes_refused(void) {
         { 8, 7, "arithmetic", "7" },       { 8, 0, "homogeneous", "0" },
         { 8, -5, "geometric", "-5" },      { 0, 100, "arithmetic", "0" },
         { -3, 100, "arithmetic", "-3" },   { 257, 10000, "arithmetic", "257" },
-        { 8, 1ll << 40, "arithmetic", "1099511627776" },
+        { 8, 1LL << 40, "arithmetic", "1099511627776" },
         { 7, 100, "modse", "7" },          { 1, 100, "modse", "1" },
         { 8, 100, "harmonic", "harmonic" }, { 8, 100, "", "" },
         { 3, 100, "1,2", "2" },            { 3, 100, "1,2,3,4", "4" },
@@ -727,7 +727,7 @@ static void distinct_bytes(void) {
 }
 
 int main(void) {
-    threads(1);
+    threads(TEST_THREADS);
     TEST(losses_at_hand_made_routes);
     TEST(losses_at_uniform_routing);
     TEST(penalty_of_equal_widths_is_load_balancing);
