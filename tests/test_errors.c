@@ -296,7 +296,13 @@ static hmoe_status call_create_to_generate(void) {
 static hmoe_status call_load(void) { return hmoe_load(&subject, path("oom"), 2, 0); }
 static hmoe_status call_resume(void) { return hmoe_load(&subject, path("oom"), 2, 1); }
 static hmoe_status call_shards(void) { return hmoe_load(&subject, path("shards"), 1, 0); }
-static hmoe_status call_save(void) { return hmoe_save(&subject, path("oom"), 1); }
+static hmoe_status call_save(void) {
+    HMOE__TRY(hmoe_prepare(&subject, path("oom"), 1));
+    hmoe_discard(&subject, path("oom"), 1);
+    HMOE__TRY(hmoe_prepare(&subject, path("oom"), 1));
+    HMOE__TRY(hmoe_commit(&subject, path("oom"), 1));
+    return hmoe_save(&subject, path("oom"), 1);
+}
 static hmoe_status call_export(void) {
     return hmoe_export_mixtral(&subject, path("oom"), NULL);
 }
