@@ -35,6 +35,7 @@ help:
 	@echo 'make test         prove that the mathematics is right: less than a minute, no network'
 	@echo 'make test-full    the same, and once more under the address and undefined sanitizers'
 	@echo 'make test-long    train with six seeds, and take out each barrier of the GPU: 15 minutes'
+	@echo 'make test-everywhere   on other machines, under qemu and wine; and what analysers say'
 	@echo 'make interop      compare with numpy, safetensors and tokenizers, put under $(BUILD)/python'
 	@echo 'make bench        measure speed, a minute; PROFILE=1 adds where the time goes'
 	@echo 'make train_tiny   build the trainer: ./train_tiny --help'
@@ -51,14 +52,13 @@ all: $(PROGRAMS) $(TESTS) $(BUILD)/bench
 # --- what the compiler can do ---------------------------------------------------------------------
 
 export CC CFLAGS LDFLAGS DEBUG OPENMP
-export SETTINGS = $(CC) | $(CFLAGS) | $(LDFLAGS) | DEBUG=$(DEBUG) | OPENMP=$(OPENMP)
+export KEPT_settings = $(CC) | $(CFLAGS) | $(LDFLAGS) | DEBUG=$(DEBUG) | OPENMP=$(OPENMP)
+export KEPT_backend = $(BACKEND)
+export KEPT_nvcc = $(TO_CUDA)
 
-$(BUILD)/settings: export KEPT = $(SETTINGS)
-$(BUILD)/backend: export KEPT = $(BACKEND)
-$(BUILD)/nvcc: export KEPT = $(TO_CUDA)
 $(BUILD)/settings $(BUILD)/backend $(BUILD)/nvcc: always
 	@mkdir -p $(BUILD)
-	@printf '%s\n' "$$KEPT" >$@.new
+	@printf '%s\n' "$$KEPT_$(@F)" >$@.new
 	@if cmp -s $@ $@.new; then rm $@.new; else mv $@.new $@; fi
 
 $(BUILD)/flags: probe.sh $(BUILD)/settings
@@ -85,7 +85,7 @@ $(OBJECT_cuda): hmoe_cuda.cu hmoe_cuda.h hmoe.h $(BUILD)/nvcc
 	echo "$$found -lcudart_static -ldl -lpthread -lrt" >$(BUILD)/cuda_libraries
 
 cuda:
-	@case $$SETTINGS in *HMOE_REAL=double*) \
+	@case $$KEPT_settings in *HMOE_REAL=double*) \
 		echo 'make cuda: a GPU computes in float here: leave out -DHMOE_REAL=double' >&2; exit 1;; esac
 	@$(NVCC) --version >/dev/null 2>&1 || { echo 'make cuda: cannot run $(NVCC): install the CUDA' \
 		'toolkit, or say where it is: make cuda NVCC=/path/to/bin/nvcc' >&2; exit 1; }
@@ -142,6 +142,10 @@ test-long: $(PROGRAMS) data
 	@$(RUN_TESTS) BIN=$(BIN) tests/test_learning.sh tests/cuda/remove_barriers.py FULL=1 \
 		tests/test_crashes.py
 
+# What runs elsewhere, and what only looks: for it there is more to install (.github/workflows).
+test-everywhere:
+	@$(RUN_TESTS) BUILD=$(BUILD) tests/test_everywhere.sh tests/test_analysis.sh
+
 # What other people's programs make of our files takes their libraries, in an environment of its own.
 PYTHON = $(BUILD)/python/bin/python3
 INSTALL = sh tests/python.sh tests/interop_requirements.txt $(BUILD)/python
@@ -163,4 +167,4 @@ clean:
 
 always:
 
-.PHONY: help all cuda data run test test-full test-long interop bench clean always
+.PHONY: help all cuda data run test test-full test-long test-everywhere interop bench clean always

@@ -1,6 +1,7 @@
 /* cli.h - what train_tiny and generate share: options, errors and files, and what both do with a
    text: turn its bytes into tokens, measure the model's loss on it, let the model write one.
-   Include it after hmoe.h. HMOE_CUDA is defined where hmoe_cuda.cu is part of the program.
+   Include it after the implementation of hmoe_checkpoint.h. HMOE_CUDA is defined where hmoe_cuda.cu
+   is part of the program.
 
    A program describes each of its options once, in a table. The --help page, the defaults, reading
    a value and checking its range all come from there. */
@@ -11,6 +12,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,6 +45,132 @@ typedef struct cli_option {
     const char *help;
     const char *given;     /* the last value on the command line, NULL if there was none */
 } cli_option;
+
+/* --- the platform: Windows, then POSIX -------------------------------------------------------- */
+
+static volatile sig_atomic_t cli_interrupted;   /* by Ctrl-C, once cli_on_interrupt was called */
+static inline void cli_interrupt(int signal_number) {
+    cli_interrupted = 1;
+    (void)signal_number;
+#ifdef _WIN32
+    signal(signal_number, cli_interrupt);       /* there a handler is good for one signal */
+#endif
+}
+
+#ifdef _WIN32
+#define WIN32_LEAN_AND_MEAN
+#include <io.h>
+#include <process.h>
+#include <share.h>
+#include <windows.h>
+
+/* Bytes are written as they are, and a console reads them as UTF-8 and knows "\033[K". */
+static inline void cli_prepare(void) {
+    HANDLE console = GetStdHandle(STD_OUTPUT_HANDLE);
+    DWORD mode;
+    for (int i = 0; i < 3; i++) _setmode(i, _O_BINARY);
+    if (!GetConsoleMode(console, &mode)) return;
+    SetConsoleOutputCP(CP_UTF8);
+    SetConsoleMode(console, mode | 4);             /* ENABLE_VIRTUAL_TERMINAL_PROCESSING */
+}
+
+static inline void cli_on_interrupt(void) {
+    signal(SIGINT, cli_interrupt);
+    signal(SIGTERM, cli_interrupt);
+}
+
+/* Writing is denied to all others; the number of this process is there to be read. */
+static inline long cli_take(const char *file) {
+    char owner[32] = "";
+    int f = _sopen(file, O_RDWR | O_CREAT | O_TRUNC | O_BINARY, _SH_DENYWR, _S_IREAD | _S_IWRITE);
+    FILE *theirs;
+    if (f >= 0) {
+        snprintf(owner, sizeof owner, "%d\n", _getpid());
+        return _write(f, owner, (unsigned)strlen(owner)) > 0 ? 0 : -1;
+    }
+    if (errno != EACCES || !(theirs = fopen(file, "rb"))) return -1;
+    if (!fgets(owner, sizeof owner, theirs)) *owner = 0;
+    fclose(theirs);
+    errno = EACCES;
+    return *owner ? atol(owner) : -1;
+}
+
+static inline int cli_identify(const char *path, BY_HANDLE_FILE_INFORMATION *info) {
+    HANDLE h = CreateFileA(path, 0, 7, NULL, OPEN_EXISTING, FILE_FLAG_BACKUP_SEMANTICS, NULL);
+    int known = h != INVALID_HANDLE_VALUE && GetFileInformationByHandle(h, info);
+    if (h != INVALID_HANDLE_VALUE) CloseHandle(h);
+    return known;
+}
+
+static inline int cli_is_same(const char *a, const char *b) {
+    BY_HANDLE_FILE_INFORMATION x, y;
+    return cli_identify(a, &x) && cli_identify(b, &y) && x.nFileIndexLow == y.nFileIndexLow
+           && x.nFileIndexHigh == y.nFileIndexHigh
+           && x.dwVolumeSerialNumber == y.dwVolumeSerialNumber;
+}
+
+static inline int cli_is_at(FILE *f, const char *path) {
+    (void)f;
+    return access(path, F_OK) == 0;                /* an open file stays where it is */
+}
+
+static inline double cli_seconds(void) {
+    LARGE_INTEGER ticks, per_second;
+    QueryPerformanceCounter(&ticks);
+    QueryPerformanceFrequency(&per_second);
+    return (double)ticks.QuadPart / (double)per_second.QuadPart;
+}
+#else
+/* A closed stream stays unused, and what cannot be written is an error, no signal. */
+static inline void cli_prepare(void) {
+    int f;
+    while ((f = open("/dev/null", O_RDWR)) >= 0 && f < 3) { }
+    close(f);
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
+}
+
+/* Ctrl-C and the like set cli_interrupted. */
+static inline void cli_on_interrupt(void) {
+    struct sigaction action = { .sa_handler = cli_interrupt, .sa_flags = SA_RESTART };
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+/* Locks a file until the process ends. Returns 0, or who has it, or -1 and errno. */
+static inline long cli_take(const char *file) {
+    struct flock lock;
+    int f = open(file, O_RDWR | O_CREAT, 0666);
+    do {   /* again where the other one has ended by the time it is asked for */
+        memset(&lock, 0, sizeof lock);
+        lock.l_type = F_WRLCK, lock.l_whence = SEEK_SET;
+        if (f >= 0 && fcntl(f, F_SETLK, &lock) == 0) return 0;
+        if (f < 0 || (errno != EACCES && errno != EAGAIN) || fcntl(f, F_GETLK, &lock)) return -1;
+    } while (lock.l_type == F_UNLCK);
+    return (long)lock.l_pid;
+}
+
+/* Is there one file or directory behind both names? */
+static inline int cli_is_same(const char *a, const char *b) {
+    struct stat x, y;
+    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+/* Is this open file still the one behind that name? */
+static inline int cli_is_at(FILE *f, const char *path) {
+    struct stat x, y;
+    return !fstat(fileno(f), &x) && !stat(path, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+/* Seconds, by a clock that is never set back. */
+static inline double cli_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+#endif
+
+/* --- errors and options ----------------------------------------------------------------------- */
 
 static const char *cli_program = "";   /* begins every error */
 static int cli_line_is_open;           /* a line on the terminal still lacks its end */
@@ -201,8 +329,7 @@ static inline int cli_parse(int argc, char **argv, cli_option *options, int n, c
     struct option names[64] = { { 0, 0, 0, 0 } }, *name = names;
     char letters[64] = ":", *letter = letters + 1;
     int c;
-    while ((c = open("/dev/null", O_RDWR)) >= 0 && c < 3) { }   /* a closed stream stays unused */
-    close(c);
+    cli_prepare();
     for (int i = 0; i < n; i++) {
         if (options[i].initial) cli_set(&options[i], options[i].initial);
         if (options[i].name[1] != '-') {
@@ -381,37 +508,19 @@ static inline const hmoe_steps *cli_steps(const cli_backend *b) {
 /* Makes a directory where there is none, if it may, and locks it by a file in it until the process
    ends. */
 static inline void cli_lock(const char *directory, const char *file, int may_make) {
-    struct flock lock;
-    int f;
-    if (may_make && mkdir(directory, 0777) && errno != EEXIST)
-        cli_cannot("make the directory", directory);
-    if ((f = open(file, O_RDWR | O_CREAT, 0666)) < 0)
-        cli_cannot("write to the directory", directory);
-    do {   /* again where the other one has ended by the time it is asked for */
-        memset(&lock, 0, sizeof lock);
-        lock.l_type = F_WRLCK, lock.l_whence = SEEK_SET;
-        if (fcntl(f, F_SETLK, &lock) == 0) return;
-        if ((errno != EACCES && errno != EAGAIN) || fcntl(f, F_GETLK, &lock))
-            cli_cannot("lock", file);
-    } while (lock.l_type == F_UNLCK);
+    long owner;
+    if (may_make && hmoe__make_directory(directory)) cli_cannot("make the directory", directory);
+    if ((owner = cli_take(file)) == 0) return;
+    if (owner < 0) cli_cannot("write to the directory", directory);
     cli_fail(1, "%s is in use by another run, process %ld: wait for it or choose another directory",
-             directory, (long)lock.l_pid);
+             directory, owner);
 }
 
 /* Forces to the disk what was written to a file, which must still be the one behind its name: the
    directory may be gone, or another one by now. */
 static inline void cli_sync(FILE *f, const char *path) {
-    struct stat x, y;
-    if (ferror(f) || fflush(f) || fsync(fileno(f))) cli_cannot("write", path);
-    if (fstat(fileno(f), &x) || stat(path, &y) || x.st_dev != y.st_dev || x.st_ino != y.st_ino)
-        cli_fail(1, "nothing more is saved: %s is gone", path);
-}
-
-/* Seconds, by a clock that is never set back. */
-static inline double cli_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    if (ferror(f) || hmoe__flush_to_disk(f)) cli_cannot("write", path);
+    if (!cli_is_at(f, path)) cli_fail(1, "nothing more is saved: %s is gone", path);
 }
 
 #endif /* CLI_H */

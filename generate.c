@@ -9,8 +9,6 @@
 #include "hmoe_inspect.h"
 #include "hmoe_cuda.h"
 #include "cli.h"
-#include <signal.h>
-#include <sys/stat.h>
 
 static struct settings {
     const char *prompt, *score, *export_to;
@@ -118,20 +116,14 @@ static void score(hmoe_model *m, int batch) {
     free(text);
 }
 
-/* Is there one directory behind both names? */
-static int is_same(const char *a, const char *b) {
-    struct stat x, y;
-    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
-}
-
 static void export_mixtral(hmoe_model *m, const char *dir) {
     char path[4096], run[4096];
     size_t padded;
-    if (is_same(dir, set.export_to))
+    if (cli_is_same(dir, set.export_to))
         cli_fail(1, "--export-mixtral %s: is the model itself, choose another directory", dir);
     snprintf(path, sizeof path, "%s/../best", set.export_to);
     snprintf(run, sizeof run, "%s/../training.safetensors", set.export_to);
-    if (is_same(set.export_to, path) && !access(run, F_OK))
+    if (cli_is_same(set.export_to, path) && !access(run, F_OK))
         cli_fail(1, "--export-mixtral %s: holds a run's best model, choose another directory",
                  set.export_to);
     if (hmoe_export_mixtral(m, set.export_to, &padded)) cli_fail(1, "%s", m->message);
@@ -155,8 +147,6 @@ int main(int argc, char **argv) {
     hmoe_config config;
     cli_program = "generate";
     const char *dir = read_options(argc, argv);
-    signal(SIGPIPE, SIG_IGN);                        /* a reader that left is an error message, */
-    signal(SIGXFSZ, SIG_IGN);                        /*   and so is a full disk */
     model.steps = cli_steps(&set.backend);
     if (hmoe_load_config(&config, dir, why)) cli_fail(1, "%s", why);
     int batch = !set.score ? 0 : config.T < 1024 ? 1024 / config.T : 1;

@@ -91,7 +91,8 @@ LIMITS
 
    Sizes: HMOE_MAX_* below. Attention keeps [B, NH, T, T] numbers, when training in each layer, a
    cache 2 L T C. Numbers in texts are read and written as LC_NUMERIC says: leave that at "C", as it
-   is unless setlocale() is called.
+   is unless setlocale() is called. A thread needs 360 KB of stack: OMP_STACKSIZE=1M where a system
+   gives its threads less, as musl does. On x86 of 32 bits compile with -msse2 -mfpmath=sse.
 
 CHANGES   1.0   the model, training, generation
 
@@ -1586,12 +1587,6 @@ static int hmoe__widest(const hmoe_config *c) {
     return widest;
 }
 
-static hmoe_status hmoe__check_range(const char *what, double value, double low, double high,
-                                     char *message) {
-    if (value >= low && value <= high) return HMOE_OK;   /* a NaN fails both */
-    return HMOE__BAD(message, "%s is %.9g: must be from %.9g to %.9g", what, value, low, high);
-}
-
 hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
     const struct { const char *what; double value, low, high; } range[] = {
         { "vocabulary V", (double)c->V, 1, HMOE_MAX_DIM },
@@ -1609,8 +1604,9 @@ hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
         { "rms_norm_eps", c->rms_norm_eps, 0, 1 }, { "rope_theta", c->rope_theta, 1, 1e12 },
     };
     for (size_t i = 0; i < sizeof range / sizeof range[0]; i++)
-        HMOE__TRY(hmoe__check_range(range[i].what, range[i].value, range[i].low, range[i].high,
-                                    message));
+        if (!(range[i].value >= range[i].low && range[i].value <= range[i].high))   /* or NaN */
+            return HMOE__BAD(message, "%s is %.9g: must be from %.9g to %.9g", range[i].what,
+                             range[i].value, range[i].low, range[i].high);
     if (c->C % c->NH || c->C / c->NH % 2)
         return HMOE__BAD(message, "width C is %d and heads NH %d: C must be NH times an even head "
                          "size", c->C, c->NH);

@@ -34,6 +34,9 @@
 #if defined(HMOE_IMPLEMENTATION) && !defined(_POSIX_C_SOURCE)
 #define _POSIX_C_SOURCE 200809L   /* fileno and fsync, under -std=c99 */
 #endif
+#if defined(HMOE_IMPLEMENTATION) && !defined(_FILE_OFFSET_BITS)
+#define _FILE_OFFSET_BITS 64      /* files of any size on machines of 32 bits too */
+#endif
 #include "hmoe.h"
 
 #ifdef __cplusplus
@@ -85,12 +88,14 @@ hmoe_status hmoe_load_config(hmoe_config *config, const char *dir, char *message
 #include <stdlib.h>
 
 /* ---------------------------------------------------------------------------------------------
-   The platform - what POSIX offers beyond C99; without it, files are not forced to the disk and the
-   directory must be there already. */
+   The platform - what C99 lacks: POSIX, then Windows, then what is left without either (files are
+   not forced to the disk, the directory must be there already, 2 GB may be the limit). */
 #if defined(__unix__) || defined(__APPLE__)
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
+static int hmoe__seek(FILE *f, int64_t at, int from) { return fseeko(f, (off_t)at, from); }
+static int64_t hmoe__tell(FILE *f) { return ftello(f); }
 static int hmoe__flush_to_disk(FILE *f) { return fflush(f) || fsync(fileno(f)); }
 static int hmoe__make_directory(const char *path) { return mkdir(path, 0777) && errno != EEXIST; }
 static int hmoe__replace(const char *from, const char *to, const char *dir) {
@@ -100,7 +105,26 @@ static int hmoe__replace(const char *from, const char *to, const char *dir) {
     close(fd);
     return 0;
 }
+#elif defined(_WIN32)
+#include <direct.h>
+#include <io.h>
+#ifdef __cplusplus
+extern "C"
+#endif
+__declspec(dllimport) int __stdcall MoveFileExA(const char *, const char *, unsigned long);
+static int hmoe__seek(FILE *f, int64_t at, int from) { return _fseeki64(f, at, from); }
+static int64_t hmoe__tell(FILE *f) { return _ftelli64(f); }
+static int hmoe__flush_to_disk(FILE *f) { return fflush(f) || _commit(_fileno(f)); }
+static int hmoe__make_directory(const char *path) { return _mkdir(path) && errno != EEXIST; }
+static int hmoe__replace(const char *from, const char *to, const char *dir) {
+    (void)dir;
+    if (MoveFileExA(from, to, 1 | 8)) return 0;   /* replace what is there; write it through */
+    errno = EACCES;                               /* most often: another program has it open */
+    return -1;
+}
 #else
+static int hmoe__seek(FILE *f, int64_t at, int from) { return fseek(f, (long)at, from); }
+static int64_t hmoe__tell(FILE *f) { return ftell(f); }
 static int hmoe__flush_to_disk(FILE *f) { return fflush(f); }
 static int hmoe__make_directory(const char *path) { (void)path; return 0; }
 static int hmoe__replace(const char *from, const char *to, const char *dir) {
@@ -110,10 +134,18 @@ static int hmoe__replace(const char *from, const char *to, const char *dir) {
 }
 #endif
 
-static hmoe_status hmoe__check_byte_order(char *message) {
+/* Files are little-endian: turns n numbers of `size` bytes from this machine's order into theirs,
+   or back. On a little-endian machine compilers leave nothing of it. */
+static void hmoe__order_bytes(void *numbers, size_t n, size_t size) {
     const uint16_t one = 1;
-    if (*(const unsigned char *)&one == 1) return HMOE_OK;
-    return HMOE__FAIL(message, HMOE_IO, "checkpoints need a little-endian machine");
+    unsigned char *at = (unsigned char *)numbers;
+    if (*(const unsigned char *)&one == 1) return;
+    for (size_t i = 0; i < n; i++, at += size)
+        for (size_t k = 0; k < size / 2; k++) {
+            unsigned char byte = at[k];
+            at[k] = at[size - 1 - k];
+            at[size - 1 - k] = byte;
+        }
 }
 
 #define HMOE__CORRUPT(message, ...) HMOE__FAIL(message, HMOE_BAD_FILE, __VA_ARGS__)
@@ -265,7 +297,7 @@ static hmoe_status hmoe__save_tokenizer(hmoe_model *m, const char *dir) {
 static int hmoe__write_header(FILE *f, hmoe_model *m, size_t arrays, size_t size) {
     char name[HMOE_NAME_SIZE + 16];
     uint64_t length = 0, at = 0;
-    long end;
+    int64_t end;
     fwrite(&length, sizeof length, 1, f);   /* known at the end */
     fputs("{\"__metadata__\":{\"format\":\"pt\"", f);
     if (arrays > 1) {
@@ -290,12 +322,13 @@ static int hmoe__write_header(FILE *f, hmoe_model *m, size_t arrays, size_t size
                 (unsigned long long)at);
     }
     fputs("}", f);
-    end = ftell(f);
+    end = hmoe__tell(f);
     for (; end % 8; end++) fputs(" ", f);
     length = (uint64_t)end - sizeof length;
-    if (end < 0 || fseek(f, 0, SEEK_SET)) return -1;   /* not rewind(), which forgets errors */
+    if (end < 0 || hmoe__seek(f, 0, SEEK_SET)) return -1;   /* rewind() forgets errors */
+    hmoe__order_bytes(&length, 1, sizeof length);
     fwrite(&length, sizeof length, 1, f);
-    return fseek(f, 0, SEEK_END);
+    return hmoe__seek(f, 0, SEEK_END);
 }
 
 static const size_t hmoe__chunk = 1 << 16;   /* numbers fetched or stored at a time */
@@ -318,6 +351,7 @@ static hmoe_status hmoe__save_tensors(hmoe_model *m, const char *dir, const char
                 float narrow = (float)chunk[i];
                 memcpy((char *)chunk + i * size, &narrow, sizeof narrow);
             }
+            hmoe__order_bytes(chunk, n, size);
             whole = fwrite(chunk, size, n, out.file) == n;
         }
     if (!status) {
@@ -360,7 +394,6 @@ hmoe_status hmoe_prepare(hmoe_model *m, const char *dir, int training) {
     hmoe_status status;
     m->message[0] = 0;
     if (training && !m->grads) return HMOE__BAD(m->message, "this model was not made for training");
-    HMOE__TRY(hmoe__check_byte_order(m->message));
     if (hmoe__make_directory(dir))
         return HMOE__FAIL(m->message, HMOE_IO, "cannot make the directory %.300s: %s", dir,
                           strerror(errno));
@@ -635,9 +668,9 @@ static int hmoe__get_list(hmoe__reader *r, const char *name, int needed, double 
     return n;
 }
 
-static hmoe_status hmoe__open_input(FILE **file, long *bytes, const char *path, char *message) {
+static hmoe_status hmoe__open_input(FILE **file, int64_t *bytes, const char *path, char *message) {
     *file = fopen(path, "rb");
-    if (*file && !fseek(*file, 0, SEEK_END) && (*bytes = ftell(*file)) >= 0) {
+    if (*file && !hmoe__seek(*file, 0, SEEK_END) && (*bytes = hmoe__tell(*file)) >= 0) {
         rewind(*file);
         return HMOE_OK;
     }
@@ -645,14 +678,14 @@ static hmoe_status hmoe__open_input(FILE **file, long *bytes, const char *path, 
 }
 
 /* The next n bytes of a file, which must be one JSON object; *text starts with it. */
-static hmoe_status hmoe__read_json(char **text, FILE *file, size_t n, const char *path,
+static hmoe_status hmoe__read_json(char **text, FILE *file, uint64_t n, const char *path,
                                    char *message) {
     const char *end;
-    if (n > (size_t)1 << 28)
+    if (n > 1 << 28)
         return HMOE__CORRUPT(message, "%.300s: %.0f bytes of JSON are too many", path, (double)n);
-    *text = (char *)HMOE_MALLOC(n + 1);
+    *text = (char *)HMOE_MALLOC((size_t)n + 1);
     if (!*text) return hmoe__no_memory(message, (double)n, "a header");
-    if (fread(*text, 1, n, file) != n)
+    if (fread(*text, 1, (size_t)n, file) != n)
         return HMOE__FAIL(message, HMOE_IO, "cannot read %.300s", path);
     (*text)[n] = 0;
     end = **text == '{' ? hmoe__json_after(*text, HMOE__JSON_DEPTH) : NULL;
@@ -732,10 +765,10 @@ static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const ch
 hmoe_status hmoe_load_config(hmoe_config *config, const char *dir, char *message) {
     char path[HMOE__PATH_SIZE], *text = NULL;
     FILE *file = NULL;
-    long bytes = 0;
+    int64_t bytes = 0;
     hmoe_status status = hmoe__path(path, dir, "config.json", "", message);
     if (!status) status = hmoe__open_input(&file, &bytes, path, message);
-    if (!status) status = hmoe__read_json(&text, file, (size_t)bytes, path, message);
+    if (!status) status = hmoe__read_json(&text, file, (uint64_t)bytes, path, message);
     if (!status) status = hmoe__parse_config(config, text, path, message);
     if (file) fclose(file);
     HMOE_FREE(text);
@@ -888,14 +921,15 @@ static void hmoe__widen(hmoe_real *numbers, size_t n, hmoe__type type) {
 /* Opens a file and reads its header. */
 static hmoe_status hmoe__open_tensors(hmoe_model *m, hmoe__input *in) {
     uint64_t length = 0;
-    long bytes = 0;
+    int64_t bytes = 0;
     HMOE__TRY(hmoe__open_input(&in->file, &bytes, in->path, m->message));
-    if (bytes < 8 || fread(&length, sizeof length, 1, in->file) != 1
-        || length > (uint64_t)bytes - 8)
+    if (fread(&length, sizeof length, 1, in->file) != 1) bytes = 0;
+    hmoe__order_bytes(&length, 1, sizeof length);
+    if (bytes < 8 || length > (uint64_t)bytes - 8)
         return HMOE__CORRUPT(m->message, "%.300s: the header's length is not possible", in->path);
     in->data = 8 + (double)length;
     in->data_bytes = (double)bytes - in->data;
-    return hmoe__read_json(&in->header, in->file, (size_t)length, in->path, m->message);
+    return hmoe__read_json(&in->header, in->file, length, in->path, m->message);
 }
 
 static void hmoe__close_input(hmoe__input *in) {
@@ -910,10 +944,11 @@ static hmoe_status hmoe__read_tensors(hmoe_model *m, hmoe__input *in, hmoe_real 
         const hmoe_tensor *t = &m->tensors[place->tensor % m->tensor_count];
         hmoe_real *to = hmoe__saved_array(m, place->tensor / m->tensor_count) + t->offset;
         size_t left = (size_t)t->rows * t->cols, size = hmoe__type_size(place->type);
-        int failed = fseek(in->file, (long)(in->data + place->begin), SEEK_SET);
+        int failed = hmoe__seek(in->file, (int64_t)(in->data + place->begin), SEEK_SET);
         for (size_t n; !failed && left > 0; left -= n, to += n) {
             n = left < hmoe__chunk ? left : hmoe__chunk;
             failed = fread(chunk, size, n, in->file) != n;
+            hmoe__order_bytes(chunk, n, size);
             hmoe__widen(chunk, n, place->type);
             m->steps->store(to, chunk, n * sizeof *chunk);
         }
@@ -934,7 +969,7 @@ static hmoe_status hmoe__input_path(hmoe__input *in, const char *dir, int i, cha
 
 static hmoe_status hmoe__count_shards(hmoe__input *in, const char *dir, char *message) {
     char *end = NULL;
-    long bytes = 0;
+    int64_t bytes = 0;
     hmoe__reader r = { NULL, 0, "", NULL };
     const char *map, *file = NULL;
     HMOE__TRY(hmoe__input_path(in, dir, 0, message));
@@ -944,7 +979,7 @@ static hmoe_status hmoe__count_shards(hmoe__input *in, const char *dir, char *me
     if (!in->file) return hmoe__input_path(in, dir, 0, message);   /* the one that is missed */
     hmoe__close_input(in);
     HMOE__TRY(hmoe__open_input(&in->file, &bytes, in->path, message));
-    HMOE__TRY(hmoe__read_json(&in->header, in->file, (size_t)bytes, in->path, message));
+    HMOE__TRY(hmoe__read_json(&in->header, in->file, (uint64_t)bytes, in->path, message));
     r.object = in->header;
     map = hmoe__member(&r, "weight_map", 1);
     HMOE__TRY(hmoe__reader_status(&r, in->path, message));
@@ -962,7 +997,7 @@ static hmoe_status hmoe__check_sizes(hmoe__input *in, const char *dir, double le
                                      char *message) {
     double sum = 0;
     for (int i = 0; i < (in->shards ? in->shards : 1); i++) {
-        long bytes = 0;
+        int64_t bytes = 0;
         hmoe__close_input(in);
         HMOE__TRY(hmoe__input_path(in, dir, i, message));
         HMOE__TRY(hmoe__open_input(&in->file, &bytes, in->path, message));
@@ -992,7 +1027,6 @@ static hmoe_status hmoe__load(hmoe_model *m, hmoe__input *in, const char *dir, i
     char name[HMOE_NAME_SIZE + 16];
     hmoe_model counted;
     memset(&counted, 0, sizeof counted);
-    HMOE__TRY(hmoe__check_byte_order(m->message));
     HMOE__TRY(hmoe_load_config(&counted.config, dir, m->message));
     hmoe__list_tensors(&counted, NULL);
     HMOE__TRY(hmoe__count_shards(in, dir, m->message));

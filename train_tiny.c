@@ -14,7 +14,6 @@
 #include "hmoe_inspect.h"
 #include "hmoe_muon.h"
 #include "cli.h"
-#include <signal.h>
 
 #define PATH_SIZE 1024
 #define BATCHES 1           /* what hmoe_random draws for: the places of a step's sequences, */
@@ -92,9 +91,6 @@ typedef struct run {
     double shown;                     /* when the progress line was last written */
 } run;
 
-static volatile sig_atomic_t interrupted;
-static void interrupt(int signal_number) { (void)signal_number; interrupted = 1; }
-
 /* --- the command line ------------------------------------------------------------------------ */
 
 /* Reads the options; those that describe a model make its configuration. */
@@ -156,35 +152,42 @@ static void enter_directory(void) {
     cli_lock(set.out, path_of(path, "lock"), !set.resume);
 }
 
+/* log.csv.new becomes log.csv. It is closed meanwhile: Windows renames no open file. */
+static void put_log_in_place(run *r) {
+    char path[PATH_SIZE], new_path[PATH_SIZE];
+    if (fclose(r->log) || hmoe__replace(path_of(new_path, "log.csv.new"), path_of(path, "log.csv"),
+                                        set.out) || !(r->log = fopen(path, "ab")))
+        cli_fail(1, "cannot rename %s: %s", new_path, strerror(errno));
+}
+
 /* A new log.csv.new, with the rows up to the model's step where the run is resumed. A resumed run
    renames it at once, a fresh one with its first save. */
 static void open_log(run *r) {
-    char path[PATH_SIZE], new_path[PATH_SIZE], row[512];
-    FILE *old = r->ours ? fopen(path_of(path, "log.csv"), "r") : NULL;
+    char path[PATH_SIZE], row[512];
+    FILE *old = r->ours ? fopen(path_of(path, "log.csv"), "rb") : NULL;
     if (r->ours && !old && errno != ENOENT) cli_cannot("read", path);
-    r->log = fopen(path_of(new_path, "log.csv.new"), "w");
-    if (!r->log) cli_cannot("write", new_path);
+    r->log = fopen(path_of(path, "log.csv.new"), "wb");
+    if (!r->log) cli_cannot("write", path);
     fprintf(r->log, "step,tokens,seconds,lr,loss,ce,lb,pp,ent,z,grad_norm,activated,experts,"
             "val_loss\n");
     while (old && fgets(row, sizeof row, old))
         if (strchr(row, '\n') && atoll(row) > 0 && atoll(row) <= r->model.step) fputs(row, r->log);
-    if (old && (ferror(old) || fclose(old))) cli_fail(1, "cannot read %s", path);
-    cli_sync(r->log, new_path);
-    if (r->ours && rename(new_path, path_of(path, "log.csv"))) cli_cannot("rename", new_path);
+    if (old && (ferror(old) || fclose(old))) cli_fail(1, "cannot read the older log.csv");
+    cli_sync(r->log, path);
+    if (r->ours) put_log_in_place(r);
 }
 
 /* Before the first save of a fresh run: an older run in --out goes, config.json first, so that a
    crash before the new one is written leaves a directory that no reader takes for a run. */
-static void replace_older_run(void) {
+static void replace_older_run(run *r) {
     static const char *const files[] = { "config.json", "training.safetensors", "best/config.json",
         "best/model.safetensors", "best/tokenizer.json", "best/tokenizer_config.json" };
-    char path[PATH_SIZE], new_path[PATH_SIZE];
+    char path[PATH_SIZE];
     for (size_t i = 0; i < sizeof files / sizeof *files; i++)
         if (unlink(path_of(path, files[i])) && errno != ENOENT)
             cli_cannot("remove the older run's", path);
     rmdir(path_of(path, "best"));
-    if (rename(path_of(new_path, "log.csv.new"), path_of(path, "log.csv")))
-        cli_cannot("rename", new_path);
+    put_log_in_place(r);
 }
 
 static void give_up(const run *r, hmoe_status status, int64_t step) {
@@ -205,7 +208,7 @@ static void save(run *r, int best) {
     cli_sync(r->log, path_of(path, r->ours ? "log.csv" : "log.csv.new"));
     hmoe_status status = best ? hmoe_prepare(m, path_of(best_dir, "best"), 0) : HMOE_OK;
     if (!status && (status = hmoe_prepare(m, set.out, 1)) && best) hmoe_discard(m, best_dir, 0);
-    if (!status && !r->ours) replace_older_run(), r->ours = 1;
+    if (!status && !r->ours) replace_older_run(r), r->ours = 1;
     if (!status && best) status = hmoe_commit(m, best_dir, 0);
     if (status || hmoe_commit(m, set.out, 1))
         cli_fail(1, "step %lld is not saved: %s", (long long)m->step, m->message);
@@ -385,7 +388,7 @@ static int train(run *r) {
         int last = m->step == set.steps, best = 0;
         int due = last || m->step % set.eval_every == 0;
         log_step(r, &losses, lr);
-        stop = interrupted;
+        stop = cli_interrupted;
         show_progress(r, &losses, lr, due || stop);
         if (due) best = evaluate(r, &val_loss), fprintf(r->log, "%.6f", val_loss);
         fputc('\n', r->log);
@@ -426,14 +429,10 @@ static void finish(run *r) {
 
 int main(int argc, char **argv) {
     static run r;
-    struct sigaction on_interrupt = { .sa_handler = interrupt, .sa_flags = SA_RESTART };
     cli_program = "train_tiny";
     r.began = r.shown = cli_seconds();
     read_options(argc, argv);
-    sigaction(SIGINT, &on_interrupt, NULL);
-    sigaction(SIGTERM, &on_interrupt, NULL);
-    signal(SIGPIPE, SIG_IGN);                        /* what is shown may be lost, not the run */
-    signal(SIGXFSZ, SIG_IGN);                        /* a full disk is an error, no signal */
+    cli_on_interrupt();
     r.model.steps = cli_steps(&set.backend);
     enter_directory();
     start(&r);

@@ -7,8 +7,17 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #ifdef _OPENMP
 #include <omp.h>
+#endif
+#ifdef _WIN32
+#define SMALL_TMP ""                  /* there is no /tmp: here */
+#define mkdir(path, mode) mkdir(path)
+static inline char *mkdtemp(char *path) { return mktemp(path) && !mkdir(path, 0) ? path : NULL; }
+#else
+#define SMALL_TMP "/tmp/"
 #endif
 
 /* How many threads share the work from here on. Where threads are not the question, one: these

@@ -17,9 +17,9 @@ static void counted_free(void *p);
 #include <dirent.h>
 #include <math.h>
 #include <signal.h>
+#ifdef SIGXFSZ
 #include <sys/resource.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#endif
 
 /* ---- An allocator that counts, refuses what no test needs, and fails when told to. */
 
@@ -59,7 +59,7 @@ static void check_message(const char *message, const char *says) {
 
 /* ---- Files. */
 
-static char directory[64] = "/tmp/hmoe-test-errors-XXXXXX";
+static char directory[64] = SMALL_TMP "hmoe-test-errors-XXXXXX";
 
 static const char *path(const char *name) {
     static char buffer[4][300];
@@ -120,7 +120,7 @@ static void remove_tree(const char *name) {
             remove_tree(file);
     }
     if (dir) closedir(dir);
-    remove(name);
+    if (remove(name)) rmdir(name);                 /* Windows tells the two apart */
 }
 
 enum { MODEL, CONFIG, TRAINING, FILES = 5 };
@@ -1176,8 +1176,10 @@ static void write_tensors(const char *name, const hmoe_model *m, size_t first, s
         if (i < first || (i - first) % step) continue;
         for (size_t k = t->offset; k < t->offset + count; k++, at += size) {
             float value = (float)m->params[k];
-            if (half) memcpy(data + at, &half[k], size);
-            else memcpy(data + at, &value, size);
+            uint32_t bits;
+            memcpy(&bits, &value, sizeof bits);
+            if (half) bits = half[k];
+            for (size_t b = 0; b < size; b++) data[at + b] = (unsigned char)(bits >> 8 * b);
         }
         n += (size_t)sprintf(header + n, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%d%s",
                              n > 1 ? "," : "", t->name, dtype, t->rows, t->dims == 2 ? "," : "");

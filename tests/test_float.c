@@ -8,10 +8,8 @@
 #include "small.h"
 #include "naive.h"
 #include <stdlib.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-static char directory[64] = "/tmp/hmoe-test-float-XXXXXX";
+static char directory[64] = SMALL_TMP "hmoe-test-float-XXXXXX";
 
 /* ---- Float against double: losses and the gradient of every tensor of a middle-sized model. The
    double is naive.h's, so neither the code nor the type is shared. A gradient is compared along
