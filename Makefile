@@ -22,7 +22,8 @@ HEADERS = hmoe.h hmoe_checkpoint.h hmoe_inspect.h hmoe_muon.h hmoe_cuda.h cli.h
 PROGRAMS = $(BIN)train_tiny $(BIN)generate
 DOUBLE_TESTS = $(BUILD)/test_gradients $(BUILD)/test_equivalence $(BUILD)/test_numbers \
 	$(BUILD)/test_muon
-FLOAT_TESTS = $(BUILD)/test_float $(BUILD)/test_errors $(BUILD)/test_extremes
+FLOAT_TESTS = $(BUILD)/test_float $(BUILD)/test_errors $(BUILD)/test_mutations \
+	$(BUILD)/test_extremes
 BOTH = $(BUILD)/test_equivalence_float
 TESTS = $(DOUBLE_TESTS) $(FLOAT_TESTS) $(BOTH)
 SCRIPTS = tests/test_header.sh tests/test_programs.sh tests/test_cuda.sh
@@ -35,7 +36,8 @@ help:
 	@echo 'make test         prove that the mathematics is right: less than a minute, no network'
 	@echo 'make test-full    the same, and once more under the address and undefined sanitizers'
 	@echo 'make test-long    train with six seeds, and take out each barrier of the GPU: 15 minutes'
-	@echo 'make test-everywhere   on other machines, under qemu and wine; and what analysers say'
+	@echo 'make test-everywhere  the same on other machines, under qemu and wine; and what analysers say'
+	@echo 'make fuzz         look for files that break the readers: SECONDS=60, with clang'
 	@echo 'make interop      compare with numpy, safetensors and tokenizers, put under $(BUILD)/python'
 	@echo 'make bench        measure speed, a minute; PROFILE=1 adds where the time goes'
 	@echo 'make train_tiny   build the trainer: ./train_tiny --help'
@@ -136,7 +138,8 @@ test-full: all
 		tests/test_crashes.py \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
 		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/test_programs.sh tests/test_options.py \
-		tests/test_cuda_programs.sh tests/cuda_static.py FULL=1 tests/test_cuda.sh
+		tests/test_cuda_programs.sh tests/cuda_static.py FULL=1 tests/test_cuda.sh \
+		$(SANITIZED)/test_mutations
 
 test-long: $(PROGRAMS) data
 	@$(RUN_TESTS) BIN=$(BIN) tests/test_learning.sh tests/cuda/remove_barriers.py FULL=1 \
@@ -145,6 +148,10 @@ test-long: $(PROGRAMS) data
 # What runs elsewhere, and what only looks: for it there is more to install (.github/workflows).
 test-everywhere:
 	@$(RUN_TESTS) BUILD=$(BUILD) tests/test_everywhere.sh tests/test_analysis.sh
+
+SECONDS = 60
+fuzz:
+	@sh tests/fuzz.sh $(BUILD)/fuzz $(SECONDS)
 
 # What other people's programs make of our files takes their libraries, in an environment of its own.
 PYTHON = $(BUILD)/python/bin/python3
@@ -167,4 +174,4 @@ clean:
 
 always:
 
-.PHONY: help all cuda data run test test-full test-long test-everywhere interop bench clean always
+.PHONY: help all cuda data run test test-full test-long test-everywhere fuzz interop bench clean always

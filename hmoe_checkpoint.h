@@ -19,7 +19,8 @@
          "lm_head.weight": { "dtype": "F32", "shape": [65, 128], "data_offsets": [0, 33280] }, ... }
 
    Reading trusts nothing: a text is checked to be JSON before anything is read of it, every length
-   before it is used, and nothing large is allocated for a file too small to need it.
+   before it is used, and nothing large is allocated for a file too small to need it. (The context
+   alone is taken from config.json's word: no weights belong to it.)
 
    hmoe.h knows nothing of this file. Include this one instead of it, before any other header where
    HMOE_IMPLEMENTATION is defined (it asks POSIX for fsync); messages and ownership are as there.
@@ -500,9 +501,25 @@ static const char *hmoe__json_string(const char *at) {
     if (*at++ != '"') return NULL;
     for (; *at != '"'; at++) {
         if ((unsigned char)*at < 0x20) return NULL;
-        if (*at == '\\' && (!*++at || !strchr("\"\\/bfnrtu", *at))) return NULL;
+        if (*at != '\\') continue;
+        if (!*++at || !strchr("\"\\/bfnrtu", *at)) return NULL;
+        if (*at == 'u' && strspn(at + 1, "0123456789abcdefABCDEF") < 4) return NULL;
     }
     return at + 1;
+}
+
+/* Behind a number, or NULL. strtod would take more: 01, .5, 1.e5, inf. */
+static const char *hmoe__json_digits(const char *at) {
+    static const char digits[] = "0123456789";
+    size_t n;
+    if (*at == '-') at++;
+    n = *at == '0' ? 1 : strspn(at, digits);
+    if (n > 0 && at[n] == '.') at += n + 1, n = strspn(at, digits);
+    if (n > 0 && (at[n] == 'e' || at[n] == 'E')) {
+        at += n + (at[n + 1] == '-' || at[n + 1] == '+' ? 2 : 1);
+        n = strspn(at, digits);
+    }
+    return n > 0 ? at + n : NULL;
 }
 
 /* Behind any value and the white space after it, or NULL. */
@@ -524,12 +541,7 @@ static const char *hmoe__json_after(const char *at, int depth) {
         at++;
     } else if (!strncmp(at, "true", 4) || !strncmp(at, "null", 4)) at += 4;
     else if (!strncmp(at, "false", 5)) at += 5;
-    else {
-        size_t length = strspn(at, "-+.0123456789eE");
-        char *end = NULL;
-        if (*at == '-' || isdigit((unsigned char)*at)) strtod(at, &end);
-        at = end && end == at + length && isdigit((unsigned char)end[-1]) ? end : NULL;
-    }
+    else at = hmoe__json_digits(at);
     return at ? hmoe__json_space(at) : NULL;
 }
 
@@ -597,8 +609,8 @@ static const char *hmoe__member(hmoe__reader *r, const char *name, int needed) {
     const char *value = hmoe__json_find(r->object, name, &twice), *end;
     const char *wrong = twice ? "comes twice" : !value && needed ? "is missing" : NULL;
     if (value && r->quoted) {
-        end = *value == '"' ? value + 1 + strspn(value + 1, "-+.0123456789eE") : "";
-        if (*end != '"' && !wrong) wrong = "must be a number in quotes";
+        end = *value == '"' ? hmoe__json_digits(value + 1) : NULL;
+        if ((!end || *end != '"') && !wrong) wrong = "must be a number in quotes";
         value++;
     }
     if (r->wrong || !wrong) return r->wrong ? NULL : value;
@@ -671,8 +683,8 @@ static int hmoe__get_list(hmoe__reader *r, const char *name, int needed, double 
 static hmoe_status hmoe__open_input(FILE **file, int64_t *bytes, const char *path, char *message) {
     *file = fopen(path, "rb");
     if (*file && !hmoe__seek(*file, 0, SEEK_END) && (*bytes = hmoe__tell(*file)) >= 0) {
-        rewind(*file);
-        return HMOE_OK;
+        rewind(*file);   /* a directory opens, and can be of any length, but has no first byte */
+        if (*bytes == 0 || (getc(*file) != EOF && !hmoe__seek(*file, 0, SEEK_SET))) return HMOE_OK;
     }
     return HMOE__FAIL(message, HMOE_IO, "cannot open %.300s: %s", path, strerror(errno));
 }
@@ -696,16 +708,17 @@ static hmoe_status hmoe__read_json(char **text, FILE *file, uint64_t n, const ch
 /* rope_theta, which newer files say in an object rope_parameters, where it may be scaled. */
 static void hmoe__read_rope(hmoe__reader *r, hmoe_config *c) {
     const char *object = hmoe__member(r, "rope_parameters", 0);
+    int newer = object && strncmp(object, "null", 4);
     double inner = 0;
-    if (object && *object == '{') {
+    if (newer) {
         hmoe__reader rope = { object, 0, "", NULL };
         hmoe__get_choice(&rope, "rope_type", 0, "\"default\"", "\"default\"", 1);
         hmoe__get_double(&rope, "rope_theta", 1, &inner);
         if (rope.wrong) hmoe__wrong(r, "rope_parameters", "is not plain RoPE with a rope_theta");
     }
     c->rope_theta = inner;
-    hmoe__get_double(r, "rope_theta", inner == 0, &c->rope_theta);
-    if (inner != 0 && inner != c->rope_theta)
+    hmoe__get_double(r, "rope_theta", !newer, &c->rope_theta);
+    if (newer && inner != c->rope_theta)
         hmoe__wrong(r, "rope_theta", "is another one than in rope_parameters");
 }
 
@@ -796,7 +809,7 @@ typedef struct hmoe__input {
     char *header;
     double data, data_bytes;   /* where the tensors' bytes start, and how many there are */
     int training, shards;      /* shards 0: one file */
-    hmoe__place *place;        /* [places], one for each tensor of each array, */
+    hmoe__place *place;        /* [places], one for each tensor of each array, by hash, */
     hmoe__place *here;         /*   and those that this file has, as they lie in it */
     size_t places, found;      /* arrays * tensor_count; how many are here */
 } hmoe__input;
@@ -826,6 +839,11 @@ static const char *hmoe__read_entry(const char *entry, const hmoe_tensor *t, con
     return NULL;
 }
 
+static int hmoe__by_hash(const void *a, const void *b) {
+    uint64_t x = ((const hmoe__place *)a)->hash, y = ((const hmoe__place *)b)->hash;
+    return (x > y) - (x < y);
+}
+
 static int hmoe__by_begin(const void *a, const void *b) {
     double x = ((const hmoe__place *)a)->begin, y = ((const hmoe__place *)b)->begin;
     return (x > y) - (x < y);
@@ -840,7 +858,8 @@ static const char *hmoe__check_places(const hmoe_model *m, hmoe__input *in, char
             hmoe__saved_tensor(m, in->here[i].tensor, name);
             return "overlaps the one before it, or leaves a hole there";
         }
-    return at == in->data_bytes ? NULL : "is not where the data ends";
+    strcpy(name, "the last tensor");
+    return at == in->data_bytes ? NULL : "does not end where the file does";
 }
 
 static void hmoe__read_state(hmoe__reader *r, hmoe_model *m) {
@@ -863,7 +882,7 @@ static void hmoe__read_state(hmoe__reader *r, hmoe_model *m) {
 static hmoe_status hmoe__read_header(hmoe_model *m, hmoe__input *in) {
     char name[HMOE_NAME_SIZE + 16] = "";
     const char *at = in->header, *member, *wrong = NULL;
-    size_t i = 0, tried;
+    hmoe__place named, *place;
     if (in->training) {
         hmoe__reader header = { in->header, 0, "", NULL }, r = { "", 1, "", NULL };
         r.object = hmoe__member(&header, "__metadata__", 1);
@@ -873,18 +892,14 @@ static hmoe_status hmoe__read_header(hmoe_model *m, hmoe__input *in) {
     }
     in->found = 0;
     while (!wrong && (member = hmoe__json_next(&at, 1)) != NULL) {
-        uint64_t hash;
         if (hmoe__json_is(member, "__metadata__")) continue;
         snprintf(name, sizeof name, "%.*s", (int)strcspn(member + 1, "\""), member + 1);
-        hash = hmoe__hash(name);
-        for (tried = 0; tried < in->places; tried++, i++) {   /* writers keep to some order */
-            if (i == in->places) i = 0;
-            if (in->place[i].hash == hash) break;
-        }
-        wrong = tried == in->places ? "is no tensor of this model"
-                : hmoe__read_entry(hmoe__json_value(member), &m->tensors[i % m->tensor_count], in,
-                                   &in->place[i]);
-        if (!wrong) in->here[in->found++] = in->place[i];
+        named.hash = hmoe__hash(name);
+        place = (hmoe__place *)bsearch(&named, in->place, in->places, sizeof named, hmoe__by_hash);
+        wrong = !place ? "is no tensor of this model"
+                : hmoe__read_entry(hmoe__json_value(member),
+                                   &m->tensors[place->tensor % m->tensor_count], in, place);
+        if (!wrong) in->here[in->found++] = *place;
     }
     if (!wrong) wrong = hmoe__check_places(m, in, name);
     if (!wrong) return HMOE_OK;
@@ -968,7 +983,7 @@ static hmoe_status hmoe__input_path(hmoe__input *in, const char *dir, int i, cha
 }
 
 static hmoe_status hmoe__count_shards(hmoe__input *in, const char *dir, char *message) {
-    char *end = NULL;
+    static const char digits[] = "0123456789";
     int64_t bytes = 0;
     hmoe__reader r = { NULL, 0, "", NULL };
     const char *map, *file = NULL;
@@ -984,9 +999,11 @@ static hmoe_status hmoe__count_shards(hmoe__input *in, const char *dir, char *me
     map = hmoe__member(&r, "weight_map", 1);
     HMOE__TRY(hmoe__reader_status(&r, in->path, message));
     if (*map == '{') file = hmoe__json_next(&map, 1);
-    if (file && !strncmp(file = hmoe__json_value(file), "\"model-", 7) && strlen(file) > 16)
-        in->shards = (int)strtol(file + 16, &end, 10);   /* behind "model-00001-of- */
-    if (in->shards > 0 && in->shards < 100000 && end == file + 21) return HMOE_OK;
+    if (file && !strncmp(file = hmoe__json_value(file), "\"model-", 7)
+        && strspn(file + 7, digits) == 5 && !strncmp(file + 12, "-of-", 4)
+        && strspn(file + 16, digits) == 5 && !strncmp(file + 21, ".safetensors\"", 13))
+        in->shards = (int)strtol(file + 16, NULL, 10);
+    if (in->shards > 0) return HMOE_OK;
     return HMOE__CORRUPT(message, "%.300s: weight_map must name files such as "
                          "model-00001-of-00002.safetensors", in->path);
 }
@@ -1005,8 +1022,9 @@ static hmoe_status hmoe__check_sizes(hmoe__input *in, const char *dir, double le
     }
     hmoe__close_input(in);
     if (sum >= least) return HMOE_OK;
-    return HMOE__CORRUPT(message, "%.300s is %.0f bytes long: config.json describes a model of "
-                         "more than %.0f", in->path, sum, least);
+    return HMOE__CORRUPT(message, "%.300s%s: %.0f bytes, where config.json describes a model of "
+                         "more than %.0f", in->path, in->shards ? " and those before it" : "", sum,
+                         least);
 }
 
 static hmoe_status hmoe__load_file(hmoe_model *m, hmoe__input *in) {
@@ -1026,12 +1044,14 @@ static hmoe_status hmoe__load(hmoe_model *m, hmoe__input *in, const char *dir, i
     size_t arrays = in->training ? 3 : 1;
     char name[HMOE_NAME_SIZE + 16];
     hmoe_model counted;
+    double least;
     memset(&counted, 0, sizeof counted);
     HMOE__TRY(hmoe_load_config(&counted.config, dir, m->message));
     hmoe__list_tensors(&counted, NULL);
     HMOE__TRY(hmoe__count_shards(in, dir, m->message));
-    HMOE__TRY(hmoe__check_sizes(in, dir, (double)counted.param_count * (double)arrays
-                                * (in->training ? sizeof(hmoe_real) : 2), m->message));
+    least = (double)counted.tensor_count * 64   /* a name, "dtype", "shape" and "data_offsets" */
+            + (double)counted.param_count * (in->training ? sizeof(hmoe_real) : 2);
+    HMOE__TRY(hmoe__check_sizes(in, dir, least * (double)arrays, m->message));
     HMOE__TRY(hmoe__create(m, &counted.config, 0, max_B, in->training, 0));
     in->places = m->tensor_count * arrays;
     in->place = (hmoe__place *)hmoe__zeroed(2 * in->places, sizeof *in->place);
@@ -1042,6 +1062,7 @@ static hmoe_status hmoe__load(hmoe_model *m, hmoe__input *in, const char *dir, i
         hmoe__saved_tensor(m, in->place[i].tensor = i, name);
         in->place[i].hash = hmoe__hash(name);
     }
+    qsort(in->place, in->places, sizeof *in->place, hmoe__by_hash);
     for (int i = 0; i < (in->shards ? in->shards : 1); i++) {
         HMOE__TRY(hmoe__input_path(in, dir, i, m->message));
         HMOE__TRY(hmoe__load_file(m, in));
@@ -1049,7 +1070,7 @@ static hmoe_status hmoe__load(hmoe_model *m, hmoe__input *in, const char *dir, i
     }
     for (size_t i = 0; i < in->places; i++)
         if (in->place[i].end == 0) {
-            hmoe__saved_tensor(m, i, name);
+            hmoe__saved_tensor(m, in->place[i].tensor, name);
             return HMOE__CORRUPT(m->message, "%.300s: %s is missing", in->path, name);
         }
     return HMOE_OK;

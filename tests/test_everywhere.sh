@@ -143,7 +143,7 @@ for p in $platforms; do
     [ -d large ] || cp -r "run-$p" large
     [ -f large/is ] || dd if=/dev/zero of=large/model.safetensors bs=1 count=1 \
         seek=5000000000 >said 2>&1 && : >large/is
-    check "$p: 5 GB" says "is not where the data ends" "$p/generate" large --score text
+    check "$p: 5 GB" says "does not end where the file does" "$p/generate" large --score text
 done
 
 # What one wrote, all others read: the same score to the last digits, and the same run from there.

@@ -1,0 +1,160 @@
+/* memory_files.h - hmoe_checkpoint.h with files in memory, which are quick to damage, and an
+   allocator that counts. Include it in place of hmoe_checkpoint.h, before any other header. A path
+   is the text behind its last slash: there is one directory. */
+
+#ifndef MEMORY_FILES_H
+#define MEMORY_FILES_H
+
+#define _POSIX_C_SOURCE 200809L   /* fmemopen */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- Files: bytes that a test owns and must leave where they are (NULL: a directory), or what was
+   written, in room of the file's own. */
+
+typedef struct memory_file {
+    const char *name;           /* NULL: a free place */
+    const char *data;
+    size_t size;
+    FILE *writer;
+    char text[48], room[1 << 17];
+} memory_file;
+
+enum { MEMORY_FILES = 16 };
+static memory_file memory_files[MEMORY_FILES];
+static int memory_open;         /* files that are open now */
+
+static memory_file *memory_find(const char *path) {
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    for (int i = 0; i < MEMORY_FILES; i++)
+        if (memory_files[i].name && !strcmp(memory_files[i].name, name)) return &memory_files[i];
+    return NULL;
+}
+
+static int memory_remove(const char *path) {
+    memory_file *f = memory_find(path);
+    if (f) f->name = NULL;
+    return f ? 0 : -1;
+}
+
+static memory_file *memory_put(const char *name, const void *data, size_t size) {
+    memory_file *f = memory_files;
+    memory_remove(name);
+    while (f->name) f++;
+    f->name = name, f->data = (const char *)data, f->size = size;
+    return f;
+}
+
+static void memory_clear(void) {
+    for (int i = 0; i < MEMORY_FILES; i++) memory_files[i].name = NULL;
+}
+
+static FILE *memory_fopen(const char *path, const char *mode) {
+    memory_file *f = *mode == 'r' ? memory_find(path) : memory_put("", NULL, 0);
+    errno = ENOENT;
+    if (!f) return NULL;
+    memory_open++;
+    if (*mode == 'r' && !f->data) return fopen("/", "rb");
+    if (*mode == 'r')
+        return f->size ? fmemopen((void *)f->data, f->size, "r") : fopen("/dev/null", "rb");
+    snprintf(f->text, sizeof f->text, "%s", strrchr(path, '/') + 1);
+    f->name = f->text, f->data = f->room;
+    return f->writer = fmemopen(f->room, sizeof f->room, "w");
+}
+
+static int memory_fclose(FILE *file) {
+    memory_open--;
+    for (int i = 0; i < MEMORY_FILES; i++)
+        if (memory_files[i].writer == file) {
+            fseek(file, 0, SEEK_END);
+            memory_files[i].size = (size_t)ftell(file);
+            memory_files[i].writer = NULL;
+        }
+    return fclose(file);
+}
+
+static int memory_rename(const char *from, const char *to) {
+    memory_file *f = memory_find(from);
+    if (!f) return -1;
+    memory_remove(to);
+    snprintf(f->text, sizeof f->text, "%s", strrchr(to, '/') + 1);
+    return 0;
+}
+
+static int memory_nothing(const char *path) { (void)path; return 0; }
+
+/* ---- Memory. A request for more than `memory_most` bytes is refused. */
+
+static size_t memory_live, memory_peak, memory_most = (size_t)1 << 22;
+
+static void *memory_malloc(size_t n) {
+    char *p = NULL;
+    if (memory_live + n > memory_peak) memory_peak = memory_live + n;
+    if (n <= memory_most) p = (char *)malloc(n + 64);   /* the size stands in front of the block */
+    if (!p) return NULL;
+    memcpy(p, &n, sizeof n);
+    memset(p + 64, 0xa5, n < 4096 ? n : 4096);         /* fresh memory is not zero */
+    memory_live += n;
+    return p + 64;
+}
+
+static void memory_free(void *p) {
+    size_t n;
+    if (!p) return;
+    memcpy(&n, (char *)p - 64, sizeof n);
+    memory_live -= n;
+    free((char *)p - 64);
+}
+
+#define HMOE_MALLOC(n) memory_malloc(n)
+#define HMOE_FREE(p) memory_free(p)
+#define fopen(path, mode) memory_fopen(path, mode)
+#define fclose(file) memory_fclose(file)
+#define rename(from, to) memory_rename(from, to)
+#define remove(path) memory_remove(path)
+#define mkdir(path, mode) memory_nothing(path)
+#define open(path, flags) (memory_nothing(path) - 1)
+#define fsync(fd) memory_nothing((fd) ? "" : NULL)
+#define HMOE_IMPLEMENTATION
+#include "../hmoe_checkpoint.h"
+#undef fopen
+#undef fclose
+#undef remove
+#undef rename
+
+/* A message is one line, and where a file is to blame it says which. */
+static int memory_message_is_good(const hmoe_model *m, hmoe_status status) {
+    const char *at = m->message;
+    size_t n = strcspn(at, "\n\r");
+    if (n == 0 || at[n] || n >= HMOE_MESSAGE_SIZE) return 0;
+    if (status == HMOE_OUT_OF_MEMORY || status == HMOE_BAD_ARGUMENT) return 1;   /* sizes */
+    return (status == HMOE_BAD_FILE || status == HMOE_IO)
+           && (strstr(at, "config.json") || strstr(at, ".safetensors"));
+}
+
+/* ---- What is allocated must be justified: by the bytes of the files, once they are enough for the
+   model that config.json describes, or by the batch and context asked for. */
+
+static double memory_params(const hmoe_config *c) {
+    double widths = 0;
+    for (int e = 0; e < c->E; e++) widths += c->H[e];
+    return 2.0 * c->V * c->C + c->C
+           + c->L * (4.0 * c->C * c->C + 2.0 * c->C + (double)c->E * c->C + 3 * widths * c->C
+                     + (c->noisy_gating ? c->E * (c->C + 1.0) : 0));
+}
+
+static double memory_justified(double files, int max_B, int training) {
+    double most = (1 << 19) + 2 * files;          /* a chunk; texts */
+    hmoe_config c;
+    if (hmoe_load_config(&c, "", NULL)) return most;
+    if (files < memory_params(&c) * (training ? 3 * sizeof(hmoe_real) : 2)) return most;
+    return most + 16 * files + (double)hmoe_activation_bytes(&c, max_B, training)
+           + 2.0 * c.T * (c.C / c.NH + 1) * sizeof(hmoe_real);
+}
+
+#endif
