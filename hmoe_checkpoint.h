@@ -1044,6 +1044,7 @@ static hmoe_status hmoe__load(hmoe_model *m, hmoe__input *in, const char *dir, i
     size_t arrays = in->training ? 3 : 1;
     char name[HMOE_NAME_SIZE + 16];
     hmoe_model counted;
+    size_t missing;
     double least;
     memset(&counted, 0, sizeof counted);
     HMOE__TRY(hmoe_load_config(&counted.config, dir, m->message));
@@ -1053,7 +1054,7 @@ static hmoe_status hmoe__load(hmoe_model *m, hmoe__input *in, const char *dir, i
             + (double)counted.param_count * (in->training ? sizeof(hmoe_real) : 2);
     HMOE__TRY(hmoe__check_sizes(in, dir, least * (double)arrays, m->message));
     HMOE__TRY(hmoe__create(m, &counted.config, 0, max_B, in->training, 0));
-    in->places = m->tensor_count * arrays;
+    in->places = missing = m->tensor_count * arrays;
     in->place = (hmoe__place *)hmoe__zeroed(2 * in->places, sizeof *in->place);
     if (!in->place) return hmoe__no_memory(m->message, 2.0 * (double)(in->places
                                            * sizeof *in->place), "a header");
@@ -1069,11 +1070,10 @@ static hmoe_status hmoe__load(hmoe_model *m, hmoe__input *in, const char *dir, i
         hmoe__close_input(in);
     }
     for (size_t i = 0; i < in->places; i++)
-        if (in->place[i].end == 0) {
-            hmoe__saved_tensor(m, in->place[i].tensor, name);
-            return HMOE__CORRUPT(m->message, "%.300s: %s is missing", in->path, name);
-        }
-    return HMOE_OK;
+        if (in->place[i].end == 0 && in->place[i].tensor < missing) missing = in->place[i].tensor;
+    if (missing == in->places) return HMOE_OK;
+    hmoe__saved_tensor(m, missing, name);
+    return HMOE__CORRUPT(m->message, "%.300s: %s is missing", in->path, name);
 }
 
 hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training) {
