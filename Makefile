@@ -1,7 +1,7 @@
 # Builds, runs and tests hmoe.h. `make` alone says what there is.
 #
-# probe.sh finds out what the compiler can do. The answer is kept in build/flags, and found anew when
-# CC, CFLAGS, DEBUG or OPENMP change.
+# probe.sh finds out what the compiler can do. The answer is kept in build/flags, and found anew
+# when CC, CFLAGS, DEBUG or OPENMP change.
 # `make cuda` puts the backend for a GPU into the two programs, any other make takes it out again.
 
 CC = cc
@@ -36,7 +36,7 @@ help:
 	@echo 'make test         prove that the mathematics is right: less than a minute, no network'
 	@echo 'make test-full    the same, and once more under the address and undefined sanitizers'
 	@echo 'make test-long    train with six seeds, and take out each barrier of the GPU: 15 minutes'
-	@echo 'make test-everywhere  the same on other machines, under qemu and wine; and what analysers say'
+	@echo 'make test-everywhere  on other machines, under qemu and wine; and what analysers say'
 	@echo 'make fuzz         look for files that break the readers: SECONDS=60, with clang'
 	@echo 'make interop      compare with numpy, safetensors and tokenizers, put under $(BUILD)/python'
 	@echo 'make bench        measure speed, a minute; PROFILE=1 adds where the time goes'
@@ -153,7 +153,7 @@ SECONDS = 60
 fuzz:
 	@sh tests/fuzz.sh $(BUILD)/fuzz $(SECONDS)
 
-# What other people's programs make of our files takes their libraries, in an environment of its own.
+# What other people's programs make of our files takes their libraries, in an environment.
 PYTHON = $(BUILD)/python/bin/python3
 INSTALL = sh tests/python.sh tests/interop_requirements.txt $(BUILD)/python
 
@@ -174,4 +174,5 @@ clean:
 
 always:
 
-.PHONY: help all cuda data run test test-full test-long test-everywhere fuzz interop bench clean always
+.PHONY: help all cuda data run test test-full test-long test-everywhere fuzz interop bench clean \
+	always

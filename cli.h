@@ -1,7 +1,7 @@
 /* cli.h - what train_tiny and generate share: options, errors and files, and what both do with a
    text: turn its bytes into tokens, measure the model's loss on it, let the model write one.
-   Include it after the implementation of hmoe_checkpoint.h. HMOE_CUDA is defined where hmoe_cuda.cu
-   is part of the program.
+   Include it after the implementation of hmoe_checkpoint.h, whose ways with files it shares.
+   HMOE_CUDA is defined where hmoe_cuda.cu is part of the program.
 
    A program describes each of its options once, in a table. The --help page, the defaults, reading
    a value and checking its range all come from there. */
@@ -48,7 +48,7 @@ typedef struct cli_option {
 
 /* --- the platform: Windows, then POSIX -------------------------------------------------------- */
 
-static volatile sig_atomic_t cli_interrupted;   /* by Ctrl-C, once cli_on_interrupt was called */
+static volatile sig_atomic_t cli_interrupted;   /* by Ctrl-C, while it is caught */
 static inline void cli_interrupt(int signal_number) {
     cli_interrupted = 1;
     (void)signal_number;
@@ -74,9 +74,9 @@ static inline void cli_prepare(void) {
     SetConsoleMode(console, mode | 4);             /* ENABLE_VIRTUAL_TERMINAL_PROCESSING */
 }
 
-static inline void cli_on_interrupt(void) {
-    signal(SIGINT, cli_interrupt);
-    signal(SIGTERM, cli_interrupt);
+static inline void cli_catch_interrupts(int on) {
+    signal(SIGINT, on ? cli_interrupt : SIG_DFL);
+    signal(SIGTERM, on ? cli_interrupt : SIG_DFL);
 }
 
 /* Writing is denied to all others; the number of this process is there to be read. */
@@ -130,9 +130,10 @@ static inline void cli_prepare(void) {
     signal(SIGXFSZ, SIG_IGN);
 }
 
-/* Ctrl-C and the like set cli_interrupted. */
-static inline void cli_on_interrupt(void) {
+/* From now on Ctrl-C and the like set cli_interrupted; or end the program, as they do at first. */
+static inline void cli_catch_interrupts(int on) {
     struct sigaction action = { .sa_handler = cli_interrupt, .sa_flags = SA_RESTART };
+    if (!on) action.sa_handler = SIG_DFL;
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
 }
@@ -514,6 +515,12 @@ static inline void cli_lock(const char *directory, const char *file, int may_mak
     if (owner < 0) cli_cannot("write to the directory", directory);
     cli_fail(1, "%s is in use by another run, process %ld: wait for it or choose another directory",
              directory, owner);
+}
+
+/* Renames a file while it is written: Windows renames none that is open. Not 0 where it cannot. */
+static inline int cli_rename(FILE **f, const char *from, const char *to, const char *directory) {
+    if (fclose(*f) || hmoe__replace(from, to, directory)) return -1;
+    return (*f = fopen(to, "ab")) == NULL;
 }
 
 /* Forces to the disk what was written to a file, which must still be the one behind its name: the

@@ -119,6 +119,7 @@ static void score(hmoe_model *m, int batch) {
 static void export_mixtral(hmoe_model *m, const char *dir) {
     char path[4096], run[4096];
     size_t padded;
+    int failed;
     if (cli_is_same(dir, set.export_to))
         cli_fail(1, "--export-mixtral %s: is the model itself, choose another directory", dir);
     snprintf(path, sizeof path, "%s/../best", set.export_to);
@@ -126,7 +127,12 @@ static void export_mixtral(hmoe_model *m, const char *dir) {
     if (cli_is_same(set.export_to, path) && !access(run, F_OK))
         cli_fail(1, "--export-mixtral %s: holds a run's best model, choose another directory",
                  set.export_to);
-    if (hmoe_export_mixtral(m, set.export_to, &padded)) cli_fail(1, "%s", m->message);
+    snprintf(path, sizeof path, "%s/lock", set.export_to);
+    cli_lock(set.export_to, path, 1);
+    failed = hmoe_export_mixtral(m, set.export_to, &padded);
+    remove(path);
+    if (failed) rmdir(set.export_to);                /* if it is as empty as it was made */
+    if (failed) cli_fail(1, "%s", m->message);
     printf("%s: a Mixtral of %lu parameters, %.1f MB; before its experts were padded to one width "
            "%lu, %.1f MB\n", set.export_to, (unsigned long)padded, 4e-6 * (double)padded,
            (unsigned long)m->param_count, 4e-6 * (double)m->param_count);
@@ -151,7 +157,7 @@ int main(int argc, char **argv) {
     if (hmoe_load_config(&config, dir, why)) cli_fail(1, "%s", why);
     int batch = !set.score ? 0 : config.T < 1024 ? 1024 / config.T : 1;
     if (hmoe_load(&model, dir, batch, 0)) cli_fail(1, "%s", model.message);
-    if (!config.vocab_size && !set.export_to) name_bytes(&model.config, dir);
+    if (!model.config.vocab_size && !set.export_to) name_bytes(&model.config, dir);
     if (set.export_to) export_mixtral(&model, dir);
     else if (set.score) score(&model, batch);
     else speak(&model);

@@ -35,7 +35,7 @@
 #if defined(HMOE_IMPLEMENTATION) && !defined(_POSIX_C_SOURCE)
 #define _POSIX_C_SOURCE 200809L   /* fileno and fsync, under -std=c99 */
 #endif
-#if defined(HMOE_IMPLEMENTATION) && !defined(_FILE_OFFSET_BITS)
+#if defined(HMOE_IMPLEMENTATION) && !defined(_FILE_OFFSET_BITS) && !defined(__LP64__)
 #define _FILE_OFFSET_BITS 64      /* files of any size on machines of 32 bits too */
 #endif
 #include "hmoe.h"
@@ -46,13 +46,15 @@ extern "C" {
 
 /* Writes model.safetensors, config.json and, where token i is byte vocab[i], the tokenizer's files;
    with training = 1 training.safetensors too (but not the gradients of an unfinished
-   accumulation). Makes the directory where there is none, but not its parents. */
+   accumulation). Makes the directory where there is none, but not its parents. Other files
+   stay (see below for what held another model). Who else saves there is the caller's business. */
 hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training);
 
 /* The two halves of hmoe_save: hmoe_prepare writes all files beside their targets, hmoe_commit
    renames them; where one of them fails, what was beside is gone. hmoe_discard removes what was
-   prepared. A directory that holds another model should lose its config.json in between, or a crash
-   while files are renamed mixes the two. */
+   prepared. A directory that holds another model should lose that in between, config.json first, or
+   a crash while files are renamed mixes the two, and what the new one lacks (a vocabulary, a run's
+   state) is still the older one's. */
 hmoe_status hmoe_prepare(hmoe_model *m, const char *dir, int training);
 hmoe_status hmoe_commit(hmoe_model *m, const char *dir, int training);
 void hmoe_discard(hmoe_model *m, const char *dir, int training);
@@ -67,8 +69,8 @@ hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training);
 /* Writes the model as an ordinary Mixtral: all experts as wide as the widest, with rows of zeros in
    W1 and W3 and columns of zeros in W2, which changes nothing of what they compute. A model that is
    there goes first, config.json before all else. *params, unless NULL, receives how many parameters
-   it has then. HMOE_BAD_ARGUMENT where Mixtral has no such form
-   (Top-P, raw gates) and where dir holds a run (training.safetensors). */
+   it has then. HMOE_BAD_ARGUMENT where Mixtral has no such form (Top-P, raw gates) and where dir
+   holds a run (training.safetensors). */
 hmoe_status hmoe_export_mixtral(hmoe_model *m, const char *dir, size_t *params);
 
 /* Reads config.json alone. */
@@ -95,6 +97,12 @@ hmoe_status hmoe_load_config(hmoe_config *config, const char *dir, char *message
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
+static FILE *hmoe__open(const char *path) {   /* to read; a pipe would wait for who writes */
+    struct stat is;
+    if (stat(path, &is) || S_ISREG(is.st_mode)) return fopen(path, "rb");
+    errno = S_ISDIR(is.st_mode) ? EISDIR : EINVAL;
+    return NULL;
+}
 static int hmoe__seek(FILE *f, int64_t at, int from) { return fseeko(f, (off_t)at, from); }
 static int64_t hmoe__tell(FILE *f) { return ftello(f); }
 static int hmoe__flush_to_disk(FILE *f) { return fflush(f) || fsync(fileno(f)); }
@@ -113,17 +121,24 @@ static int hmoe__replace(const char *from, const char *to, const char *dir) {
 extern "C"
 #endif
 __declspec(dllimport) int __stdcall MoveFileExA(const char *, const char *, unsigned long);
+#ifdef __cplusplus
+extern "C"
+#endif
+__declspec(dllimport) void __stdcall Sleep(unsigned long);
+static FILE *hmoe__open(const char *path) { return fopen(path, "rb"); }
 static int hmoe__seek(FILE *f, int64_t at, int from) { return _fseeki64(f, at, from); }
 static int64_t hmoe__tell(FILE *f) { return _ftelli64(f); }
 static int hmoe__flush_to_disk(FILE *f) { return fflush(f) || _commit(_fileno(f)); }
 static int hmoe__make_directory(const char *path) { return _mkdir(path) && errno != EEXIST; }
 static int hmoe__replace(const char *from, const char *to, const char *dir) {
     (void)dir;
-    if (MoveFileExA(from, to, 1 | 8)) return 0;   /* replace what is there; write it through */
-    errno = EACCES;                               /* most often: another program has it open */
+    for (int i = 0; i < 40; i++, Sleep(50))   /* a reader, or a virus scanner, has it open */
+        if (MoveFileExA(from, to, 1 | 8)) return 0;   /* replace what is there; write it through */
+    errno = EACCES;
     return -1;
 }
 #else
+static FILE *hmoe__open(const char *path) { return fopen(path, "rb"); }
 static int hmoe__seek(FILE *f, int64_t at, int from) { return fseek(f, (long)at, from); }
 static int64_t hmoe__tell(FILE *f) { return ftell(f); }
 static int hmoe__flush_to_disk(FILE *f) { return fflush(f); }
@@ -185,6 +200,7 @@ typedef struct hmoe__output {
 static hmoe_status hmoe__open_output(hmoe__output *out, const char *dir, const char *name,
                                      char *message) {
     HMOE__TRY(hmoe__path(out->path, dir, name, ".tmp", message));
+    remove(out->path);   /* whatever it is: a file of another's, a link, a pipe */
     out->file = fopen(out->path, "wb");
     if (out->file) return HMOE_OK;
     return HMOE__FAIL(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(errno));
@@ -324,9 +340,10 @@ static int hmoe__write_header(FILE *f, hmoe_model *m, size_t arrays, size_t size
     }
     fputs("}", f);
     end = hmoe__tell(f);
+    if (end < 0) return -1;
     for (; end % 8; end++) fputs(" ", f);
     length = (uint64_t)end - sizeof length;
-    if (end < 0 || hmoe__seek(f, 0, SEEK_SET)) return -1;   /* rewind() forgets errors */
+    if (hmoe__seek(f, 0, SEEK_SET)) return -1;   /* rewind() forgets errors */
     hmoe__order_bytes(&length, 1, sizeof length);
     fwrite(&length, sizeof length, 1, f);
     return hmoe__seek(f, 0, SEEK_END);
@@ -467,10 +484,10 @@ hmoe_status hmoe_export_mixtral(hmoe_model *m, const char *dir, size_t *params) 
         return HMOE__BAD(m->message, "Mixtral divides the gates by their sum: a model with raw "
                          "gates has no such form");
     HMOE__TRY(hmoe__path(path, dir, "training.safetensors", "", m->message));
-    if ((run = fopen(path, "rb")) != NULL) {
-        fclose(run);
+    errno = 0;
+    if ((run = hmoe__open(path)) != NULL) fclose(run);
+    if (run || (errno != ENOENT && errno != ENOTDIR))
         return HMOE__BAD(m->message, "%.300s holds a run: choose another directory", dir);
-    }
     for (int e = 0; e < config.E; e++) config.H[e] = hmoe__widest(&m->config);
     config.noisy_gating = 0;
     memset(&wide, 0, sizeof wide);
@@ -681,19 +698,19 @@ static int hmoe__get_list(hmoe__reader *r, const char *name, int needed, double 
 }
 
 static hmoe_status hmoe__open_input(FILE **file, int64_t *bytes, const char *path, char *message) {
-    *file = fopen(path, "rb");
+    *file = hmoe__open(path);
     if (*file && !hmoe__seek(*file, 0, SEEK_END) && (*bytes = hmoe__tell(*file)) >= 0) {
-        rewind(*file);   /* a directory opens, and can be of any length, but has no first byte */
-        if (*bytes == 0 || (getc(*file) != EOF && !hmoe__seek(*file, 0, SEEK_SET))) return HMOE_OK;
+        rewind(*file);
+        return HMOE_OK;
     }
     return HMOE__FAIL(message, HMOE_IO, "cannot open %.300s: %s", path, strerror(errno));
 }
 
-/* The next n bytes of a file, which must be one JSON object; *text starts with it. */
-static hmoe_status hmoe__read_json(char **text, FILE *file, uint64_t n, const char *path,
-                                   char *message) {
+/* The next n <= most bytes of a file, which must be one JSON object: *text receives them. */
+static hmoe_status hmoe__read_json(char **text, FILE *file, uint64_t n, uint64_t most,
+                                   const char *path, char *message) {
     const char *end;
-    if (n > 1 << 28)
+    if (n > most)
         return HMOE__CORRUPT(message, "%.300s: %.0f bytes of JSON are too many", path, (double)n);
     *text = (char *)HMOE_MALLOC((size_t)n + 1);
     if (!*text) return hmoe__no_memory(message, (double)n, "a header");
@@ -707,13 +724,16 @@ static hmoe_status hmoe__read_json(char **text, FILE *file, uint64_t n, const ch
 
 /* rope_theta, which newer files say in an object rope_parameters, where it may be scaled. */
 static void hmoe__read_rope(hmoe__reader *r, hmoe_config *c) {
-    const char *object = hmoe__member(r, "rope_parameters", 0);
+    const char *object = hmoe__member(r, "rope_parameters", 0), *at = object, *member;
     int newer = object && strncmp(object, "null", 4);
     double inner = 0;
     if (newer) {
         hmoe__reader rope = { object, 0, "", NULL };
         hmoe__get_choice(&rope, "rope_type", 0, "\"default\"", "\"default\"", 1);
         hmoe__get_double(&rope, "rope_theta", 1, &inner);
+        while (*object == '{' && (member = hmoe__json_next(&at, 1)) != NULL)
+            if (!hmoe__json_is(member, "rope_type") && !hmoe__json_is(member, "rope_theta"))
+                hmoe__wrong(&rope, "rope_parameters", "says more");   /* a factor, of some kind */
         if (rope.wrong) hmoe__wrong(r, "rope_parameters", "is not plain RoPE with a rope_theta");
     }
     c->rope_theta = inner;
@@ -781,7 +801,7 @@ hmoe_status hmoe_load_config(hmoe_config *config, const char *dir, char *message
     int64_t bytes = 0;
     hmoe_status status = hmoe__path(path, dir, "config.json", "", message);
     if (!status) status = hmoe__open_input(&file, &bytes, path, message);
-    if (!status) status = hmoe__read_json(&text, file, (uint64_t)bytes, path, message);
+    if (!status) status = hmoe__read_json(&text, file, (uint64_t)bytes, 1 << 20, path, message);
     if (!status) status = hmoe__parse_config(config, text, path, message);
     if (file) fclose(file);
     HMOE_FREE(text);
@@ -800,7 +820,7 @@ typedef struct hmoe__place {
     double begin, end;         /* end 0: not found so far */
     hmoe__type type;
     size_t tensor;
-    uint64_t hash;             /* of its name, of 64 bits: as good as the name */
+    uint64_t hash;             /* of its name: 64 bits, no two of a model's names share them */
 } hmoe__place;
 
 typedef struct hmoe__input {
@@ -944,7 +964,7 @@ static hmoe_status hmoe__open_tensors(hmoe_model *m, hmoe__input *in) {
         return HMOE__CORRUPT(m->message, "%.300s: the header's length is not possible", in->path);
     in->data = 8 + (double)length;
     in->data_bytes = (double)bytes - in->data;
-    return hmoe__read_json(&in->header, in->file, length, in->path, m->message);
+    return hmoe__read_json(&in->header, in->file, length, 1 << 28, in->path, m->message);
 }
 
 static void hmoe__close_input(hmoe__input *in) {
@@ -988,13 +1008,13 @@ static hmoe_status hmoe__count_shards(hmoe__input *in, const char *dir, char *me
     hmoe__reader r = { NULL, 0, "", NULL };
     const char *map, *file = NULL;
     HMOE__TRY(hmoe__input_path(in, dir, 0, message));
-    if (in->training || (in->file = fopen(in->path, "rb")) != NULL) return HMOE_OK;
+    if (in->training || (in->file = hmoe__open(in->path)) != NULL) return HMOE_OK;
     HMOE__TRY(hmoe__path(in->path, dir, "model.safetensors.index.json", "", message));
-    in->file = fopen(in->path, "rb");
-    if (!in->file) return hmoe__input_path(in, dir, 0, message);   /* the one that is missed */
+    in->file = hmoe__open(in->path);
+    if (!in->file && errno == ENOENT) return hmoe__input_path(in, dir, 0, message);   /* it lacks */
     hmoe__close_input(in);
     HMOE__TRY(hmoe__open_input(&in->file, &bytes, in->path, message));
-    HMOE__TRY(hmoe__read_json(&in->header, in->file, (uint64_t)bytes, in->path, message));
+    HMOE__TRY(hmoe__read_json(&in->header, in->file, (uint64_t)bytes, 1 << 28, in->path, message));
     r.object = in->header;
     map = hmoe__member(&r, "weight_map", 1);
     HMOE__TRY(hmoe__reader_status(&r, in->path, message));

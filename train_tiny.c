@@ -127,8 +127,7 @@ static void compare_with_run(const hmoe_model *m) {
     const hmoe_config *c = &m->config;
     struct held in_run = { .config = *c, .seed = m->seed, .routing = c->routing == HMOE_TOP_P,
                            .gate = c->gate == HMOE_GATE_RAW, .optimizer = m->optimizer };
-    long long total = 0;
-    for (int e = 0; e < c->E; e++) total += c->H[e];
+    long long total = (long long)hmoe__total_width(c);
     in_run.hidden = (int)(total / c->E);
     cli_compare(options, OPTIONS, &held, &in_run, sizeof held, set.out);
     if (GIVEN("--sizes") && (hmoe_expert_sizes(held.config.H, c->E, total, held.sizes, NULL)
@@ -152,42 +151,42 @@ static void enter_directory(void) {
     cli_lock(set.out, path_of(path, "lock"), !set.resume);
 }
 
-/* log.csv.new becomes log.csv. It is closed meanwhile: Windows renames no open file. */
-static void put_log_in_place(run *r) {
-    char path[PATH_SIZE], new_path[PATH_SIZE];
-    if (fclose(r->log) || hmoe__replace(path_of(new_path, "log.csv.new"), path_of(path, "log.csv"),
-                                        set.out) || !(r->log = fopen(path, "ab")))
-        cli_fail(1, "cannot rename %s: %s", new_path, strerror(errno));
-}
-
 /* A new log.csv.new, with the rows up to the model's step where the run is resumed. A resumed run
    renames it at once, a fresh one with its first save. */
 static void open_log(run *r) {
-    char path[PATH_SIZE], row[512];
+    char path[PATH_SIZE], new_path[PATH_SIZE], row[512];
     FILE *old = r->ours ? fopen(path_of(path, "log.csv"), "rb") : NULL;
     if (r->ours && !old && errno != ENOENT) cli_cannot("read", path);
-    r->log = fopen(path_of(path, "log.csv.new"), "wb");
-    if (!r->log) cli_cannot("write", path);
+    r->log = fopen(path_of(new_path, "log.csv.new"), "wb");
+    if (!r->log) cli_cannot("write", new_path);
     fprintf(r->log, "step,tokens,seconds,lr,loss,ce,lb,pp,ent,z,grad_norm,activated,experts,"
             "val_loss\n");
     while (old && fgets(row, sizeof row, old))
         if (strchr(row, '\n') && atoll(row) > 0 && atoll(row) <= r->model.step) fputs(row, r->log);
     if (old && (ferror(old) || fclose(old))) cli_fail(1, "cannot read the older log.csv");
-    cli_sync(r->log, path);
-    if (r->ours) put_log_in_place(r);
+    cli_sync(r->log, new_path);
+    if (r->ours && cli_rename(&r->log, new_path, path, set.out)) cli_cannot("rename", new_path);
 }
 
 /* Before the first save of a fresh run: an older run in --out goes, config.json first, so that a
-   crash before the new one is written leaves a directory that no reader takes for a run. */
+   crash before the new one is written leaves a directory that no reader takes for a run. Where it
+   cannot go, config.json comes back. */
 static void replace_older_run(run *r) {
-    static const char *const files[] = { "config.json", "training.safetensors", "best/config.json",
-        "best/model.safetensors", "best/tokenizer.json", "best/tokenizer_config.json" };
-    char path[PATH_SIZE];
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
-        if (unlink(path_of(path, files[i])) && errno != ENOENT)
-            cli_cannot("remove the older run's", path);
-    rmdir(path_of(path, "best"));
-    put_log_in_place(r);
+    static const char *const files[] = { "best/config.json", "best/model.safetensors",
+        "best/tokenizer.json", "best/tokenizer_config.json", "training.safetensors", "config.old" };
+    char path[PATH_SIZE], config[PATH_SIZE], old[PATH_SIZE], log[PATH_SIZE];
+    int was = !access(path_of(config, "config.json"), F_OK), error;
+    int failed = (was && hmoe__replace(config, path_of(old, "config.old"), set.out))
+                 || cli_rename(&r->log, path_of(log, "log.csv.new"), path_of(path, "log.csv"),
+                               set.out);
+    for (size_t i = 0; i < sizeof files / sizeof *files && !failed; i++)
+        failed = unlink(path_of(path, files[i])) && errno != ENOENT;
+    error = errno;
+    rmdir(path_of(path, "best"));                    /* if it is empty now */
+    if (!failed) return;
+    if (was) hmoe__replace(old, config, set.out);
+    hmoe_discard(&r->model, path_of(path, "best"), 0), hmoe_discard(&r->model, set.out, 1);
+    cli_fail(1, "cannot replace the older run in %s: %s", set.out, strerror(error));
 }
 
 static void give_up(const run *r, hmoe_status status, int64_t step) {
@@ -199,17 +198,19 @@ static void give_up(const run *r, hmoe_status status, int64_t step) {
 }
 
 /* All is written before any older file goes. best/ comes first and the state at once: after a crash
-   in between, the resumed run saves best/ again. No weight is saved that has left all bounds, though
-   no step may have met it yet. */
+   in between, the resumed run saves best/ again. Weights beyond all bounds, which no step may have
+   met yet, are not saved. */
 static void save(run *r, int best) {
     char path[PATH_SIZE], best_dir[PATH_SIZE];
     hmoe_model *m = &r->model;
     if (!isfinite(m->steps->squared_norm(m->params, m->param_count))) give_up(r, 0, m->step);
     cli_sync(r->log, path_of(path, r->ours ? "log.csv" : "log.csv.new"));
-    hmoe_status status = best ? hmoe_prepare(m, path_of(best_dir, "best"), 0) : HMOE_OK;
-    if (!status && (status = hmoe_prepare(m, set.out, 1)) && best) hmoe_discard(m, best_dir, 0);
-    if (!status && !r->ours) replace_older_run(r), r->ours = 1;
-    if (!status && best) status = hmoe_commit(m, best_dir, 0);
+    path_of(best_dir, "best");
+    hmoe_status status = best ? hmoe_prepare(m, best_dir, 0) : HMOE_OK;
+    if (!status && (status = hmoe_prepare(m, set.out, 1))) hmoe_discard(m, best_dir, 0);
+    if (!status && !r->ours) replace_older_run(r);
+    r->ours |= !status;
+    if (!status && best && (status = hmoe_commit(m, best_dir, 0))) hmoe_discard(m, set.out, 1);
     if (status || hmoe_commit(m, set.out, 1))
         cli_fail(1, "step %lld is not saved: %s", (long long)m->step, m->message);
 }
@@ -402,6 +403,7 @@ static int train(run *r) {
 static void start(run *r) {
     hmoe_model *m = &r->model;
     if (set.resume && hmoe_load(m, set.out, set.batch, 1)) cli_fail(1, "%s", m->message);
+    if (m->optimizer > 1) cli_fail(1, "%s: its optimizer is not one of this program's", set.out);
     if (set.resume) compare_with_run(m);
     r->ours = set.resume;
     read_text(r);
@@ -420,6 +422,7 @@ static void start(run *r) {
 static void finish(run *r) {
     hmoe_model *m = &r->model;
     double loss;
+    cli_catch_interrupts(0);
     if (cli_loss(m, r->text + r->n_train, r->n_val, 0, set.batch, &loss))
         cli_fail(1, "%s", m->message);
     printf("final: val_loss %.6f nats/token over %lu tokens, %.0f tok/s, %.1f s\n", loss,
@@ -432,13 +435,12 @@ int main(int argc, char **argv) {
     cli_program = "train_tiny";
     r.began = r.shown = cli_seconds();
     read_options(argc, argv);
-    cli_on_interrupt();
     r.model.steps = cli_steps(&set.backend);
     enter_directory();
     start(&r);
     introduce(&r);
     if (set.resume && r.model.step >= set.steps) finish(&r);
-    else if (open_log(&r), train(&r)) finish(&r);
+    else if (cli_catch_interrupts(1), open_log(&r), train(&r)) finish(&r);
     else {
         printf("stopped after step %lld; to go on: ", (long long)r.model.step);
         cli_repeat(argv[0], options, OPTIONS, &held, sizeof held);

@@ -59,7 +59,6 @@ static FILE *memory_fopen(const char *path, const char *mode) {
     errno = ENOENT;
     if (!f) return NULL;
     memory_open++;
-    if (*mode == 'r' && !f->data) return fopen("/", "rb");
     if (*mode == 'r')
         return f->size ? fmemopen((void *)f->data, f->size, "r") : fopen("/dev/null", "rb");
     snprintf(f->text, sizeof f->text, "%s", strrchr(path, '/') + 1);
@@ -84,6 +83,12 @@ static int memory_rename(const char *from, const char *to) {
     memory_remove(to);
     snprintf(f->text, sizeof f->text, "%s", strrchr(to, '/') + 1);
     return 0;
+}
+
+static int memory_stat(const char *path, struct stat *is) {
+    memory_file *f = memory_find(path);
+    is->st_mode = f && !f->data ? S_IFDIR : S_IFREG;
+    return f ? 0 : -1;
 }
 
 static int memory_nothing(const char *path) { (void)path; return 0; }
@@ -117,6 +122,7 @@ static void memory_free(void *p) {
 #define fclose(file) memory_fclose(file)
 #define rename(from, to) memory_rename(from, to)
 #define remove(path) memory_remove(path)
+#define stat(path, is) memory_stat(path, is)
 #define mkdir(path, mode) memory_nothing(path)
 #define open(path, flags) (memory_nothing(path) - 1)
 #define fsync(fd) memory_nothing((fd) ? "" : NULL)
@@ -126,6 +132,7 @@ static void memory_free(void *p) {
 #undef fclose
 #undef remove
 #undef rename
+#undef stat
 
 /* A message is one line, and where a file is to blame it says which. */
 static int memory_message_is_good(const hmoe_model *m, hmoe_status status) {

@@ -33,7 +33,7 @@ build() {         # build NAME COMPILER OPENMP FLAGS TARGET...: into $BUILD/NAME
 if have shellcheck; then
     printf 'cd $1\n' >"$here/bad.sh"
     check "shellcheck sees" not shellcheck -s sh "$here/bad.sh"
-    for script in .ci/run tests/*.sh tinyshakespeare/*.sh; do
+    for script in .ci/run probe.sh tests/*.sh tinyshakespeare/*.sh; do
         check "shellcheck $script" shellcheck -S warning "$script"
     done
 fi

@@ -1,6 +1,6 @@
 #!/bin/sh
-# test_cuda.sh [FULL] - builds test_cuda.cpp for an imitated GPU (tests/cuda) and runs it. FULL: with
-# threads in descending and random order, and under the address, undefined-behaviour and thread
+# test_cuda.sh [FULL] - builds test_cuda.cpp for an imitated GPU (tests/cuda) and runs it. FULL:
+# with threads in descending and random order, and under the address, undefined-behaviour and thread
 # sanitizers.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd)

@@ -41,7 +41,11 @@ check() {         # check NAME COMMAND...: the command succeeds
         tail -n 20 "$here/said" | sed 's/^/    /'
     fi
 }
-says() { pattern=$1; shift; "$@" >"$here/said" 2>&1 </dev/null; grep -q -e "$pattern" "$here/said"; }
+says() {
+    pattern=$1; shift
+    "$@" >"$here/said" 2>&1 </dev/null
+    grep -q -e "$pattern" "$here/said"
+}
 quietly() { "$@" >"$here/said" 2>&1; }
 near() { awk "BEGIN { d = $1 - $2; exit !(d <= $3 && d >= -$3) }"; }
 
@@ -59,7 +63,7 @@ run_tests() {     # run_tests PLATFORM TESTS
     done
 }
 
-all="${TESTS-gradients equivalence numbers muon float errors equivalence_float}"
+all="${TESTS-gradients equivalence numbers muon float errors extremes mutations equivalence_float}"
 
 # platform NAME COMPILER EMULATOR OPENMP CFLAGS TESTS: builds it, makes NAME/train_tiny and
 # NAME/generate of what the emulator needs, and runs the tests. EMULATOR - is none.
@@ -104,7 +108,7 @@ if have wine && mkdir "$WINEPREFIX"; then   # one server, which no program has t
 fi >"$here/said" 2>&1
 platform windows x86_64-w64-mingw32-gcc wine 1 "" "$all"
 platform aarch64 aarch64-linux-gnu-gcc qemu-aarch64 1 "" "$all"
-platform s390x s390x-linux-gnu-gcc qemu-s390x 0 "" "${TESTS-numbers float errors}"
+platform s390x s390x-linux-gnu-gcc qemu-s390x 0 "" "${TESTS-numbers float errors mutations}"
 cd "$here" || exit 1
 
 score() {         # score PLATFORM DIR: prints it

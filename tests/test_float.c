@@ -319,7 +319,8 @@ static void mixtral_or_not(void) {
 
 static void overfits_one_batch(void) {
     enum { N = 2 * 16 };
-    static const unsigned char text[] = "To be, or not to be, that is the question: Whether 'tis nobler";
+    static const unsigned char text[] =
+        "To be, or not to be, that is the question: Whether 'tis nobler";
     hmoe_config c = hmoe_default_config();
     hmoe_adamw adamw = hmoe_default_adamw();
     hmoe_model m;

@@ -12,7 +12,7 @@ trap 'exit 1' HUP INT TERM
 cd "$here" || exit 1
 passed=0 failed=0
 
-learns() {        # learns NAME LIMIT OPTIONS...: the mean final loss of three seeds is at most LIMIT
+learns() {        # learns NAME LIMIT OPTIONS...: three seeds' mean final loss is at most LIMIT
     name=$1 limit=$2; shift 2
     for seed in 1 2 3; do
         "${BIN}train_tiny" --data "$data" --out "$name$seed" --seed $seed --eval-every 100000 "$@" |

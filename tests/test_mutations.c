@@ -105,8 +105,10 @@ static tensors list_tensors(int arrays, size_t first, size_t step, int half) {
         strcpy(e->dtype, half ? dtype[i % 3] : "F32");
         sprintf(e->shape, m->dims == 2 ? "%d,%d" : "%d", m->rows, m->cols);
         sprintf(e->begin, "%d", (int)t.size);
-        for (size_t k = 0; k < n; k++, t.size += size)
+        for (size_t k = 0; k < n; k++, t.size += size) {
             memcpy(t.data + t.size, array[i / model.tensor_count] + m->offset + k, size);
+            hmoe__order_bytes(t.data + t.size, 1, size);
+        }
         sprintf(e->end, "%d", (int)t.size);
     }
     return t;
@@ -232,10 +234,12 @@ static void check_tensor(const char *name, const hmoe_real *loaded, size_t n,
     if (!CHECK(from + n * size <= f->data + f->size)) return;
     for (size_t k = 0; k < n; k++, from += size) {
         double right = value_at(from, *dtype);
-        if (size == 4 ? !memcmp(&loaded[k], from, 4)
+        float bits = loaded[k];
+        hmoe__order_bytes(&bits, 1, sizeof bits);
+        if (size == 4 ? !memcmp(&bits, from, 4)
                       : isnan(right) ? isnan(loaded[k]) : (double)loaded[k] == right) continue;
         printf("%s\n", name);
-        CHECK(size == 4 ? !memcmp(&loaded[k], from, 4) : (double)loaded[k] == right);
+        CHECK(size == 4 ? !memcmp(&bits, from, 4) : (double)loaded[k] == right);
         return;
     }
 }

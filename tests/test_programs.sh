@@ -1,6 +1,6 @@
 #!/bin/sh
-# test_programs.sh - drives train_tiny and generate as a user would, with a tiny model on a text made
-# here: options, errors, interruptions, full disks. BIN is where the programs are, as "build/".
+# test_programs.sh - drives train_tiny and generate as a user would, with a tiny model on a text
+# made here: options, errors, interruptions, full disks. BIN is where the programs are, as "build/".
 set -u
 LC_ALL=C; export LC_ALL
 case ${BIN:-} in /*) ;; *) BIN=$PWD/${BIN:-} ;; esac
@@ -111,8 +111,8 @@ check "C % NH" gives 2 "" "$train_tiny" --data text --out u --width 30 --heads 4
 check "odd head" gives 2 "" "$train_tiny" --data text --out u --width 12 --heads 4
 check "no directory made by any of these" absent u
 check "help" gives 0 "usage: train_tiny" "$train_tiny" --help
-for option in data out resume width layers heads context experts hidden sizes routing k p gate noisy \
-    pp lb ent z steps batch accum lr min-lr warmup weight-decay beta1 beta2 clip optimizer muon-lr \
+for option in data out resume width layers heads context experts hidden sizes routing k p gate \
+    noisy pp lb ent z steps batch accum lr min-lr warmup weight-decay beta1 beta2 clip optimizer muon-lr \
     dropout eval-every eval-tokens save-every seed threads backend precision; do
     check "help names --$option" grep -q -e "^  --$option " stdout
 done
@@ -206,7 +206,8 @@ done
 check "same again" gives 0 "^final: " train --resume --out a --steps 1 --sizes arithmetic --k 2 \
     --seed 1337 --pp 0.01 --gate norm --routing topk --p 0.6 --lb 0
 printf 'not Z\n' | cat text - >text-Z
-check "resume with a strange byte" gives 1 "byte 90 .*offset 3004" train --resume --out a --data text-Z
+check "resume with a strange byte" gives 1 "byte 90 .*offset 3004" \
+    train --resume --out a --data text-Z
 
 # --- interruptions --------------------------------------------------------------------------------
 for signal in INT TERM; do
@@ -224,7 +225,8 @@ for signal in INT TERM; do
     check "SIG$signal: same weights" same s/model.safetensors t/model.safetensors
 done
 cp text "it's"
-"$train_tiny" --data "it's" $model $endless --lr 0.005 --threads 1 --out q >said 2>stderr & running=$!
+"$train_tiny" --data "it's" $model $endless --lr 0.005 --threads 1 --out q >said 2>stderr &
+running=$!
 wait_for_rows q/log.csv.new 3
 kill -INT $running; wait $running; running=
 command=$(tail -n 1 said | sed -n 's/^.*: \(.* --resume.*\)$/\1/p')
@@ -319,7 +321,24 @@ tail -c 300 text >validation
 check "--score" gives 0 "^nll [0-9.]* nats/token over 299 tokens$" write --score validation
 nll=$(cut -d ' ' -f 2 stdout)
 train --resume --steps 0 --out a >stdout
-check "--score is train_tiny's final loss" near "$nll" "$(sed -n 's/^final: val_loss \([0-9.]*\).*/\1/p' stdout)"
+check "--score is train_tiny's final loss" near "$nll" \
+    "$(sed -n 's/^final: val_loss \([0-9.]*\).*/\1/p' stdout)"
+
+sed 's/"optimizer":"0"/"optimizer":"7"/' a/training.safetensors >odd; cp -r a odd-run
+mv odd odd-run/training.safetensors
+for optimizer in "" "--optimizer adamw"; do
+    check "a run of an unknown optimizer $optimizer" gives 1 "odd-run: its optimizer is not" \
+        train --resume --steps 40 --out odd-run $optimizer
+done
+cp -r a pipes; mkfifo pipes/config.json.tmp; ln -s ../text pipes/model.safetensors.tmp; cp text kept
+check "a pipe and a link beside a file" gives 0 "^final: " train --resume --steps 40 --out pipes
+check "the link's file is as before" same text kept
+check "and the run's is a file" [ ! -L pipes/model.safetensors ]
+for name in config.json model.safetensors; do
+    cp -r a pipe; rm pipe/$name; mkfifo pipe/$name
+    check "a pipe for $name" gives 1 "cannot open pipe/$name: Invalid argument" "$generate" pipe
+    rm -r pipe
+done
 
 # --- the export -----------------------------------------------------------------------------------
 export_to() { "$generate" a --threads 1 --export-mixtral "$@"; }
@@ -353,6 +372,8 @@ state binary-run >before
 check "export over a run" gives 1 "binary-run holds a run" export_to binary-run
 state binary-run >after
 check "the run is whole" same before after
+mkfifo pipe-run; mkdir piped; mv pipe-run piped/training.safetensors
+check "export over a pipe" gives 1 "piped holds a run" export_to piped
 check "export to a file" gives 1 "text" export_to text
 check "export to nowhere" gives 1 "no/where" export_to no/where
 check "export to no name" gives 1 "" export_to ""
@@ -367,7 +388,7 @@ check "no export of half a model" gives 1 "half/model.safetensors" "$generate" h
 check "nor of none" gives 1 "none" "$generate" none --export-mixtral never
 check "no directory made by these" absent never
 
-# --- the README ------------------------------------------------------------------------------------
+# --- the README -----------------------------------------------------------------------------------
 readme=$(dirname "$tests")/README.md
 for option in $(grep -o -e '--[a-z][a-z-]*' "$readme" | sort -u); do
     check "README: $option is an option" sh -c '{ "$1" --help; "$2" --help; } | grep -q -e "^  $3 "' \
