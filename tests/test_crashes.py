@@ -667,6 +667,9 @@ def signals(ref):
                 p.send_signal(s)
                 time.sleep(chance.uniform(0, ref.seconds / 50))
         result = end(p)
+        if result[0] in [-s for s in sent]:    # nothing was to be saved yet, or all was
+            how = ["--resume"] if os.path.exists("k/config.json") else []
+            result = train("k", "--steps", str(STEPS), *ref.options, *how)
         works(name + ": status 0", result)
         last = result[1].strip().split("\n")[-1]
         if last.startswith("final: "):
