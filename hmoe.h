@@ -91,8 +91,7 @@ LIMITS
 
    Sizes: HMOE_MAX_* below. Attention keeps [B, NH, T, T] numbers, when training in each layer, a
    cache 2 L T C. Numbers in texts are read and written as LC_NUMERIC says: leave that at "C", as it
-   is unless setlocale() is called. A thread needs 360 KB of stack: OMP_STACKSIZE=1M where a system
-   gives its threads less, as musl does. On x86 of 32 bits compile with -msse2 -mfpmath=sse.
+   is unless setlocale() is called. A thread needs 360 KB of stack: set OMP_STACKSIZE=1M if need be.
 
 CHANGES   1.0   the model, training, generation
 
@@ -180,9 +179,12 @@ hmoe_config hmoe_default_config(void);
    Widths are multiples of 8 where the total allows it. */
 hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strategy, char *message);
 
-/* Sets V, vocab_size and vocab to the distinct bytes of a text, in ascending order. */
-hmoe_status hmoe_byte_vocab(hmoe_config *config, const unsigned char *text, size_t n,
-                            char *message);
+/* Places E experts on D devices: device[e] receives 0 .. D-1. HMOE_PAIRS (MoDSE section 3.2, HMoE
+   appendix D): the widest with the narrowest, the next with the next, and so on; whole pairs to a
+   device, so that E must be a multiple of 2 D. HMOE_CONTIGUOUS: E / D neighbours each. */
+typedef enum hmoe_placement { HMOE_PAIRS, HMOE_CONTIGUOUS } hmoe_placement;
+hmoe_status hmoe_place_experts(int *device, const int *H, int E, int D, hmoe_placement placement,
+                               char *message);
 
 /* Are these values a model? HMOE_OK, or HMOE_BAD_ARGUMENT and what would be right. */
 hmoe_status hmoe_check_config(const hmoe_config *config, char *message);
@@ -1233,6 +1235,20 @@ hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strate
     return HMOE_OK;
 }
 
+hmoe_status hmoe_place_experts(int *device, const int *H, int E, int D, hmoe_placement placement,
+                               char *message) {
+    int by_width[HMOE_MAX_EXPERTS], pairs = placement == HMOE_PAIRS;
+    if (E < 1 || E > HMOE_MAX_EXPERTS || D < 1 || D > E || E % (D << pairs))
+        return HMOE__BAD(message, "%d experts on %d devices: %s to each, so a multiple of %d", E, D,
+                         pairs ? "whole pairs" : "equally many", D << pairs);
+    for (int e = 0, at; e < E; by_width[at] = e++)   /* the widest first */
+        for (at = e; at && H[e] > H[by_width[at - 1]]; at--) by_width[at] = by_width[at - 1];
+    for (int i = 0; i < E; i++)
+        if (pairs) device[by_width[i]] = (i < E / 2 ? i : E - 1 - i) % D;
+        else device[i] = i / (E / D);
+    return HMOE_OK;
+}
+
 static double hmoe__total_width(const hmoe_config *c) {
     double total = 0;
     for (int e = 0; e < c->E; e++) total += c->H[e];
@@ -1615,23 +1631,11 @@ hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
             return HMOE__BAD(message, "expert_sizes: expert %d is %d wide: must be from 1 to %d, "
                              "as must be all of them together", e, c->H[e], HMOE_MAX_DIM);
     if (c->vocab_size != 0 && (c->vocab_size != c->V || c->V > 256))
-        return HMOE__BAD(message, "vocab has %d bytes and V is %d: must be equal", c->vocab_size,
-                         c->V);
+        return HMOE__BAD(message, "vocab: %d bytes, V: %d, must be equal", c->vocab_size, c->V);
     for (int i = 1; i < c->vocab_size; i++)
         if (c->vocab[i] <= c->vocab[i - 1])
             return HMOE__BAD(message, "vocab: byte %d follows byte %d: must ascend", c->vocab[i],
                              c->vocab[i - 1]);
-    return HMOE_OK;
-}
-
-hmoe_status hmoe_byte_vocab(hmoe_config *c, const unsigned char *text, size_t n, char *message) {
-    unsigned char seen[256] = { 0 };
-    if (n == 0) return HMOE__BAD(message, "an empty text has no vocabulary");
-    for (size_t i = 0; i < n; i++) seen[text[i]] = 1;
-    c->vocab_size = 0;
-    for (int byte = 0; byte < 256; byte++)
-        if (seen[byte]) c->vocab[c->vocab_size++] = (unsigned char)byte;
-    c->V = c->vocab_size;
     return HMOE_OK;
 }
 

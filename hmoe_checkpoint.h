@@ -73,6 +73,10 @@ hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training);
    holds a run (training.safetensors). */
 hmoe_status hmoe_export_mixtral(hmoe_model *m, const char *dir, size_t *params);
 
+/* Sets V, vocab_size and vocab to the distinct bytes of a text, in ascending order. */
+hmoe_status hmoe_byte_vocab(hmoe_config *config, const unsigned char *text, size_t n,
+                            char *message);
+
 /* Reads config.json alone. */
 hmoe_status hmoe_load_config(hmoe_config *config, const char *dir, char *message);
 
@@ -165,6 +169,17 @@ static void hmoe__order_bytes(void *numbers, size_t n, size_t size) {
 }
 
 #define HMOE__CORRUPT(message, ...) HMOE__FAIL(message, HMOE_BAD_FILE, __VA_ARGS__)
+
+hmoe_status hmoe_byte_vocab(hmoe_config *c, const unsigned char *text, size_t n, char *message) {
+    unsigned char seen[256] = { 0 };
+    if (n == 0) return HMOE__BAD(message, "an empty text has no vocabulary");
+    for (size_t i = 0; i < n; i++) seen[text[i]] = 1;
+    c->vocab_size = 0;
+    for (int byte = 0; byte < 256; byte++)
+        if (seen[byte]) c->vocab[c->vocab_size++] = (unsigned char)byte;
+    c->V = c->vocab_size;
+    return HMOE_OK;
+}
 
 enum { HMOE__PATH_SIZE = 4096 };
 

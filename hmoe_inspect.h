@@ -33,6 +33,16 @@ typedef struct hmoe_usage {
 void hmoe_get_usage(const hmoe_model *m, int layer, hmoe_usage *usage);
 void hmoe_reset_usage(hmoe_model *m);
 
+/* What each of D devices holds and does where expert e lies on device[e] (hmoe_place_experts): sums
+   over all layers since hmoe_reset_usage. Returns how uneven that is: the largest share over the
+   mean, of each of the three; 1 is even, and a device is 0 where there is nothing to share. */
+typedef struct hmoe_device {
+    double params;                    /* of its experts */
+    double tokens;                    /* that came to them */
+    double work;                      /* the same times the expert's width */
+} hmoe_device;
+hmoe_device hmoe_get_devices(const hmoe_model *m, const int *device, int D, hmoe_device *of);
+
 /* Activated parameters per token: attention, norms, router, head, one embedding row, and 3 C H[e]
    of the experts chosen since hmoe_reset_usage (before the first token: as if all were chosen
    equally often). */
@@ -99,6 +109,30 @@ void hmoe_get_usage(const hmoe_model *m, int layer, hmoe_usage *usage) {
 
 void hmoe_reset_usage(hmoe_model *m) {
     memset(m->usage, 0, (m->config.L * hmoe__sum_count(&m->config) + 1) * sizeof *m->usage);
+}
+
+hmoe_device hmoe_get_devices(const hmoe_model *m, const int *device, int D, hmoe_device *of) {
+    const hmoe_config *c = &m->config;
+    hmoe_device sum = { 0, 0, 0 }, most = { 0, 0, 0 };
+    memset(of, 0, (size_t)D * sizeof *of);
+    for (int l = 0; l < c->L; l++) {
+        hmoe_usage usage;
+        hmoe_get_usage(m, l, &usage);
+        for (int e = 0; e < c->E; e++) {
+            double tokens = usage.share[e] * (double)usage.tokens;
+            of[device[e]].params += 3.0 * c->C * c->H[e];
+            of[device[e]].tokens += tokens;
+            of[device[e]].work += tokens * c->H[e];
+        }
+    }
+    for (int d = 0; d < D; d++) {
+        sum.params += of[d].params, most.params = fmax(most.params, of[d].params);
+        sum.tokens += of[d].tokens, most.tokens = fmax(most.tokens, of[d].tokens);
+        sum.work += of[d].work, most.work = fmax(most.work, of[d].work);
+    }
+    if (sum.tokens > 0) most.tokens *= D / sum.tokens, most.work *= D / sum.work;
+    most.params *= D / sum.params;
+    return most;
 }
 
 double hmoe_activated(const hmoe_model *m) {

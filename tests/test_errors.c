@@ -343,7 +343,9 @@ static hmoe_status call_the_rest(void) {
     hmoe_config c = hmoe_default_config();
     hmoe_route route;
     hmoe_usage usage;
+    hmoe_device of[4];
     hmoe_real logits[6 * 5];
+    int device[HMOE_MAX_EXPERTS];
     c.V = 5;
     CHECK(hmoe_activation_bytes(&c, 2, 1) > 0);
     CHECK(hmoe_learning_rate(1, 2, 3, 1, 0) == 0.5);
@@ -357,6 +359,8 @@ static hmoe_status call_the_rest(void) {
     HMOE__TRY(hmoe_get_token_losses(&subject, numbers));
     HMOE__TRY(hmoe_get_route(&subject, 0, 0, &route));
     hmoe_get_usage(&subject, 0, &usage);
+    HMOE__TRY(hmoe_place_experts(device, c.H, c.E, 4, HMOE_PAIRS, subject.message));
+    CHECK(hmoe_get_devices(&subject, device, 4, of).params >= 1);
     CHECK(hmoe_activated(&subject) > 0);
     CHECK(hmoe_sample(logits, 5, 1, 2, 0.9, 1, 0) < 5);
     hmoe_reset_usage(&subject);

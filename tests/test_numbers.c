@@ -2,6 +2,7 @@
    AdamW, the schedule, what a cut batch adds up to, what a run reports. In double. */
 
 #define HMOE_IMPLEMENTATION
+#include "../hmoe_checkpoint.h"
 #include "../hmoe_inspect.h"
 #include "test.h"
 #include "small.h"
@@ -663,6 +664,77 @@ static void usage_is_what_the_routes_say(void) {
 }
 
 /* Attention, norms, router, head, one embedding row, and the chosen experts' 3 C H[e]. */
+/* MoDSE section 3.2: its own widths, made in pairs, give every device the same parameters. */
+static void experts_in_pairs(void) {
+    static const int paper[8] = { 6912, 768, 6144, 1536, 4608, 3072, 3840, 3840 };
+    static const int mixed[6] = { 5, 9, 1, 9, 7, 3 };   /* by width: 1 and 3, 4, 0, 5, 2 */
+    char message[HMOE_MESSAGE_SIZE];
+    int device[HMOE_MAX_EXPERTS], H[HMOE_MAX_EXPERTS];
+    for (int D = 1; D <= 4; D *= 2) {
+        int sum[4] = { 0 }, pairs[4] = { 0 };
+        CHECK_INT(hmoe_place_experts(device, paper, 8, D, HMOE_PAIRS, message), HMOE_OK);
+        for (int e = 0; e < 8; e++) sum[device[e]] += paper[e], pairs[device[e]]++;
+        for (int d = 0; d < D; d++) CHECK_INT(sum[d], 8 * 3840 / D);
+        for (int d = 0; d < D; d++) CHECK_INT(pairs[d], 8 / D);
+        for (int e = 0; e < 8; e += 2) CHECK_INT(device[e], device[e + 1]);
+    }
+    CHECK_INT(hmoe_place_experts(device, mixed, 6, 3, HMOE_PAIRS, message), HMOE_OK);
+    CHECK(device[1] == device[2] && device[3] == device[5] && device[4] == device[0]);
+    CHECK(device[1] != device[3] && device[3] != device[4] && device[4] != device[1]);
+    CHECK_INT(hmoe_expert_sizes(H, 16, 65536, "arithmetic", NULL), HMOE_OK);   /* HMoE's 16B */
+    CHECK_INT(hmoe_place_experts(device, H, 16, 8, HMOE_PAIRS, message), HMOE_OK);
+    for (int e = 0; e < 8; e++) CHECK_INT(device[e], device[15 - e]);
+    CHECK_INT(hmoe_place_experts(device, mixed, 6, 3, HMOE_CONTIGUOUS, message), HMOE_OK);
+    for (int e = 0; e < 6; e++) CHECK_INT(device[e], e / 2);
+    CHECK_INT(hmoe_place_experts(device, paper, 8, 3, HMOE_PAIRS, message), HMOE_BAD_ARGUMENT);
+    CHECK(strstr(message, "8 experts on 3 devices") && strstr(message, "multiple of 6"));
+    CHECK_INT(hmoe_place_experts(device, paper, 8, 8, HMOE_PAIRS, NULL), HMOE_BAD_ARGUMENT);
+    CHECK_INT(hmoe_place_experts(device, paper, 8, 8, HMOE_CONTIGUOUS, NULL), HMOE_OK);
+    CHECK_INT(hmoe_place_experts(device, paper, 8, 0, HMOE_PAIRS, NULL), HMOE_BAD_ARGUMENT);
+    CHECK_INT(hmoe_place_experts(device, paper, 0, 1, HMOE_PAIRS, NULL), HMOE_BAD_ARGUMENT);
+    CHECK_INT(hmoe_place_experts(device, paper, 8, 1 << 30, HMOE_PAIRS, NULL), HMOE_BAD_ARGUMENT);
+}
+
+/* What devices hold and do, counted from the routes. */
+static void devices_share_the_work(void) {
+    hmoe_config c = small_config();
+    hmoe_model m;
+    hmoe_route route;
+    hmoe_device of[2], uneven;
+    const int device[4] = { 1, 0, 0, 1 };
+    double params[2] = { 0 }, tokens[2] = { 0 }, work[2] = { 0 };
+    int *text = random_tokens(12, c.V);
+    small_create(&m, &c, 2);
+    spread_weights(&m, 0.4, 0.9);
+    CHECK_INT(c.E, 4);
+    uneven = hmoe_get_devices(&m, device, 2, of);
+    CHECK(of[0].tokens == 0 && of[1].work == 0 && uneven.tokens == 0 && uneven.work == 0);
+    CHECK_INT(hmoe_forward(&m, HMOE_EVALUATE, text, NULL, 2, 6), HMOE_OK);
+    for (int l = 0; l < c.L; l++)
+        for (int t = 0; t < 12; t++) {
+            CHECK_INT(hmoe_get_route(&m, l, t, &route), HMOE_OK);
+            for (int s = 0; s < route.count; s++) {
+                tokens[device[route.expert[s]]]++;
+                work[device[route.expert[s]]] += c.H[route.expert[s]];
+            }
+        }
+    for (size_t i = 0; i < m.tensor_count; i++) {
+        const char *expert = strstr(m.tensors[i].name, "experts.");
+        if (expert) params[device[expert[8] - '0']] += (double)m.tensors[i].rows * m.tensors[i].cols;
+    }
+    uneven = hmoe_get_devices(&m, device, 2, of);
+    for (int d = 0; d < 2; d++) {
+        CHECK_NEAR(of[d].params, params[d], 1e-12, 0);
+        CHECK_NEAR(of[d].tokens, tokens[d], 1e-12, 0);
+        CHECK_NEAR(of[d].work, work[d], 1e-12, 0);
+    }
+    CHECK_NEAR(uneven.params, 2 * fmax(params[0], params[1]) / (params[0] + params[1]), 1e-12, 0);
+    CHECK_NEAR(uneven.tokens, 2 * fmax(tokens[0], tokens[1]) / (tokens[0] + tokens[1]), 1e-12, 0);
+    CHECK_NEAR(uneven.work, 2 * fmax(work[0], work[1]) / (work[0] + work[1]), 1e-12, 0);
+    hmoe_free(&m);
+    free(text);
+}
+
 static void activated_parameters(void) {
     hmoe_config c = small_config();                /* V 11, C 8, L 2, E 4, widths 5 2 7 1 */
     hmoe_model m;
@@ -747,6 +819,8 @@ int main(void) {
     TEST(dropout_masks);
     TEST(noise_only_in_training);
     TEST(usage_is_what_the_routes_say);
+    TEST(experts_in_pairs);
+    TEST(devices_share_the_work);
     TEST(activated_parameters);
     TEST(training_flops);
     TEST(distinct_bytes);
