@@ -1,0 +1,460 @@
+#!/usr/bin/env python3
+"""lab.py - trains what both papers compare, at toy scale, and writes lab/report.html.
+
+`make lab` runs it; QUICK=1 is the short form. Two ./train_tiny of one thread work at a time, and at
+several points of training ./generate looks into the models. Every result is kept: a row each in
+lab/results.csv, and what report.py draws in lab/runs/KEY.npz. KEY stands for all options, the
+program and the text: a run that is there is not repeated, and after an interruption, a kill too,
+the same command goes on where it was. DATA=FILE is another text; BIN stands before the names of the
+programs."""
+
+import concurrent.futures
+import csv
+import fcntl
+import functools
+import hashlib
+import io
+import json
+import os
+import pathlib
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+OUT = os.environ.get("LAB_OUT") or HERE
+BIN = os.path.join(".", os.environ.get("BIN", ""))
+DATA = os.environ.get("DATA") or "tinyshakespeare/input.txt"
+QUICK = os.environ.get("QUICK", "") not in ("", "0")
+RUNS = os.path.join(OUT, "runs")
+E, DEVICES, GRID_SEED = 8, 4, 7          # the grid's seed is never reported
+
+# Why this size: one thread of an Intel Xeon with AVX-512 trains it at 38,000 tokens/s, so a run
+# takes a minute, all fit into an hour on two cores with a quarter to spare, and yet each sees the
+# text almost twice, so that there is something to compare.
+SCALE = dict(width=96, layers=3, heads=4, context=64, hidden=128, batch=12, steps=2400, points=8,
+             score=8192, seeds=(3, 5), lr=(0.002, 0.004, 0.008), lb=(0.003, 0.01, 0.03),
+             pp=(0.01, 0.03, 0.1), ent=(0.003, 0.01, 0.03), eval_tokens=32768, speed=48)
+if QUICK:
+    SCALE.update(width=48, layers=2, hidden=64, steps=300, points=4, score=2048, seeds=(2, 2),
+                 lr=(0.004, 0.008), lb=(0.01,), pp=(0.03,), ent=(0.01,), eval_tokens=4096, speed=24)
+SCALE["steps"] = int(os.environ.get("LAB_STEPS") or SCALE["steps"])
+
+# What is compared: name, label, family, whether with more seeds, and options beside Top-2 and
+# arithmetic widths. A family's grid runs on its first one, over learning rate and coefficient.
+H = SCALE["hidden"]
+TOP_P = dict(routing="topp", p=0.6, pp=0.1)      # HMoE's penalty; the grid is over the entropy loss
+COEFFICIENT = {"dense": None, "equal Top-2": "lb", "penalty Top-2": "pp", "MoDSE Top-2": "lb",
+               "equal Top-P": "ent", "penalty Top-P": "ent"}
+VARIANTS = {name: dict(label=label, family=family, many=many, options=options)
+            for name, label, family, many, options in [
+    ("homogeneous", "equal, Top-2", "equal Top-2", 1, dict(sizes="homogeneous")),
+    ("modse", "MoDSE, Top-2", "MoDSE Top-2", 1, dict(sizes="modse")),
+    ("arithmetic", "arithmetic, Top-2", "penalty Top-2", 1, dict()),
+    ("dense", "dense, same activated", "dense", 0, dict(experts=1, hidden=2 * H + 2)),
+    ("dense_total", "dense, same total", "dense", 0, dict(experts=1, hidden=E * H + 2)),
+    ("equal_wide", "equal, MoDSE's width", "equal Top-2", 0, dict(sizes="homogeneous")),
+    ("geometric", "geometric, Top-2", "penalty Top-2", 0, dict(sizes="geometric")),
+    ("hybrid", "hybrid, Top-2", "penalty Top-2", 0, dict(sizes="hybrid")),
+    ("arithmetic_lb", "arithmetic, balanced", "penalty Top-2", 0, dict(pp=0)),
+    ("arithmetic_free", "arithmetic, no penalty", "penalty Top-2", 1, dict(pp=0)),
+    ("homogeneous_topp", "equal, Top-P", "equal Top-P", 1,
+     dict(TOP_P, sizes="homogeneous", pp=0, lb=0.01)),
+    ("arithmetic_topp", "arithmetic, Top-P", "penalty Top-P", 1, dict(TOP_P)),
+    ("topp_no_entropy", "Top-P, no entropy loss", "penalty Top-P", 0, dict(TOP_P, ent=0)),
+    ("topp_raw", "Top-P, raw gates", "penalty Top-P", 0, dict(TOP_P, gate="raw"))]}
+RATIOS = (1, 1.6, 2.56, 4.8, 15)
+
+class Failure(Exception):
+    """Nothing can go on; its text is for the user."""
+
+# --- the plan -------------------------------------------------------------------------------------
+
+class Run:
+    """One training run. ready: what its options depend on is known."""
+
+    def __init__(self, kind, name, seed, steps, options, ready=True):
+        self.kind, self.name, self.seed, self.ready = kind, name, seed, ready
+        parts = SCALE["points"] if kind == "main" else 1
+        self.points = [round(steps * i / parts) for i in range(1, parts + 1)]
+        self.options = dict(dict(
+            width=SCALE["width"], layers=SCALE["layers"], heads=SCALE["heads"],
+            context=SCALE["context"], experts=E, hidden=H, sizes="arithmetic", routing="topk",
+            k=min(2, options.get("experts", E)), p=0.6, gate="norm", pp=0, lb=0, ent=0, z=0,
+            steps=steps, batch=SCALE["batch"], accum=1, lr=SCALE["lr"][0], warmup=(steps + 2) // 3,
+            beta1=0.9, beta2=0.99, clip=1, dropout=0, seed=seed), **options)
+        self.options.update({"min-lr": 0, "weight-decay": 0.1, "eval-every": self.points[0],
+                             "eval-tokens": SCALE["eval_tokens"]})
+        if self.options["experts"] == 1:
+            self.options.update(gate="raw", sizes="homogeneous")
+        what = [self.options, self.points, kind == "main" and SCALE["score"], fingerprint()]
+        self.key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+    def cost(self):
+        """About how long it takes, in any unit: products, looks, and what any run takes."""
+        o = self.options
+        experts = 1 if o["experts"] == 1 else 2.4 if o["routing"] == "topp" else 2
+        work = o["layers"] * (4 * o["width"] ** 2 + 3.6 * o["width"] * o["hidden"] * experts)
+        return 64 * 12 * work * o["steps"] + 2e10 + 8e9 * len(self.points)
+
+@functools.lru_cache(None)
+def fingerprint():
+    """Of the program that trains and of the text: other ones have other results."""
+    return [hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:16]
+            for path in (BIN + "train_tiny", DATA)]
+
+def grid(family):
+    """The family's runs with each learning rate and coefficient, on a seed of their own."""
+    name = next(n for n in VARIANTS if VARIANTS[n]["family"] == family)
+    option = COEFFICIENT[family]
+    return [Run("grid", name, GRID_SEED, max(SCALE["steps"] // 3, 2), dict(
+                VARIANTS[name]["options"], lr=lr, **({option: value} if option else {})))
+            for lr in SCALE["lr"] for value in (SCALE[option] if option else [0])]
+
+def loss(results, run):
+    row = results.get(run.key)
+    return float(row["val_loss"]) if row and row["status"] == "ok" else float("inf")
+
+def plan(results):
+    """All runs, in the order in which they are made; a family's are ready when its grid is done."""
+    grids = {family: grid(family) for family in COEFFICIENT}
+    known = {f: all(r.key in results for r in runs) for f, runs in grids.items()}
+    best = {f: min(runs, key=lambda r: loss(results, r)).options for f, runs in grids.items()}
+    main, modse, seeds = [], [], SCALE["seeds"]
+    for name, v in VARIANTS.items():
+        option, ready = COEFFICIENT[v["family"]], known[v["family"]]
+        options = dict(v["options"], lr=best[v["family"]]["lr"])
+        if option:
+            options.setdefault(option, best[v["family"]][option])
+        if name == "arithmetic_lb":
+            options["lb"], ready = best["MoDSE Top-2"]["lb"], ready and known["MoDSE Top-2"]
+        if name == "equal_wide":                 # the paper's "baseline 105 %"
+            rows = [results[r.key] for r in modse if r.key in results]
+            widths = [float(row["width"]) for row in rows if row["status"] == "ok"]
+            ready = ready and len(rows) == len(modse)
+            options["hidden"] = round(np.mean(widths)) if widths else H
+        runs = [Run("main", name, seed, SCALE["steps"], options, ready)
+                for seed in range(1, 1 + seeds[v["many"]])]
+        modse = runs if name == "modse" else modse
+        main += runs
+    rate, pp = (best["penalty Top-2"][o] for o in ("lr", "pp"))
+    ratios = [Run("ratio", "ratio %g" % ratio, seed, max(SCALE["steps"] // 2, 2), dict(
+                  sizes=",".join("%.4f" % (1 + (ratio - 1) * i / (E - 1)) for i in range(E)),
+                  lr=rate, pp=pp), known["penalty Top-2"])
+              for ratio in RATIOS for seed in range(1, 1 + seeds[0])]
+    return [r for runs in grids.values() for r in runs] + main + ratios
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+def read_results():
+    try:
+        with open(os.path.join(OUT, "results.csv"), newline="") as file:
+            return {row["key"]: row for row in csv.DictReader(file)}
+    except FileNotFoundError:
+        return {}
+
+def write_whole(path, data):
+    """The file is replaced whole, so a kill leaves the old one or the new one."""
+    with open(path + ".new", "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".new", path)
+
+def write_results(results):
+    text = io.StringIO()
+    columns = dict.fromkeys(column for row in results.values() for column in row)
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(results.values())
+    write_whole(os.path.join(OUT, "results.csv"), text.getvalue().encode())
+
+def write_arrays(path, arrays):
+    data = io.BytesIO()
+    np.savez_compressed(data, **arrays)
+    write_whole(path, data.getvalue())
+
+# --- programs, and what they write ----------------------------------------------------------------
+
+children, stopping = set(), threading.Event()
+
+def call(*arguments):
+    """Runs a program. Returns its status and what it said: output, errors."""
+    try:
+        child = subprocess.Popen([str(a) for a in arguments], stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE)
+    except OSError as error:
+        raise Failure("cannot run %s: %s" % (arguments[0], error.strerror))
+    children.add(child)
+    if stopping.is_set():
+        child.terminate()
+    out, errors = (x.decode("utf-8", "replace") for x in child.communicate())
+    children.discard(child)
+    if stopping.is_set() or child.returncode == -signal.SIGINT:
+        raise KeyboardInterrupt
+    return child.returncode, out, errors
+
+def read_tensors(path):
+    """A safetensors file: its metadata, and a function that reads a tensor by name."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+
+    def tensor(name):
+        begin, end = header[name]["data_offsets"]
+        data = np.fromfile(path, "<f4", (end - begin) // 4, offset=8 + size + begin)
+        return data.reshape(header[name]["shape"])
+    return header["__metadata__"], tensor
+
+def read_routes(path, layers):
+    """A file of `generate --routes`: of each token its byte, the cross-entropy of the next one, and
+    by layer the first choice and the set of experts, bit e for expert e."""
+    with open(path) as file:
+        next(file)
+        rows = [line.split(",", 5) for line in file]
+    if not rows or len(rows) % layers or any(int(r[3]) != i % layers for i, r in enumerate(rows)):
+        raise Failure("%s: not a row for each token and layer" % path)
+    sets = [[int(e) for e in r[4].split()] for r in rows]
+    return dict(byte=np.array([int(r[1]) for r in rows[::layers]], np.uint8),
+                nll=np.array([float(r[2]) for r in rows[::layers]]),
+                first=np.array([s[0] for s in sets], np.uint8).reshape(-1, layers),
+                mask=np.array([sum(1 << e for e in s) for s in sets],
+                              np.uint32).reshape(-1, layers))
+
+def read_log(path):
+    """log.csv, a column by name."""
+    with open(path) as file:
+        names = next(file).strip().split(",")
+        return dict(zip(names, np.array([[float(x or "nan") for x in line.strip().split(",")]
+                                         for line in file]).T))
+
+def bits(mask):
+    """Sets as numbers become sets as rows of E zeros and ones."""
+    return (mask[..., None] >> np.arange(E, dtype=np.uint32) & 1).astype(bool)
+
+def expert_outputs(folder, experts):
+    """Of each pair of experts the mean cosine between what both make of the same tokens: of every
+    byte's embedding, normalised as the first layer does it, without what attention adds."""
+    tensor = read_tensors(os.path.join(folder, "model.safetensors"))[1]
+    x, layer, y = tensor("model.embed_tokens.weight"), "model.layers.0.", []
+    x = tensor(layer + "post_attention_layernorm.weight") * x / np.sqrt(
+        (x * x).mean(-1, keepdims=True) + 1e-5)
+    for e in range(experts):
+        w1, w3, w2 = (tensor("%sblock_sparse_moe.experts.%d.w%d.weight" % (layer, e, i))
+                      for i in (1, 3, 2))
+        y.append((x @ w1.T / (1 + np.exp(-x @ w1.T)) * (x @ w3.T)) @ w2.T)
+    unit = np.array(y) / np.sqrt((np.array(y) ** 2).sum(-1, keepdims=True))
+    return np.einsum("eti,fti->ef", unit, unit) / len(x)
+
+# --- one run --------------------------------------------------------------------------------------
+
+def arguments(run, folder, **changes):
+    options = dict(run.options, **changes)
+    return ([BIN + "train_tiny", "--data", DATA, "--out", folder, "--threads", 1,
+             "--save-every", 1000000] + [x for o in options for x in ("--" + o, options[o])])
+
+def step_of(folder):
+    """Of the state that is saved there; None where there is none."""
+    try:
+        os.stat(os.path.join(folder, "config.json"))
+        return int(read_tensors(os.path.join(folder, "training.safetensors"))[0]["step"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+def advance(run, folder, point):
+    """Trains up to that step. Returns what the program said; None if the loss was not finite."""
+    while True:
+        step = step_of(folder)
+        if step is not None and step > point:
+            raise Failure("%s is at step %d, after %d: remove it" % (folder, step, point))
+        if step == point != run.points[-1]:
+            return ""
+        status, out, errors = call(*arguments(run, folder), "--stop-at", point,
+                                   *["--resume"] * (step is not None))
+        if "most likely --lr" in errors:
+            return None
+        if status and "is in use by another run" not in errors:
+            raise Failure("%s, seed %s: %s" % (run.name, run.seed, errors.strip()))
+        if not status and step_of(folder) == point:
+            return out
+        time.sleep(0.5)                  # a killed laboratory's program is at it, or Ctrl-C came
+
+def look(run, folder, path):
+    """What the state in the folder does with the validation text."""
+    routes = "%s/routes.%d.csv" % (folder, os.getpid())
+    status, out, errors = call(BIN + "generate", folder, "--score", RUNS + "/validation.txt",
+                               "--routes", routes, "--devices", DEVICES, "--threads", 1)
+    if status:
+        raise Failure("%s, seed %s: %s" % (run.name, run.seed, errors.strip()))
+    uneven = re.findall(r"parameters ([0-9.]+) tokens ([0-9.]+) work ([0-9.]+)", out)
+    devices = np.array(uneven, float) if len(uneven) == 2 else np.full((2, 3), np.nan)
+    write_arrays(path, dict(read_routes(routes, run.options["layers"]), devices=devices))
+    os.remove(routes)
+
+def make(run):
+    """Trains a run, from where it stopped, and returns its row."""
+    folder = os.path.join(RUNS, run.key)
+    os.makedirs(folder, exist_ok=True)
+    row = dict(key=run.key, kind=run.kind, name=run.name, quick=int(QUICK), **run.options,
+               status="ok", val_loss="", program=fingerprint()[0], text=fingerprint()[1])
+    paths = [os.path.join(folder, "point-%d.npz" % p) for p in run.points]
+    for point, path in zip(run.points, paths):
+        if os.path.exists(path) and point != run.points[-1]:
+            continue
+        out = advance(run, folder, point)
+        if out is None:
+            return dict(row, status="diverged")
+        if run.kind == "main":
+            look(run, folder, path)
+    meta = read_tensors(os.path.join(folder, "training.safetensors"))[0]
+    log = read_log(os.path.join(folder, "log.csv"))
+    last = -max(len(log["step"]) // 20, 1)
+    row.update(val_loss=re.search(r"final: val_loss ([0-9.]+)", out).group(1),
+               parameters=re.search(r": (\d+) parameters", out).group(1), tokens=meta["tokens"],
+               flops=meta["flops"], seconds="%.3f" % float(meta["seconds"]),
+               activated="%.1f" % log["activated"][last:].mean(),
+               experts_used="%.4f" % log["experts"][last:].mean())
+    if run.kind == "main":
+        seen = [dict(np.load(p)) for p in paths]
+        data = {k: np.array([s[k] for s in seen]) for k in ("nll", "first", "mask", "devices")}
+        with open(os.path.join(folder, "config.json")) as file:
+            widths = np.array(json.load(file)["expert_sizes"])
+        chosen = bits(data["mask"][-1])[..., :len(widths)]
+        row["width"] = "%.2f" % ((chosen * widths).sum() / chosen.sum())
+        parts = np.array_split(np.arange(len(log["step"])), min(250, len(log["step"])))
+        write_arrays(os.path.join(RUNS, run.key + ".npz"), dict(
+            data, byte=seen[-1]["byte"], widths=widths, alike=expert_outputs(folder, len(widths)),
+            points=np.array(run.points), flops_per_step=float(meta["flops"]) / run.points[-1],
+            **{"log_" + n: np.array([log[n][p].mean() for p in parts])
+               for n in ("step", "ce", "pp")}))
+    return row
+
+# --- all of them ----------------------------------------------------------------------------------
+
+def is_done(run, results):
+    row = results.get(run.key)
+    return bool(row) and (run.kind != "main" or row["status"] != "ok"
+                          or os.path.exists(os.path.join(RUNS, run.key + ".npz")))
+
+def show(text, end="\n"):
+    """A line; on a terminal a carriage return lets the next one replace it."""
+    if end == "\n" or sys.stdout.isatty():
+        print(text + "\033[K" * sys.stdout.isatty(), end=end, flush=True)
+
+def train_all(results):
+    """Two runs at a time. Some wait for what others find: grids, MoDSE's widths."""
+    lock, began, spent = threading.Lock(), time.monotonic(), [0]
+
+    def work(run):
+        if stopping.is_set():
+            return
+        row = make(run)
+        with lock:
+            results[run.key] = row
+            write_results(results)
+            if run.kind != "main" or run.seed != 1:     # that one tokens/s are measured with
+                shutil.rmtree(os.path.join(RUNS, run.key), ignore_errors=True)
+            spent[0] += run.cost()
+            runs = plan(results)
+            todo = [r.cost() for r in runs if not is_done(r, results)]
+            left = sum(todo) * (time.monotonic() - began) / spent[0] + 1.5 * SCALE["speed"]
+            show("%3d of %d  %-5s %-16s seed %s: %-9s about %d:%02d left" % (
+                len(runs) - len(todo), len(runs), run.kind, run.name, run.seed,
+                row["val_loss"] or "diverged", *divmod(int(left), 60)))
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        while True:
+            todo = [r for r in plan(results) if r.ready and not is_done(r, results)]
+            if not todo:
+                return
+            try:
+                for done in concurrent.futures.as_completed([pool.submit(work, r) for r in todo]):
+                    done.result()
+            except BaseException:
+                stop_children()
+                raise
+
+def measure_speed(results):
+    """Tokens/s in training of each variant, with its trained router, one thread and nothing else at
+    work: the median of three rounds. alone: the share of the time that the process had its core."""
+    runs = [r for r in plan(results) if r.kind == "main" and r.seed == 1
+            and results[r.key]["status"] == "ok" and "speed-" + r.key not in results]
+    seen, trial, steps = {r.key: [] for r in runs}, os.path.join(RUNS, "speed"), SCALE["speed"]
+    for number, run in enumerate(3 * runs):
+        show("tokens/s, alone: %d of %d" % (number + 1, 3 * len(runs)), end="\r")
+        shutil.rmtree(trial, ignore_errors=True)
+        if step_of(os.path.join(RUNS, run.key)) is None:      # its weights are lost: once more
+            shutil.rmtree(os.path.join(RUNS, run.key), ignore_errors=True)
+            make(run)
+        shutil.copytree(os.path.join(RUNS, run.key), trial)
+        last = run.points[-1] + steps
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        status, _, errors = call(*arguments(run, trial, steps=last + 1), "--resume",
+                                 "--stop-at", last)
+        after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - began
+        if status:
+            raise Failure("%s: %s" % (run.name, errors.strip()))
+        log = read_log(os.path.join(trial, "log.csv"))
+        tokens, clock = (log[n][-1] - log[n][2 - steps] for n in ("tokens", "seconds"))
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        seen[run.key].append((tokens / clock, used / seconds))
+    for run in runs:
+        speed, alone = np.median(seen[run.key], axis=0)
+        results["speed-" + run.key] = dict(
+            results[run.key], key="speed-" + run.key, kind="speed",
+            tokens_per_second="%.0f" % speed, alone="%.3f" % alone)
+    write_results(results)
+    shutil.rmtree(trial, ignore_errors=True)
+    for run in plan(results):
+        shutil.rmtree(os.path.join(RUNS, run.key), ignore_errors=True)
+
+def write_validation():
+    """What is scored at each point: 16 stretches, evenly spaced, of the validation text."""
+    with open(DATA, "rb") as file:
+        text = file.read()
+    text, T = text[len(text) * 9 // 10:], SCALE["context"]
+    part = max(SCALE["score"] // 16 // T, 1) * T
+    count = max(min(SCALE["score"], len(text) - 1) // part, 1)
+    starts = [(len(text) - 1 - part) * i // max(count - 1, 1) for i in range(count)]
+    write_whole(RUNS + "/validation.txt", b"".join(text[s:s + part] for s in starts) + text[-1:])
+
+def main():
+    for path in (BIN + "train_tiny", BIN + "generate", DATA):
+        if not os.path.exists(path):
+            raise Failure("there is no %s: `make`, `make data` make it" % path)
+    os.makedirs(RUNS, exist_ok=True)
+    lock = open(os.path.join(RUNS, "lock"), "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise Failure("another laboratory is at work in %s" % OUT)
+    write_validation()
+    results = read_results()
+    train_all(results)
+    measure_speed(results)
+    show("all runs are done; now the report")
+    import report
+    report.write(results)
+    show("%s/results.csv and %s/report.html are written" % ((os.path.relpath(OUT),) * 2))
+
+def stop_children():
+    stopping.set()
+    for child in list(children):
+        child.terminate()                # it saves, and goes on from there
+
+if __name__ == "__main__":
+    sys.modules["lab"] = sys.modules["__main__"]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except Failure as why:
+        sys.exit("lab: %s" % why)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on from here")
