@@ -38,6 +38,7 @@ help:
 	@echo 'make test-long    train with six seeds, and take out each barrier of the GPU: 15 minutes'
 	@echo 'make test-everywhere  on other machines, under qemu and wine; and what analysers say'
 	@echo 'make fuzz         look for files that break the readers: SECONDS=60, with clang'
+	@echo 'make lab          are the papers right at this scale? An hour; QUICK=1: four minutes'
 	@echo 'make interop      compare with numpy, safetensors and tokenizers, put under $(BUILD)/python'
 	@echo 'make bench        measure speed, a minute; PROFILE=1 adds where the time goes'
 	@echo 'make train_tiny   build the trainer: ./train_tiny --help'
@@ -71,8 +72,13 @@ $(BUILD)/flags: probe.sh $(BUILD)/settings
 OBJECT_cuda = $(BUILD)/hmoe_cuda.o
 WITH_cuda = -DHMOE_CUDA $(OBJECT_cuda) `cat $(BUILD)/cuda_libraries`
 
-$(PROGRAMS): $(BIN)%: %.c $(HEADERS) $(BUILD)/flags $(BUILD)/backend $(OBJECT_$(BACKEND))
-	$(COMPILE) -o $@ $< $(WITH_$(BACKEND)) $(LINK)
+$(PROGRAMS): $(BIN)%: %.c $(HEADERS) $(BUILD)/flags $(BUILD)/page $(BUILD)/backend \
+		$(OBJECT_$(BACKEND))
+	$(COMPILE) -DHMOE_PAGE='"$(BUILD)/page"' -o $@ $< $(WITH_$(BACKEND)) $(LINK)
+
+# The page for `generate --page` as a list of bytes.
+$(BUILD)/page: lab/page.html $(BUILD)/flags
+	@od -v -An -tu1 lab/page.html | sed 's/[0-9][0-9]*/&,/g' >$@
 
 # nvcc compiles one file, and the C compiler links CUDA's runtime into the program: it starts on any
 # machine. SM: machine code for these, and PTX of the last for what comes after.
@@ -132,10 +138,10 @@ SANITIZED = $(BUILD)/sanitized
 
 test-full: all
 	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) BIN=$(SANITIZED)/ all
-	@$(INSTALL) || echo 'tests/interop.py is skipped'
+	@$(PYTHON_READY) || echo 'no Python environment: tests that need it are skipped'
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) \
-		PYTHON=$(PYTHON) tests/interop.py PYTHON=python3 tests/test_options.py \
-		tests/test_crashes.py \
+		tests/test_options.py tests/test_crashes.py PYTHON=$(PYTHON) tests/interop.py \
+		tests/test_page.py tests/test_lab.py PYTHON=python3 \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
 		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/test_programs.sh tests/test_options.py \
 		tests/test_cuda_programs.sh tests/cuda_static.py FULL=1 tests/test_cuda.sh \
@@ -150,17 +156,29 @@ test-everywhere:
 	@$(RUN_TESTS) BUILD=$(BUILD) tests/test_everywhere.sh tests/test_analysis.sh
 
 SECONDS = 60
+
 fuzz:
 	@sh tests/fuzz.sh $(BUILD)/fuzz $(SECONDS)
 
-# What other people's programs make of our files takes their libraries, in an environment.
+# What needs packages from PyPI has an environment of its own.
 PYTHON = $(BUILD)/python/bin/python3
-INSTALL = sh tests/python.sh tests/interop_requirements.txt $(BUILD)/python
+PYTHON_READY = sh tests/python.sh requirements.txt $(BUILD)/python
+PYTHON_NEEDED = $(PYTHON_READY) || { echo 'make $@: needs python3, with venv, and what' \
+	'requirements.txt lists from PyPI: see $(BUILD)/python.log' >&2; exit 1; }
 
 interop: $(PROGRAMS)
-	@$(INSTALL) || { echo 'make interop: needs python3, with venv, and what' \
-		'tests/interop_requirements.txt lists from PyPI: see $(BUILD)/python.log' >&2; exit 1; }
+	@$(PYTHON_NEEDED)
 	@$(RUN_TESTS) BIN=$(BIN) PYTHON=$(PYTHON) tests/interop.py
+
+lab: $(PROGRAMS) data
+	@$(PYTHON_NEEDED)
+	@BIN=$(BIN) QUICK=$(QUICK) DATA='$(DATA)' $(PYTHON) lab/lab.py
+
+# A page of `generate --page`, as the README shows it.
+docs/router.png: $(PROGRAMS) lab/page.html
+	@$(PYTHON_NEEDED)
+	./$(BIN)generate out/best --score $(TINY) --page $(BUILD)/router.html
+	$(PYTHON) tests/test_page.py --picture $@ $(BUILD)/router.html
 
 # Not one of the tests: a time is no proof, and other jobs disturb it.
 $(BUILD)/bench: tests/bench.c hmoe.h hmoe_inspect.h $(BUILD)/flags
@@ -174,5 +192,5 @@ clean:
 
 always:
 
-.PHONY: help all cuda data run test test-full test-long test-everywhere fuzz interop bench clean \
-	always
+.PHONY: help all cuda data run test test-full test-long test-everywhere fuzz interop lab bench \
+	clean always

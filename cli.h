@@ -375,6 +375,30 @@ static inline unsigned char *cli_read(const char *path, size_t *size, const char
     return bytes;
 }
 
+/* A file that takes the place of another one when it is whole. */
+typedef struct cli_output {
+    FILE *file;
+    const char *path;
+    char beside[1024];
+} cli_output;
+
+static inline void cli_open(cli_output *out, const char *path) {
+    int n = snprintf(out->beside, sizeof out->beside, "%s.tmp", path);
+    out->path = path;
+    if (n >= (int)sizeof out->beside) cli_fail(2, "%.100s...: this path is too long", path);
+    out->file = fopen(out->beside, "wb");
+    if (!out->file) cli_fail(1, "cannot write %s: %s", out->beside, strerror(errno));
+}
+
+static inline void cli_close(cli_output *out) {
+    int failed = ferror(out->file);
+    if (fclose(out->file) || failed || hmoe__replace(out->beside, out->path, ".")) {
+        int error = errno;
+        remove(out->beside);
+        cli_fail(1, "cannot write %s: %s", out->path, strerror(error));
+    }
+}
+
 /* Turns bytes into tokens, in place. */
 static inline void cli_tokens(const hmoe_config *c, unsigned char *text, size_t n, const char *what)
 {
@@ -391,9 +415,12 @@ static inline void cli_tokens(const hmoe_config *c, unsigned char *text, size_t 
 
 /* Mean cross-entropy of a text's n >= 2 tokens after the first. windows = 0: of all of them, in
    consecutive windows of T inputs, the last one shorter. Otherwise of that many windows, evenly
-   spaced, if they are fewer. At most B windows are computed at a time. */
+   spaced, if they are fewer. At most B windows are computed at a time; after each such pass `look`,
+   unless NULL, may see which tokens it had, if they are consecutive. */
 static inline hmoe_status cli_loss(hmoe_model *m, const unsigned char *text, size_t n,
-                                   size_t windows, int B, double *loss) {
+                                   size_t windows, int B,
+                                   void (*look)(hmoe_model *m, size_t first, size_t tokens),
+                                   double *loss) {
     size_t inputs = n - 1, T = (size_t)m->config.T < inputs ? (size_t)m->config.T : inputs;
     size_t all = (inputs + T - 1) / T, last = inputs - (all - 1) * T, count = 0;
     size_t spread = windows && windows < all ? inputs - T : 0;      /* from first start to last */
@@ -412,6 +439,7 @@ static inline hmoe_status cli_loss(hmoe_model *m, const unsigned char *text, siz
             y[i] = text[start + i % t + 1];
         }
         status = hmoe_forward(m, HMOE_EVALUATE, x, y, (int)b, (int)t);
+        if (!status && look) look(m, w * T, b * t);
         *loss += m->losses.ce * (double)(b * t);
         count += b * t;
     }

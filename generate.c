@@ -2,6 +2,7 @@
 
        generate out/best --prompt "ROMEO:" -n 300           go on from a prompt
        generate out/best --score my.txt                     mean cross-entropy of a file
+       generate out/best --score my.txt --page see.html     watch the router read it
        generate out/best --export-mixtral for-python        the same model, for transformers
        generate --help                                      all options */
 #define HMOE_IMPLEMENTATION
@@ -9,10 +10,11 @@
 #include "hmoe_inspect.h"
 #include "hmoe_cuda.h"
 #include "cli.h"
+#include "lab/page.h"
 
 static struct settings {
-    const char *prompt, *score, *export_to;
-    int n, show_tiles;
+    const char *prompt, *score, *export_to, *routes, *page;
+    int n, devices, show_tiles;
     cli_sampling sampling;
     cli_backend backend;
 } set;
@@ -29,6 +31,12 @@ static cli_option options[] = {
     { "--seed", CLI_SEED, &set.sampling.seed, "[0, 18446744073709551615]", "1337",
       "of the draws", 0 },
     { "--score", CLI_TEXT, &set.score, "FILE", NULL, "measure the loss on FILE instead", 0 },
+    { "--routes", CLI_TEXT, &set.routes, "CSV", NULL,
+      "with --score: who computed which byte, a row each per layer", 0 },
+    { "--page", CLI_TEXT, &set.page, "HTML", NULL,
+      "with --score: the same to look at, in a browser", 0 },
+    { "--devices", CLI_INT, &set.devices, "[0, 256]", "0",
+      "with --score: their shares, in pairs and side by side", 0 },
     { "--show-tiles", CLI_FLAG, &set.show_tiles, NULL, NULL,
       "draw how a GPU cuts layer 0's work on the start of FILE", 0 },
     { "--export-mixtral", CLI_TEXT, &set.export_to, "DIR2", NULL,
@@ -39,6 +47,8 @@ enum { OPTIONS = sizeof options / sizeof *options };
 
 /* Returns the model's directory. */
 static const char *read_options(int argc, char **argv) {
+    static const char *const with_score[] = { "--routes", "--page", "--devices", "--show-tiles",
+                                              NULL };
     int first = cli_parse(argc, argv, options, OPTIONS, "usage: generate DIR [options]\n"
                           "Writes text with the model that train_tiny left in DIR.");
     if (first == argc) cli_fail(2, "which model? Give its directory, such as out/best");
@@ -48,7 +58,9 @@ static const char *read_options(int argc, char **argv) {
         cli_fail(2, "--export-mixtral: cannot go with --score or --prompt");
     if (set.backend.cuda && !set.score)
         cli_fail(2, "--backend cuda: only for --score; a text is written on the cpu");
-    if (set.show_tiles && !set.score) cli_fail(2, "--show-tiles: needs --score FILE");
+    for (const char *const *o = with_score; *o && !set.score; o++)
+        if (cli_given(options, *o)) cli_fail(2, "%s: needs --score FILE", *o);
+    if (set.page && !*page_html) cli_fail(2, "--page: this program was built without it: make");
     return argv[first];
 }
 
@@ -103,16 +115,98 @@ static void show_tiles(hmoe_model *m, const unsigned char *text, size_t n, int b
     free(tokens);
 }
 
-static void score(hmoe_model *m, int batch) {
+/* --- what the router did with each token: --routes, --page, --devices ------------------------ */
+
+static struct report {
+    const unsigned char *text;        /* tokens */
+    cli_output routes, page_file;
+    page page;
+} report;
+
+/* A row for a token in a layer. Positions count the file's bytes from 0; nll is that of the byte
+   after this one, which is what was asked of these experts. In the lists of experts, widths, gates
+   (by falling P) and of the whole softmax there are blanks. */
+static void write_row(const hmoe_config *c, size_t at, double nll, int layer, const hmoe_route *r) {
+    FILE *f = report.routes.file;
+    fprintf(f, "%lu,%d,%.6f,%d", (unsigned long)at, c->vocab[report.text[at]], nll, layer);
+    for (int i = 0; i < r->count; i++) fprintf(f, "%c%d", i ? ' ' : ',', r->expert[i]);
+    for (int i = 0; i < r->count; i++) fprintf(f, "%c%d", i ? ' ' : ',', c->H[r->expert[i]]);
+    for (int i = 0; i < r->count; i++) fprintf(f, "%c%.6f", i ? ' ' : ',', r->gate[i]);
+    for (int e = 0; e < c->E; e++) fprintf(f, "%c%.6f", e ? ' ' : ',', r->P[e]);
+    putc('\n', f);
+}
+
+/* Called with each stretch of the text when its forward pass is made. */
+static void look(hmoe_model *m, size_t first, size_t n) {
+    const hmoe_config *c = &m->config;
+    hmoe_real *nll = (hmoe_real *)cli_alloc(n * sizeof *nll);
+    hmoe_route route;
+    if (hmoe_get_token_losses(m, nll)) cli_fail(1, "%s", m->message);
+    for (size_t t = 0; t < n; t++) {
+        int on_page = first + t < report.page.tokens;
+        if (!set.routes && !on_page) break;
+        if (on_page) page_token(&report.page, c->vocab[report.text[first + t]], (double)nll[t]);
+        for (int l = 0; l < c->L; l++) {
+            if (hmoe_get_route(m, l, (int)t, &route)) cli_fail(1, "%s", m->message);
+            if (set.routes) write_row(c, first + t, (double)nll[t], l, &route);
+            if (on_page) page_layer(&report.page, c, &route);
+        }
+    }
+    free(nll);
+}
+
+/* Were the experts on so many devices (MoDSE section 3.2), what would each have had to do? */
+static void show_devices(const hmoe_model *m) {
+    const hmoe_config *c = &m->config;
+    int device[HMOE_MAX_EXPERTS], D = set.devices;
+    char why[HMOE_MESSAGE_SIZE];
+    hmoe_device of[HMOE_MAX_EXPERTS], uneven;
+    for (int contiguous = 0; contiguous < 2; contiguous++) {
+        const char *name = contiguous ? "contiguous" : "in pairs";
+        if (hmoe_place_experts(device, c->H, c->E, D, contiguous ? HMOE_CONTIGUOUS : HMOE_PAIRS,
+                               why)) {
+            printf("%s: %s\n", name, why);
+            continue;
+        }
+        uneven = hmoe_get_devices(m, device, D, of);
+        printf("%s: largest over mean: parameters %.6f tokens %.6f work %.6f\n", name,
+               uneven.params, uneven.tokens, uneven.work);
+        for (int d = 0; d < D; d++) {
+            printf("  device %d: %.0f parameters, %.0f tokens, %.0f tokens * width; experts", d,
+                   of[d].params, of[d].tokens, of[d].work);
+            for (int e = 0; e < c->E; e++) if (device[e] == d) printf(" %d", e);
+            putchar('\n');
+        }
+    }
+}
+
+static void score(hmoe_model *m, const char *dir, int batch) {
     size_t n;
     double nll;
     unsigned char *text = cli_read(set.score, &n, "");
     if (n < 2) cli_fail(1, "%s has %lu bytes: to score it, it must have at least 2", set.score,
                         (unsigned long)n);
     cli_tokens(&m->config, text, n, set.score);
+    report.text = text;
     if (set.show_tiles) show_tiles(m, text, n, batch);
-    if (cli_loss(m, text, n, 0, batch, &nll)) cli_fail(1, "%s", m->message);
+    if (set.routes) cli_open(&report.routes, set.routes);
+    if (set.routes) fputs("position,byte,nll,layer,experts,widths,gates,P\n", report.routes.file);
+    if (set.page) {
+        cli_open(&report.page_file, set.page);
+        page_begin(&report.page, report.page_file.file, &m->config, dir, set.score, n - 1);
+    }
+    hmoe_reset_usage(m);
+    if (cli_loss(m, text, n, 0, batch, set.routes || set.page ? look : NULL, &nll))
+        cli_fail(1, "%s", m->message);
+    if (set.page) {
+        page_end(&report.page, m->config.vocab[text[report.page.tokens]]);
+        cli_close(&report.page_file);
+    }
+    if (set.routes) cli_close(&report.routes);
     printf("nll %.6f nats/token over %lu tokens\n", nll, (unsigned long)(n - 1));
+    if (set.page && report.page.tokens < n - 1)
+        printf("%s shows the first %lu of them\n", set.page, (unsigned long)report.page.tokens);
+    if (set.devices) show_devices(m);
     free(text);
 }
 
@@ -159,7 +253,7 @@ int main(int argc, char **argv) {
     if (hmoe_load(&model, dir, batch, 0)) cli_fail(1, "%s", model.message);
     if (!model.config.vocab_size && !set.export_to) name_bytes(&model.config, dir);
     if (set.export_to) export_mixtral(&model, dir);
-    else if (set.score) score(&model, batch);
+    else if (set.score) score(&model, dir, batch);
     else speak(&model);
     if (fflush(stdout) || ferror(stdout)) cli_fail(1, "cannot write to standard output");
     hmoe_free(&model);

@@ -24,6 +24,10 @@ for flag in -march=native -mprefer-vector-width=512 -ffp-contract=fast -fno-math
     if try $flag; then flags="$flags $flag"; else found="$found, no $flag"; fi
 done
 
+# The x87 of 32-bit machines rounds where it likes; their SSE does not.
+program '#ifndef __i386__' '#error' '#endif' 'int main(void) { return 0; }'
+if try '-msse2 -mfpmath=sse'; then flags="$flags -msse2 -mfpmath=sse"; fi
+
 # On Windows gcc spills whole vectors to a stack that it aligns to 16 bytes alone (its bug 54412).
 program '#ifndef _WIN32' '#error' '#endif' 'int main(void) { return 0; }'
 if try -Wa,-muse-unaligned-vector-move; then flags="$flags -Wa,-muse-unaligned-vector-move"; fi

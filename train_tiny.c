@@ -21,7 +21,7 @@
 
 static struct settings {
     const char *data, *out;
-    int resume, steps, batch, accum, warmup, eval_every, eval_tokens, save_every;
+    int resume, steps, stop_at, batch, accum, warmup, eval_every, eval_tokens, save_every;
     double min_lr, dropout;
     hmoe_adamw adamw;
     hmoe_muon muon;
@@ -58,6 +58,7 @@ static cli_option options[] = {
     { "--ent", CLI_REAL, &held.config.ent_coef, "[0, 1e6]", "0; topp 0.03", "router entropy", 0 },
     { "--z", CLI_REAL, &held.config.z_coef, "[0, 1e6]", "0", "of the router's z-loss", 0 },
     { "--steps", CLI_INT, &set.steps, "[0, 1000000000]", "2000", "of the whole run", 0 },
+    { "--stop-at", CLI_INT, &set.stop_at, "[1, 1000000000]", "none", "step to stop after", 0 },
     { "--batch", CLI_INT, &set.batch, "[1, 16777216]", "12", "sequences in a micro-batch", 0 },
     { "--accum", CLI_INT, &set.accum, "[1, 1000000]", "1", "micro-batches in a step", 0 },
     { "--lr", CLI_REAL, &set.adamw.lr, "[0, inf)", "0.002", "highest learning rate", 0 },
@@ -125,10 +126,10 @@ static void read_options(int argc, char **argv) {
 /* A resumed run is what its directory says. Options that repeat it are fine, others are not. */
 static void compare_with_run(const hmoe_model *m) {
     const hmoe_config *c = &m->config;
-    struct held in_run = { .config = *c, .seed = m->seed, .routing = c->routing == HMOE_TOP_P,
-                           .gate = c->gate == HMOE_GATE_RAW, .optimizer = m->optimizer };
     long long total = (long long)hmoe__total_width(c);
-    in_run.hidden = (int)(total / c->E);
+    struct held in_run = { .config = *c, .seed = m->seed, .routing = c->routing == HMOE_TOP_P,
+                           .gate = c->gate == HMOE_GATE_RAW, .optimizer = m->optimizer,
+                           .hidden = (int)(total / c->E) };
     cli_compare(options, OPTIONS, &held, &in_run, sizeof held, set.out);
     if (GIVEN("--sizes") && (hmoe_expert_sizes(held.config.H, c->E, total, held.sizes, NULL)
                              || memcmp(held.config.H, c->H, (size_t)c->E * sizeof *c->H)))
@@ -175,7 +176,7 @@ static void replace_older_run(run *r) {
     static const char *const files[] = { "best/config.json", "best/model.safetensors",
         "best/tokenizer.json", "best/tokenizer_config.json", "training.safetensors", "config.old" };
     char path[PATH_SIZE], config[PATH_SIZE], old[PATH_SIZE], log[PATH_SIZE];
-    int was = !access(path_of(config, "config.json"), F_OK), error;
+    int error, was = !access(path_of(config, "config.json"), F_OK);
     int failed = (was && hmoe__replace(config, path_of(old, "config.old"), set.out))
                  || cli_rename(&r->log, path_of(log, "log.csv.new"), path_of(path, "log.csv"),
                                set.out);
@@ -208,8 +209,7 @@ static void save(run *r, int best) {
     path_of(best_dir, "best");
     hmoe_status status = best ? hmoe_prepare(m, best_dir, 0) : HMOE_OK;
     if (!status && (status = hmoe_prepare(m, set.out, 1))) hmoe_discard(m, best_dir, 0);
-    if (!status && !r->ours) replace_older_run(r);
-    r->ours |= !status;
+    if (!status && !r->ours) replace_older_run(r), r->ours = 1;
     if (!status && best && (status = hmoe_commit(m, best_dir, 0))) hmoe_discard(m, set.out, 1);
     if (status || hmoe_commit(m, set.out, 1))
         cli_fail(1, "step %lld is not saved: %s", (long long)m->step, m->message);
@@ -350,9 +350,9 @@ static int evaluate(run *r, double *loss) {
     hmoe_model *m = &r->model;
     unsigned char first = cli_first_token(&m->config);
     cli_sampling how = { 0.8, 1.0, 0, hmoe_random(m->seed, SAMPLES, (uint64_t)m->step, 0) };
-    size_t n = r->n_val, windows = (size_t)(set.eval_tokens / m->config.T);
+    size_t n = r->n_val, w = (size_t)(set.eval_tokens / m->config.T);    /* windows */
     hmoe_reset_usage(m);
-    hmoe_status status = cli_loss(m, r->text + r->n_train, n, windows + !windows, set.batch, loss);
+    hmoe_status status = cli_loss(m, r->text + r->n_train, n, w + !w, set.batch, NULL, loss);
     if (status || !isfinite(*loss)) give_up(r, status, m->step);
     int best = *loss < m->best_val_loss;
     if (best) m->best_val_loss = *loss;
@@ -389,7 +389,7 @@ static int train(run *r) {
         int last = m->step == set.steps, best = 0;
         int due = last || m->step % set.eval_every == 0;
         log_step(r, &losses, lr);
-        stop = cli_interrupted;
+        stop = cli_interrupted || m->step == set.stop_at;
         show_progress(r, &losses, lr, due || stop);
         if (due) best = evaluate(r, &val_loss), fprintf(r->log, "%.6f", val_loss);
         fputc('\n', r->log);
@@ -423,7 +423,7 @@ static void finish(run *r) {
     hmoe_model *m = &r->model;
     double loss;
     cli_catch_interrupts(0);
-    if (cli_loss(m, r->text + r->n_train, r->n_val, 0, set.batch, &loss))
+    if (cli_loss(m, r->text + r->n_train, r->n_val, 0, set.batch, NULL, &loss))
         cli_fail(1, "%s", m->message);
     printf("final: val_loss %.6f nats/token over %lu tokens, %.0f tok/s, %.1f s\n", loss,
            (unsigned long)(r->n_val - 1), m->step ? (double)m->tokens / m->seconds : 0.0,

@@ -10,8 +10,7 @@
 #
 # PLATFORMS="i686 s390x" tries these alone.
 #
-# i686 computes with SSE (-mfpmath=sse): the x87's wider registers round at other places than a
-# float does, and where they do is up to the optimizer. Programs are static, so that no libraries
+# Programs are static, so that no libraries
 # for other machines are searched. One thread where OpenMP says 0: i686's libgomp does not get a
 # parallel loop done on some machines, and qemu gains nothing by it.
 set -u
@@ -102,7 +101,7 @@ awk 'BEGIN { s = 1; split("to be or not that is the question whether it nobler i
 
 platform native "${CC:-cc}" - "${OPENMP:-1}" "" ""
 platform musl musl-gcc - 1 "" "$all"
-platform i686 i686-linux-gnu-gcc - 0 "-msse2 -mfpmath=sse" "$all"
+platform i686 i686-linux-gnu-gcc - 0 "" "$all"
 if have wine && mkdir "$WINEPREFIX"; then   # one server, which no program has to start or outlive
     wineserver -p; wineboot -i
 fi >"$here/said" 2>&1

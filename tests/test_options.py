@@ -264,14 +264,17 @@ def try_values(program, o, number):
     for turn, value in enumerate(values_of(o)):
         if o.name == "-n" and value == "" or b"\0" in os.fsencode(value):
             turn = 0                                       # "-n" and "" are no one word
+        if o.name in ("--routes", "--page"):               # files that no other test may meet
+            os.makedirs("made", exist_ok=True)
+            value = os.fsdecode(b"made/" + os.fsencode(value))
         good, slow = o.accepts(value), too_long(o.name, value)
         if program == TRAIN:                               # that it is accepted is seen at once
             more = {"data": "nothing"} if good and slow else {}
             arguments = train(o.name, value, **dict(more, **({} if o.name == "--out" else
                                                              {"out": older})))
         else:
-            arguments = ["none" if good and slow else "run", "--threads", "1", "-n", "2", o.name,
-                         value]
+            more = ["--score", "text"] if o.name in WITH_SCORE else ["-n", "2"]
+            arguments = ["none" if good and slow else "run", "--threads", "1", *more, o.name, value]
         run = Ended(program, glue(arguments) if turn % 2 else arguments)
         limits = impossible(o.name, value) if good and (program == TRAIN or o.kind == "choice") \
             else []
@@ -295,6 +298,7 @@ def check_text(program, o, value, run):
     """Any text is a value; what may then be wrong is known of each."""
     names = {"--data": ["cannot read", "is a directory", "bytes"], "--out": ["cannot", "--out"],
              "--sizes": ["--sizes"], "--prompt": ["--prompt"], "--score": ["cannot read"],
+             "--routes": ["cannot write", "too long"], "--page": ["cannot write", "too long"],
              "--export-mixtral": ["cannot", "too long", "is the model", "holds a run"]}
     right_manner(run, [0, 1, 2], names.get(o.name, [o.name]))
     if o.name == "--sizes":
@@ -304,6 +308,7 @@ def check_text(program, o, value, run):
         check(run.status == 1, run.name, run.error)        # there are no such files
 
 
+WITH_SCORE = ("--routes", "--page", "--devices")
 SIZES = ("1,5",)                                           # those of values_of that are two ratios
 
 
@@ -333,7 +338,8 @@ TWO = {"--data": ("text", "other"), "--out": ("out1", "out2"), "--width": (4, 8)
        "--dropout": (0, .5), "--clip": (1e-9, 1), "--eval-every": (1, 3), "--eval-tokens": (4, 40),
        "--save-every": (1, 3), "--seed": (1, 2), "--threads": (1, 2), "--prompt": ("a", "b"),
        "-n": (3, 4), "--temperature": (0, 9), "--top-k": (1, 60), "--top-p": (1e-6, 1),
-       "--score": ("text", "other"), "--export-mixtral": ("m1", "m2")}
+       "--score": ("text", "other"), "--export-mixtral": ("m1", "m2"), "--stop-at": (1, 2), "--devices": (1, 2),
+       "--routes": ("r1", "r2"), "--page": ("p1", "p2")}
 TOGETHER = {"--p": ["--routing", "topp"], "--muon-lr": ["--optimizer", "muon"],
             "--export-mixtral": ["-n", "5"], "--backend": [], "--precision": []}
 
@@ -358,6 +364,12 @@ def outcome(program, arguments, made):
 
 
 def try_twice(program, o, number):
+    if o.name in ("--routes", "--page"):
+        base = ["run", "--threads", "1", "--score", "text", o.name]
+        right_manner(Ended(program, base + [TWO[o.name][0], o.name, TWO[o.name][1]]), [0], [])
+        check([os.path.exists(x) for x in TWO[o.name]] == [False, True], "%s twice" % o.name)
+        os.remove(TWO[o.name][1])
+        return
     a, b = (str(v) for v in TWO[o.name])
     out = "twice%d" % number
     if program == TRAIN:
@@ -369,6 +381,8 @@ def try_twice(program, o, number):
         base, made = ["run", "--threads", "1", "-n", "40"], []
         if o.name == "--score":
             base = base[:3]
+        if o.name == "--devices":
+            base = base[:3] + ["--score", "text"]
         if o.name == "--export-mixtral":
             base, made = ["mixtral"], ["m1", "m2"]
     base += TOGETHER.get(o.name, []) if o.name != "--export-mixtral" else []

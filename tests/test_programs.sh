@@ -169,6 +169,11 @@ check "resumed: same weights" same a/model.safetensors b/model.safetensors
 check "resumed: same best" same a/best/model.safetensors b/best/model.safetensors
 rows a/log.csv >rows-a; rows b/log.csv >rows-b
 check "resumed: same log" same rows-a rows-b
+check "--stop-at" gives 0 "^stopped after step 7; to go on: " train --steps 30 --eval-every 5 \
+    --stop-at 7 --out halted
+check "it stopped there" [ "$(tail -n 1 halted/log.csv | cut -d , -f 1)" = 7 ]
+check "and goes on" gives 0 "^final: " train --steps 30 --eval-every 5 --stop-at 7 --resume --out halted
+check "--stop-at: same weights" same a/model.safetensors halted/model.safetensors
 check "resumed: same last line" [ "$(cut -d , -f 1 final-a)" = "$(cut -d , -f 1 final-b)" ]
 check "two threads" gives 0 "" train --steps 30 --eval-every 5 --out c --threads 1 --threads 2
 check "two threads: same weights" same a/model.safetensors c/model.safetensors
@@ -339,6 +344,49 @@ for name in config.json model.safetensors; do
     check "a pipe for $name" gives 1 "cannot open pipe/$name: Invalid argument" "$generate" pipe
     rm -r pipe
 done
+
+# --- what the router did: --routes, --page, --devices ----------------------------------------------
+look() { write --score validation "$@"; }
+check "--routes" gives 0 "^nll $nll nats/token over 299 tokens$" look --routes r.csv --devices 2
+sed -n 's/.*, \([0-9]*\) tokens, .*/\1/p' stdout >by_device
+check "routes: columns" [ "$(head -n 1 r.csv)" = \
+    "position,byte,nll,layer,experts,widths,gates,P" ]
+check "routes: a row per token and layer" [ "$(wc -l <r.csv)" -eq $((1 + 299 * 2)) ]
+check "routes: the losses" near "$nll" \
+    "$(awk -F , 'NR > 1 && $4 == 0 { x += $3; n++ } END { printf "%.9f", x / n }' r.csv)"
+check "routes: the bytes" [ "$(awk -F , 'NR > 1 && $4 == 1 { printf "%c", $2 }' r.csv | cksum)" = \
+    "$(head -c 299 validation | cksum)" ]
+widths=$(sed -n 's/.*"expert_sizes": \[\(.*\)\].*/\1/p' a/config.json | tr -d ,)
+check "routes: shares" awk -F , -v widths="$widths" 'function off(x) { return x * x > 1e-10 }
+    BEGIN { split(widths, H, " ") }
+    NR > 1 { n = split($5, e, " "); split($6, w, " "); split($7, g, " "); m = split($8, P, " ")
+        sum = all = chosen = 0
+        for (i = 1; i <= m; i++) all += P[i]
+        for (i = 1; i <= n; i++) { chosen += P[e[i] + 1]; sum += g[i]; bad += w[i] != H[e[i] + 1] }
+        for (i = 1; i <= n; i++) bad += off(g[i] - P[e[i] + 1] / chosen)
+        for (i = 1; i <= m; i++) larger += P[i] > P[e[n] + 1]
+        bad += larger > 1; larger = 0
+        bad += n != 2 || m != 4 || off(sum - 1) || off(all - 1) }
+    END { exit bad > 0 }' r.csv
+awk -F , 'NR > 1 { n = split($5, e, " "); for (i = 1; i <= n; i++) t[e[i] == 0 || e[i] == 3]++
+    for (i = 1; i <= n; i++) s[e[i] >= 2]++ } END { print t[1] "\n" t[0] "\n" s[0] "\n" s[1] }' r.csv >counted
+check "--devices: tokens as the routes have them, in pairs and side by side" same by_device counted
+check "--devices: pairs do not fit" gives 0 "^in pairs: 4 experts on 4 devices" look --devices 4
+check "--page" gives 0 "^nll" look --page p.html
+check "the page has no text in it" [ "$(grep -c "$(head -c 9 validation)" p.html)" -eq 0 ]
+for option in "--routes no/r.csv" "--page no/p.html"; do
+    check "$option" gives 1 "no/" look $option
+done
+for option in "--routes r" "--page p" "--devices 2" --show-tiles; do
+    check "$option needs a text" gives 2 "needs --score" "$generate" a $option
+done
+cp r.csv before
+check "a failed run keeps the older file" gives 1 "byte 90" write --score text-Z --routes r.csv
+check "it is the same" same before r.csv
+(ulimit -f 8; look --routes r.csv >stdout 2>stderr)
+check "full disk: the file is the same" same before r.csv
+check "full disk: says so" grep -q "cannot write r.csv: " stderr
+check "nothing is left beside it" absent r.csv.tmp
 
 # --- the export -----------------------------------------------------------------------------------
 export_to() { "$generate" a --threads 1 --export-mixtral "$@"; }
