@@ -1239,8 +1239,8 @@ hmoe_status hmoe_place_experts(int *device, const int *H, int E, int D, hmoe_pla
                                char *message) {
     int by_width[HMOE_MAX_EXPERTS], pairs = placement == HMOE_PAIRS;
     if (E < 1 || E > HMOE_MAX_EXPERTS || D < 1 || D > E || E % (D << pairs))
-        return HMOE__BAD(message, "%d experts on %d devices: %s to each, so a multiple of %d", E, D,
-                         pairs ? "whole pairs" : "equally many", D << pairs);
+        return HMOE__BAD(message, "%d experts on %d devices: %s each, so a multiple of %.0f", E, D,
+                         pairs ? "whole pairs" : "equally many", (1.0 + pairs) * D);
     for (int e = 0, at; e < E; by_width[at] = e++)   /* the widest first */
         for (at = e; at && H[e] > H[by_width[at - 1]]; at--) by_width[at] = by_width[at - 1];
     for (int i = 0; i < E; i++)
