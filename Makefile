@@ -38,7 +38,7 @@ help:
 	@echo 'make test-long    train with six seeds, and take out each barrier of the GPU: 15 minutes'
 	@echo 'make test-everywhere  on other machines, under qemu and wine; and what analysers say'
 	@echo 'make fuzz         look for files that break the readers: SECONDS=60, with clang'
-	@echo 'make lab          are the papers right at this scale? An hour; QUICK=1: four minutes'
+	@echo 'make lab          are the papers right at this scale? An hour; QUICK=1: two minutes'
 	@echo 'make interop      compare with numpy, safetensors and tokenizers, put under $(BUILD)/python'
 	@echo 'make bench        measure speed, a minute; PROFILE=1 adds where the time goes'
 	@echo 'make train_tiny   build the trainer: ./train_tiny --help'
@@ -72,11 +72,11 @@ $(BUILD)/flags: probe.sh $(BUILD)/settings
 OBJECT_cuda = $(BUILD)/hmoe_cuda.o
 WITH_cuda = -DHMOE_CUDA $(OBJECT_cuda) `cat $(BUILD)/cuda_libraries`
 
-$(PROGRAMS): $(BIN)%: %.c $(HEADERS) $(BUILD)/flags $(BUILD)/page $(BUILD)/backend \
-		$(OBJECT_$(BACKEND))
+$(PROGRAMS): $(BIN)%: %.c $(HEADERS) $(BUILD)/flags $(BUILD)/backend $(OBJECT_$(BACKEND))
 	$(COMPILE) -DHMOE_PAGE='"$(BUILD)/page"' -o $@ $< $(WITH_$(BACKEND)) $(LINK)
 
 # The page for `generate --page` as a list of bytes.
+$(BIN)generate: lab/page.h $(BUILD)/page
 $(BUILD)/page: lab/page.html $(BUILD)/flags
 	@od -v -An -tu1 lab/page.html | sed 's/[0-9][0-9]*/&,/g' >$@
 

@@ -387,7 +387,7 @@ static inline void cli_open(cli_output *out, const char *path) {
     out->path = path;
     if (n >= (int)sizeof out->beside) cli_fail(2, "%.100s...: this path is too long", path);
     out->file = fopen(out->beside, "wb");
-    if (!out->file) cli_fail(1, "cannot write %s: %s", out->beside, strerror(errno));
+    if (!out->file) cli_cannot("write", out->beside);
 }
 
 static inline void cli_close(cli_output *out) {
@@ -395,7 +395,8 @@ static inline void cli_close(cli_output *out) {
     if (fclose(out->file) || failed || hmoe__replace(out->beside, out->path, ".")) {
         int error = errno;
         remove(out->beside);
-        cli_fail(1, "cannot write %s: %s", out->path, strerror(error));
+        errno = error;
+        cli_cannot("write", out->path);
     }
 }
 

@@ -1167,7 +1167,7 @@ void adamw(float *w, float *g, float *m, float *v, size_t n, const hmoe_rates *r
 }
 
 /* ---------------------------------------------------------------------------------------------
-   THE TABLE - in the order of hmoe_steps. Only `get` differs: arrays know if they may have twins. */
+   THE TABLE - in the order of hmoe_steps. Only `get` differs: arrays know if they have twins. */
 #define STEPS(name, get) { \
     name, device_error, get, give_back, fetch, store, zero, linear_forward, \
     linear_backward_input, linear_backward_weight, embed_forward, embed_backward, \
