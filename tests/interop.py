@@ -15,8 +15,9 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
+
+from harness import check, done
 
 try:
     import numpy as np
@@ -25,8 +26,7 @@ try:
     import tokenizers
 except ImportError as error:
     print("no %s here: skipped (make interop installs it)" % error.name)
-    print("test_interop: 0 passed, 0 failed")
-    sys.exit(0)
+    done("test_interop")
 
 os.environ["HF_HUB_OFFLINE"] = "1"       # all that is opened lies here
 BIN = os.path.abspath(os.environ.get("BIN") or ".")
@@ -34,15 +34,6 @@ TEXT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "LICENSE")
 TINY = ("--width 32 --layers 2 --heads 4 --context 16 --experts 4 --hidden 12 --steps 30 --batch 8 "
         "--lr 0.02 --min-lr 0.02 --warmup 3 --threads 1").split()
 EXACT, CLOSE, FAR = 1.5e-6, 1e-5, 1e-4   # a last digit; float against double; another model
-passed = failed = 0
-
-
-def check(name, right, seen=""):
-    global passed, failed
-    passed, failed = passed + bool(right), failed + (not right)
-    if not right:
-        print("FAILED %s%s" % (name, ": %s" % (seen,) if seen != "" else ""), flush=True)
-
 
 # --- the model, a second time ---------------------------------------------------------------------
 # c: config.json    w: the tensors by name    T: tokens of a window    x: [T, C]
@@ -539,5 +530,4 @@ with tempfile.TemporaryDirectory(prefix="hmoe-interop-") as here:
     os.chdir(here)
     main()
     os.chdir("/")
-print("test_interop: %d passed, %d failed" % (passed, failed))
-sys.exit(failed > 0)
+done("test_interop")

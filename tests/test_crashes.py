@@ -22,6 +22,8 @@ import sys
 import tempfile
 import time
 
+from harness import check, done
+
 FULL = os.environ.get("FULL") == "1"
 SEED = int(os.environ.get("SEED") or 1)
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -34,16 +36,7 @@ ONE = ["--pp", "0.02"]                       # two runs that have nothing in com
 OTHER = ["--pp", "0.03", "--seed", "7"]
 FILES = ["training.safetensors", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
          "config.json"]
-passed = failed = 0
 chance = random.Random(SEED)
-
-
-def check(name, right, seen=""):
-    global passed, failed
-    passed, failed = passed + bool(right), failed + (not right)
-    if not right:
-        print("FAILED %s%s" % (name, ": %s" % (seen,) if seen != "" else ""), flush=True)
-    return right
 
 
 # --- programs -------------------------------------------------------------------------------------
@@ -749,5 +742,4 @@ for number in signal.SIGTERM, signal.SIGHUP:
     signal.signal(number, lambda *_: sys.exit(1))
 main()
 print("seed %d" % SEED)
-print("test_crashes: %d passed, %d failed" % (passed, failed))
-sys.exit(failed > 0)
+done("test_crashes")

@@ -14,6 +14,8 @@ import tempfile
 import time
 import xml.dom.minidom
 
+from harness import check, done
+
 ROOT = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 os.chdir(ROOT)
 here = tempfile.mkdtemp(prefix="hmoe-lab-")
@@ -22,19 +24,6 @@ TEXT = os.path.join(here, "text")
 os.environ.update(QUICK="1", LAB_STEPS=os.environ.get("LAB_STEPS") or "8", LAB_OUT=here, DATA=TEXT)
 sys.path.insert(0, os.path.join(ROOT, "lab"))
 sys.dont_write_bytecode = True
-passed = failed = 0
-
-
-def check(name, right, seen=None):
-    global passed, failed
-    passed, failed = passed + bool(right), failed + (not right)
-    if not right:
-        print("FAILED %s%s" % (name, "" if seen is None else ": %s" % (seen,)), flush=True)
-
-
-def done():
-    print("test_lab: %d passed, %d failed" % (passed, failed))
-    sys.exit(failed > 0)
 
 
 try:
@@ -44,7 +33,7 @@ try:
 except ImportError as error:
     print("no %s here: skipped (make lab installs it)" % error.name)
     shutil.rmtree(here)
-    done()
+    done("test_lab")
 with open(os.path.join(ROOT, "LICENSE"), "rb") as licence, open(TEXT, "wb") as text:
     text.write(licence.read() * 4)
 import lab       # noqa: E402
@@ -350,4 +339,4 @@ try:
         refuses()
 finally:
     shutil.rmtree(here, ignore_errors=True)
-done()
+done("test_lab")

@@ -21,13 +21,14 @@ import tempfile
 import time
 import unicodedata
 
+from harness import check, done
+
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def skip(why):
     print("no %s here: skipped" % why)
-    print("test_page: 0 passed, 0 failed")
-    sys.exit(0)
+    done("test_page")
 
 
 try:
@@ -51,14 +52,6 @@ NASTY = (b"</script><!--<script>alert(1)</script>&lt;\"'`${1}\\ @DATA@\n"
          + "é€😀ß中 \u202eabc\u202c e\u0301\u200b\ufeff\u2028\u00a0\u0085 ".encode()
          + "\u05e9\u05dc\u05d5\u05dd\r\n\ttab  two\n\n".encode()
          + b"\xe2\x82 cut \xe2\x82\xac\nthe end \xf0\x9f\x98\x80")
-passed = failed = 0
-
-
-def check(name, right, seen=""):
-    global passed, failed
-    passed, failed = passed + bool(right), failed + (not right)
-    if not right:
-        print("FAILED %s%s" % (name, ": %s" % (seen,) if seen != "" else ""), flush=True)
 
 
 def same(name, seen, wanted):
@@ -604,8 +597,7 @@ def main():
         atexit.register(shutil.rmtree, work, ignore_errors=True)
         test(browser, work)
         browser.close()
-    print("test_page: %d passed, %d failed" % (passed, failed))
-    sys.exit(failed > 0)
+    done("test_page")
 
 
 main()
