@@ -76,7 +76,7 @@ $(PROGRAMS): $(BIN)%: %.c $(HEADERS) $(BUILD)/flags $(BUILD)/backend $(OBJECT_$(
 	$(COMPILE) -DHMOE_PAGE='"$(BUILD)/page"' -o $@ $< $(WITH_$(BACKEND)) $(LINK)
 
 # The page for `generate --page` as a list of bytes.
-$(BIN)generate: lab/page.h $(BUILD)/page
+$(BIN)generate: page.h $(BUILD)/page
 $(BUILD)/page: lab/page.html $(BUILD)/flags
 	@od -v -An -tu1 lab/page.html | sed 's/[0-9][0-9]*/&,/g' >$@
 

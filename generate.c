@@ -10,7 +10,7 @@
 #include "hmoe_inspect.h"
 #include "hmoe_cuda.h"
 #include "cli.h"
-#include "lab/page.h"
+#include "page.h"
 
 static struct settings {
     const char *prompt, *score, *export_to, *routes, *page;

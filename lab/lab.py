@@ -3,30 +3,26 @@
 
 `make lab` runs it; QUICK=1 is the short form. Two ./train_tiny of one thread work at a time, and at
 several points of training ./generate looks into the models. Every result is kept: a row each in
-lab/results.csv, and what report.py draws in lab/runs/KEY.npz. KEY stands for all options, the
-program and the text: a run that is there is not repeated, and after an interruption, a kill too,
-the same command goes on where it was. DATA=FILE is another text; BIN stands before the names of the
-programs."""
+lab/results.csv, and what report.py draws in lab/runs/KEY.npz. KEY stands for all options, program
+and text: a run that is there is not repeated, and after an interruption the same command goes on
+where it was. DATA=FILE is another text; BIN stands before the programs' names."""
 
 import concurrent.futures
 import csv
-import fcntl
 import functools
 import hashlib
-import io
 import json
 import os
 import pathlib
 import re
-import resource
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
 
 import numpy as np
+from safetensors import safe_open
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 OUT = os.environ.get("LAB_OUT") or HERE
@@ -36,9 +32,8 @@ QUICK = os.environ.get("QUICK", "") not in ("", "0")
 RUNS = os.path.join(OUT, "runs")
 E, DEVICES, GRID_SEED = 8, 4, 7          # the grid's seed is never reported
 
-# Why this size: one thread of an Intel Xeon with AVX-512 trains it at 38,000 tokens/s, so a run
-# takes a minute, all fit into an hour on two cores with a quarter to spare, and yet each sees the
-# text almost twice, so that there is something to compare.
+# Why this size: one thread of an Intel Xeon with AVX-512 trains it at 38,000 tokens/s, so all runs
+# fit into three quarters of an hour on two cores, and yet each sees the text almost twice.
 SCALE = dict(width=96, layers=3, heads=4, context=64, hidden=128, batch=12, steps=2400, points=8,
              score=8192, seeds=(3, 5), lr=(0.002, 0.004, 0.008), lb=(0.003, 0.01, 0.03),
              pp=(0.01, 0.03, 0.1), ent=(0.003, 0.01, 0.03), eval_tokens=32768, speed=48)
@@ -84,25 +79,18 @@ class Run:
         self.kind, self.name, self.seed, self.ready = kind, name, seed, ready
         parts = SCALE["points"] if kind == "main" else 1
         self.points = [round(steps * i / parts) for i in range(1, parts + 1)]
-        self.options = dict(dict(
-            width=SCALE["width"], layers=SCALE["layers"], heads=SCALE["heads"],
-            context=SCALE["context"], experts=E, hidden=H, sizes="arithmetic", routing="topk",
-            k=min(2, options.get("experts", E)), p=0.6, gate="norm", pp=0, lb=0, ent=0, z=0,
-            steps=steps, batch=SCALE["batch"], accum=1, lr=SCALE["lr"][0], warmup=(steps + 2) // 3,
-            beta1=0.9, beta2=0.99, clip=1, dropout=0, seed=seed), **options)
+        self.options = dict(
+            {o: SCALE[o] for o in ("width", "layers", "heads", "context", "batch")}, experts=E,
+            hidden=H, sizes="arithmetic", routing="topk", k=min(2, options.get("experts", E)),
+            p=0.6, gate="norm", pp=0, lb=0, ent=0, z=0, steps=steps, accum=1, lr=SCALE["lr"][0],
+            warmup=(steps + 2) // 3, beta1=0.9, beta2=0.99, clip=1, dropout=0, seed=seed)
+        self.options.update(options)
         self.options.update({"min-lr": 0, "weight-decay": 0.1, "eval-every": self.points[0],
                              "eval-tokens": SCALE["eval_tokens"]})
         if self.options["experts"] == 1:
             self.options.update(gate="raw", sizes="homogeneous")
         what = [self.options, self.points, kind == "main" and SCALE["score"], fingerprint()]
         self.key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-
-    def cost(self):
-        """About how long it takes, in any unit: products, looks, and what any run takes."""
-        o = self.options
-        experts = 1 if o["experts"] == 1 else 2.4 if o["routing"] == "topp" else 2
-        work = o["layers"] * (4 * o["width"] ** 2 + 3.6 * o["width"] * o["hidden"] * experts)
-        return 64 * 12 * work * o["steps"] + 2e10 + 8e9 * len(self.points)
 
 @functools.lru_cache(None)
 def fingerprint():
@@ -136,10 +124,9 @@ def plan(results):
         if name == "arithmetic_lb":
             options["lb"], ready = best["MoDSE Top-2"]["lb"], ready and known["MoDSE Top-2"]
         if name == "equal_wide":                 # the paper's "baseline 105 %"
-            rows = [results[r.key] for r in modse if r.key in results]
-            widths = [float(row["width"]) for row in rows if row["status"] == "ok"]
-            ready = ready and len(rows) == len(modse)
-            options["hidden"] = round(np.mean(widths)) if widths else H
+            ready = ready and all(r.key in results for r in modse)
+            options["hidden"] = round(np.mean([float(results[r.key]["mean_width"]) for r in modse
+                                               if np.isfinite(loss(results, r))] or [H]))
         runs = [Run("main", name, seed, SCALE["steps"], options, ready)
                 for seed in range(1, 1 + seeds[v["many"]])]
         modse = runs if name == "modse" else modse
@@ -154,86 +141,52 @@ def plan(results):
 # --- what is kept ---------------------------------------------------------------------------------
 
 def read_results():
-    try:
-        with open(os.path.join(OUT, "results.csv"), newline="") as file:
-            return {row["key"]: row for row in csv.DictReader(file)}
-    except FileNotFoundError:
-        return {}
-
-def write_whole(path, data):
-    """The file is replaced whole, so a kill leaves the old one or the new one."""
-    with open(path + ".new", "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + ".new", path)
+    """The rows by key, but those of runs whose arrays are gone."""
+    path = pathlib.Path(OUT, "results.csv")
+    rows = csv.DictReader(path.read_text().splitlines()) if path.exists() else []
+    return {row["key"]: row for row in rows if row["kind"] != "main" or row["status"] != "ok"
+            or os.path.exists(os.path.join(RUNS, row["key"] + ".npz"))}
 
 def write_results(results):
-    text = io.StringIO()
+    """A file is replaced whole, so a kill leaves the old one or the new one."""
+    path = os.path.join(OUT, "results.csv")
     columns = dict.fromkeys(column for row in results.values() for column in row)
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(results.values())
-    write_whole(os.path.join(OUT, "results.csv"), text.getvalue().encode())
+    with open(path + ".new", "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(results.values())
+    os.replace(path + ".new", path)
 
 def write_arrays(path, arrays):
-    data = io.BytesIO()
-    np.savez_compressed(data, **arrays)
-    write_whole(path, data.getvalue())
+    with open(path + ".new", "wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(path + ".new", path)
 
 # --- programs, and what they write ----------------------------------------------------------------
 
-children, stopping = set(), threading.Event()
-
 def call(*arguments):
-    """Runs a program. Returns its status and what it said: output, errors."""
-    try:
-        child = subprocess.Popen([str(a) for a in arguments], stdout=subprocess.PIPE,
-                                 stderr=subprocess.PIPE)
-    except OSError as error:
-        raise Failure("cannot run %s: %s" % (arguments[0], error.strerror))
-    children.add(child)
-    if stopping.is_set():
-        child.terminate()
-    out, errors = (x.decode("utf-8", "replace") for x in child.communicate())
-    children.discard(child)
-    if stopping.is_set() or child.returncode == -signal.SIGINT:
-        raise KeyboardInterrupt
-    return child.returncode, out, errors
-
-def read_tensors(path):
-    """A safetensors file: its metadata, and a function that reads a tensor by name."""
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-
-    def tensor(name):
-        begin, end = header[name]["data_offsets"]
-        data = np.fromfile(path, "<f4", (end - begin) // 4, offset=8 + size + begin)
-        return data.reshape(header[name]["shape"])
-    return header["__metadata__"], tensor
+    """Runs a program, and returns what it says."""
+    done = subprocess.run([str(a) for a in arguments], capture_output=True, text=True,
+                          errors="replace")
+    if done.returncode:
+        raise Failure("%s: %s" % (arguments[0], done.stderr.strip() or done.returncode))
+    return done.stdout
 
 def read_routes(path, layers):
     """A file of `generate --routes`: of each token its byte, the cross-entropy of the next one, and
     by layer the first choice and the set of experts, bit e for expert e."""
-    with open(path) as file:
-        next(file)
-        rows = [line.split(",", 5) for line in file]
-    if not rows or len(rows) % layers or any(int(r[3]) != i % layers for i, r in enumerate(rows)):
+    rows = list(csv.DictReader(pathlib.Path(path).read_text().splitlines()))
+    if not rows or [int(r["layer"]) for r in rows] != [*range(layers)] * (len(rows) // layers):
         raise Failure("%s: not a row for each token and layer" % path)
-    sets = [[int(e) for e in r[4].split()] for r in rows]
-    return dict(byte=np.array([int(r[1]) for r in rows[::layers]], np.uint8),
-                nll=np.array([float(r[2]) for r in rows[::layers]]),
-                first=np.array([s[0] for s in sets], np.uint8).reshape(-1, layers),
-                mask=np.array([sum(1 << e for e in s) for s in sets],
-                              np.uint32).reshape(-1, layers))
+    sets = [[int(e) for e in r["experts"].split()] for r in rows]
+    first, mask = [s[0] for s in sets], [sum(1 << e for e in s) for s in sets]
+    return dict(byte=np.array([int(r["byte"]) for r in rows[::layers]], np.uint8),
+                nll=np.array([float(r["nll"]) for r in rows[::layers]]),
+                first=np.array(first, np.uint8).reshape(-1, layers),
+                mask=np.array(mask, np.uint32).reshape(-1, layers))
 
-def read_log(path):
-    """log.csv, a column by name."""
-    with open(path) as file:
-        names = next(file).strip().split(",")
-        return dict(zip(names, np.array([[float(x or "nan") for x in line.strip().split(",")]
-                                         for line in file]).T))
+def read_log(folder):
+    return np.atleast_1d(np.genfromtxt(os.path.join(folder, "log.csv"), delimiter=",", names=True))
 
 def bits(mask):
     """Sets as numbers become sets as rows of E zeros and ones."""
@@ -242,12 +195,13 @@ def bits(mask):
 def expert_outputs(folder, experts):
     """Of each pair of experts the mean cosine between what both make of the same tokens: of every
     byte's embedding, normalised as the first layer does it, without what attention adds."""
-    tensor = read_tensors(os.path.join(folder, "model.safetensors"))[1]
-    x, layer, y = tensor("model.embed_tokens.weight"), "model.layers.0.", []
-    x = tensor(layer + "post_attention_layernorm.weight") * x / np.sqrt(
+    with safe_open(os.path.join(folder, "model.safetensors"), "np") as file:
+        tensor = {name: file.get_tensor(name) for name in file.keys()}
+    x, layer, y = tensor["model.embed_tokens.weight"], "model.layers.0.", []
+    x = tensor[layer + "post_attention_layernorm.weight"] * x / np.sqrt(
         (x * x).mean(-1, keepdims=True) + 1e-5)
     for e in range(experts):
-        w1, w3, w2 = (tensor("%sblock_sparse_moe.experts.%d.w%d.weight" % (layer, e, i))
+        w1, w3, w2 = (tensor["%sblock_sparse_moe.experts.%d.w%d.weight" % (layer, e, i)]
                       for i in (1, 3, 2))
         y.append((x @ w1.T / (1 + np.exp(-x @ w1.T)) * (x @ w3.T)) @ w2.T)
     unit = np.array(y) / np.sqrt((np.array(y) ** 2).sum(-1, keepdims=True))
@@ -260,39 +214,38 @@ def arguments(run, folder, **changes):
     return ([BIN + "train_tiny", "--data", DATA, "--out", folder, "--threads", 1,
              "--save-every", 1000000] + [x for o in options for x in ("--" + o, options[o])])
 
-def step_of(folder):
-    """Of the state that is saved there; None where there is none."""
+def state(folder):
+    """What is said of the state that is saved there; nothing where there is none."""
     try:
-        os.stat(os.path.join(folder, "config.json"))
-        return int(read_tensors(os.path.join(folder, "training.safetensors"))[0]["step"])
-    except (OSError, ValueError, KeyError):
-        return None
+        os.stat(os.path.join(folder, "config.json"))          # it is written last
+        with safe_open(os.path.join(folder, "training.safetensors"), "np") as file:
+            return file.metadata()
+    except FileNotFoundError:
+        return {}
 
 def advance(run, folder, point):
-    """Trains up to that step. Returns what the program said; None if the loss was not finite."""
+    """Trains up to that step. Returns what the program says; None if the loss was not finite."""
     while True:
-        step = step_of(folder)
-        if step is not None and step > point:
-            raise Failure("%s is at step %d, after %d: remove it" % (folder, step, point))
+        step = int(state(folder).get("step", -1))
         if step == point != run.points[-1]:
             return ""
-        status, out, errors = call(*arguments(run, folder), "--stop-at", point,
-                                   *["--resume"] * (step is not None))
-        if "most likely --lr" in errors:
-            return None
-        if status and "is in use by another run" not in errors:
-            raise Failure("%s, seed %s: %s" % (run.name, run.seed, errors.strip()))
-        if not status and step_of(folder) == point:
+        try:
+            out = call(*arguments(run, folder), "--stop-at", point, *["--resume"] * (step >= 0))
+            if int(state(folder)["step"]) < point:
+                raise KeyboardInterrupt                       # the program stopped for it, too
             return out
-        time.sleep(0.5)                  # a killed laboratory's program is at it, or Ctrl-C came
+        except Failure as why:
+            if "most likely --lr" in str(why):
+                return None
+            if "is in use by another run" not in str(why):
+                raise
+        time.sleep(0.5)                           # a killed laboratory's program is still at it
 
 def look(run, folder, path):
     """What the state in the folder does with the validation text."""
     routes = "%s/routes.%d.csv" % (folder, os.getpid())
-    status, out, errors = call(BIN + "generate", folder, "--score", RUNS + "/validation.txt",
-                               "--routes", routes, "--devices", DEVICES, "--threads", 1)
-    if status:
-        raise Failure("%s, seed %s: %s" % (run.name, run.seed, errors.strip()))
+    out = call(BIN + "generate", folder, "--score", RUNS + "/validation.txt", "--routes", routes,
+               "--devices", DEVICES, "--threads", 1)
     uneven = re.findall(r"parameters ([0-9.]+) tokens ([0-9.]+) work ([0-9.]+)", out)
     devices = np.array(uneven, float) if len(uneven) == 2 else np.full((2, 3), np.nan)
     write_arrays(path, dict(read_routes(routes, run.options["layers"]), devices=devices))
@@ -313,8 +266,7 @@ def make(run):
             return dict(row, status="diverged")
         if run.kind == "main":
             look(run, folder, path)
-    meta = read_tensors(os.path.join(folder, "training.safetensors"))[0]
-    log = read_log(os.path.join(folder, "log.csv"))
+    meta, log = state(folder), read_log(folder)
     last = -max(len(log["step"]) // 20, 1)
     row.update(val_loss=re.search(r"final: val_loss ([0-9.]+)", out).group(1),
                parameters=re.search(r": (\d+) parameters", out).group(1), tokens=meta["tokens"],
@@ -324,10 +276,10 @@ def make(run):
     if run.kind == "main":
         seen = [dict(np.load(p)) for p in paths]
         data = {k: np.array([s[k] for s in seen]) for k in ("nll", "first", "mask", "devices")}
-        with open(os.path.join(folder, "config.json")) as file:
-            widths = np.array(json.load(file)["expert_sizes"])
+        config = json.loads(pathlib.Path(folder, "config.json").read_text())
+        widths = np.array(config["expert_sizes"])
         chosen = bits(data["mask"][-1])[..., :len(widths)]
-        row["width"] = "%.2f" % ((chosen * widths).sum() / chosen.sum())
+        row["mean_width"] = "%.2f" % ((chosen * widths).sum() / chosen.sum())
         parts = np.array_split(np.arange(len(log["step"])), min(250, len(log["step"])))
         write_arrays(os.path.join(RUNS, run.key + ".npz"), dict(
             data, byte=seen[-1]["byte"], widths=widths, alike=expert_outputs(folder, len(widths)),
@@ -338,120 +290,81 @@ def make(run):
 
 # --- all of them ----------------------------------------------------------------------------------
 
-def is_done(run, results):
-    row = results.get(run.key)
-    return bool(row) and (run.kind != "main" or row["status"] != "ok"
-                          or os.path.exists(os.path.join(RUNS, run.key + ".npz")))
-
-def show(text, end="\n"):
-    """A line; on a terminal a carriage return lets the next one replace it."""
-    if end == "\n" or sys.stdout.isatty():
-        print(text + "\033[K" * sys.stdout.isatty(), end=end, flush=True)
-
 def train_all(results):
     """Two runs at a time. Some wait for what others find: grids, MoDSE's widths."""
-    lock, began, spent = threading.Lock(), time.monotonic(), [0]
+    lock, began, trained = threading.Lock(), time.monotonic(), [0]
 
     def work(run):
-        if stopping.is_set():
-            return
         row = make(run)
         with lock:
             results[run.key] = row
             write_results(results)
-            if run.kind != "main" or run.seed != 1:     # that one tokens/s are measured with
+            if run.kind != "main" or run.seed != 1:               # that one is timed later
                 shutil.rmtree(os.path.join(RUNS, run.key), ignore_errors=True)
-            spent[0] += run.cost()
+            trained[0] += run.points[-1]
             runs = plan(results)
-            todo = [r.cost() for r in runs if not is_done(r, results)]
-            left = sum(todo) * (time.monotonic() - began) / spent[0] + 1.5 * SCALE["speed"]
-            show("%3d of %d  %-5s %-16s seed %s: %-9s about %d:%02d left" % (
+            todo = [r.points[-1] for r in runs if r.key not in results]
+            left = (time.monotonic() - began) / trained[0] * sum(todo) + 1.5 * SCALE["speed"]
+            print("%3d of %d  %-5s %-16s seed %s: %-9s about %d:%02d left" % (
                 len(runs) - len(todo), len(runs), run.kind, run.name, run.seed,
-                row["val_loss"] or "diverged", *divmod(int(left), 60)))
+                row["val_loss"] or "diverged", *divmod(int(left), 60)), flush=True)
 
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        while True:
-            todo = [r for r in plan(results) if r.ready and not is_done(r, results)]
-            if not todo:
-                return
-            try:
-                for done in concurrent.futures.as_completed([pool.submit(work, r) for r in todo]):
-                    done.result()
-            except BaseException:
-                stop_children()
-                raise
+    pool = concurrent.futures.ThreadPoolExecutor(2)
+    try:
+        while todo := [r for r in plan(results) if r.ready and r.key not in results]:
+            for done in concurrent.futures.as_completed([pool.submit(work, r) for r in todo]):
+                done.result()
+    finally:                    # Ctrl-C reached the programs too: they save, and their runs end
+        pool.shutdown(wait=False, cancel_futures=True)
 
 def measure_speed(results):
     """Tokens/s in training of each variant, with its trained router, one thread and nothing else at
     work: the median of three rounds. alone: the share of the time that the process had its core."""
     runs = [r for r in plan(results) if r.kind == "main" and r.seed == 1
-            and results[r.key]["status"] == "ok" and "speed-" + r.key not in results]
+            and results[r.key]["status"] == "ok" and "speed-" + r.key not in results
+            and state(os.path.join(RUNS, r.key))]            # weights that are there
     seen, trial, steps = {r.key: [] for r in runs}, os.path.join(RUNS, "speed"), SCALE["speed"]
-    for number, run in enumerate(3 * runs):
-        show("tokens/s, alone: %d of %d" % (number + 1, 3 * len(runs)), end="\r")
-        shutil.rmtree(trial, ignore_errors=True)
-        if step_of(os.path.join(RUNS, run.key)) is None:      # its weights are lost: once more
-            shutil.rmtree(os.path.join(RUNS, run.key), ignore_errors=True)
-            make(run)
-        shutil.copytree(os.path.join(RUNS, run.key), trial)
+    print("tokens/s, alone: %d to measure" % len(runs), flush=True)
+    for run in 3 * runs:
         last = run.points[-1] + steps
-        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        status, _, errors = call(*arguments(run, trial, steps=last + 1), "--resume",
-                                 "--stop-at", last)
-        after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - began
-        if status:
-            raise Failure("%s: %s" % (run.name, errors.strip()))
-        log = read_log(os.path.join(trial, "log.csv"))
+        shutil.rmtree(trial, ignore_errors=True)
+        shutil.copytree(os.path.join(RUNS, run.key), trial)
+        before = os.times()
+        call(*arguments(run, trial, steps=last + 1), "--resume", "--stop-at", last)
+        _, _, user, system, seconds = np.subtract(os.times(), before)
+        log = read_log(trial)
         tokens, clock = (log[n][-1] - log[n][2 - steps] for n in ("tokens", "seconds"))
-        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        seen[run.key].append((tokens / clock, used / seconds))
+        seen[run.key].append((tokens / clock, (user + system) / seconds))
+    shutil.rmtree(trial, ignore_errors=True)
     for run in runs:
         speed, alone = np.median(seen[run.key], axis=0)
         results["speed-" + run.key] = dict(
             results[run.key], key="speed-" + run.key, kind="speed",
             tokens_per_second="%.0f" % speed, alone="%.3f" % alone)
     write_results(results)
-    shutil.rmtree(trial, ignore_errors=True)
     for run in plan(results):
         shutil.rmtree(os.path.join(RUNS, run.key), ignore_errors=True)
 
 def write_validation():
     """What is scored at each point: 16 stretches, evenly spaced, of the validation text."""
-    with open(DATA, "rb") as file:
-        text = file.read()
-    text, T = text[len(text) * 9 // 10:], SCALE["context"]
-    part = max(SCALE["score"] // 16 // T, 1) * T
-    count = max(min(SCALE["score"], len(text) - 1) // part, 1)
-    starts = [(len(text) - 1 - part) * i // max(count - 1, 1) for i in range(count)]
-    write_whole(RUNS + "/validation.txt", b"".join(text[s:s + part] for s in starts) + text[-1:])
+    text = pathlib.Path(DATA).read_bytes()
+    text, part = text[len(text) * 9 // 10:], SCALE["score"] // 16
+    starts = [max(len(text) - 1 - part, 0) * i // 15 for i in range(16)]
+    pathlib.Path(RUNS, "validation.txt").write_bytes(
+        b"".join(text[s:s + part] for s in starts) + text[-1:])
 
 def main():
     for path in (BIN + "train_tiny", BIN + "generate", DATA):
         if not os.path.exists(path):
             raise Failure("there is no %s: `make`, `make data` make it" % path)
     os.makedirs(RUNS, exist_ok=True)
-    lock = open(os.path.join(RUNS, "lock"), "w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise Failure("another laboratory is at work in %s" % OUT)
     write_validation()
     results = read_results()
     train_all(results)
     measure_speed(results)
-    show("all runs are done; now the report")
-    import report
-    report.write(results)
-    show("%s/results.csv and %s/report.html are written" % ((os.path.relpath(OUT),) * 2))
-
-def stop_children():
-    stopping.set()
-    for child in list(children):
-        child.terminate()                # it saves, and goes on from there
+    sys.exit(subprocess.call([sys.executable, os.path.join(HERE, "report.py")]))
 
 if __name__ == "__main__":
-    sys.modules["lab"] = sys.modules["__main__"]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except Failure as why:

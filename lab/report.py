@@ -1,9 +1,11 @@
 """report.py - what the runs say: statistics, pictures, lab/report.html, lab/answers.md, docs/*.svg.
-Sentences about results are made from the numbers, here; what is said in any case, the captions too,
-stands in words.html. `python3 lab/report.py` draws again from what is kept."""
+Every sentence with a result follows from the numbers. The page around them is words.html.
+`python3 lab/report.py` draws again from what is kept."""
 
 import html
+import io
 import os
+import pathlib
 import platform
 import re
 import string
@@ -17,21 +19,24 @@ from scipy import optimize, stats
 import lab
 
 INK, LINE = "#010203", "#040506"         # become the page's colours, light or dark
-LOOK = {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": LINE,
-        "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
-        "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0, "axes.grid": True,
-        "grid.color": LINE, "grid.linewidth": 0.6, "axes.axisbelow": True, "font.size": 8,
-        "axes.titlesize": 8.5, "axes.titlelocation": "left", "legend.frameon": False,
-        "legend.fontsize": 7.2, "lines.linewidth": 1.5, "svg.fonttype": "none",
-        "svg.hashsalt": "hmoe", "savefig.facecolor": "none", "axes.facecolor": "none"}
+matplotlib.rcParams.update({
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": LINE, "font.size": 8,
+    "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK,
+    "xtick.major.size": 0, "ytick.major.size": 0, "axes.grid": True, "grid.color": LINE,
+    "axes.axisbelow": True, "axes.titlelocation": "left", "axes.titlesize": 8.5,
+    "legend.frameon": False, "legend.fontsize": 7.2, "lines.markersize": 3, "svg.fonttype": "none",
+    "savefig.facecolor": "none", "axes.facecolor": "none", "figure.max_open_warning": 0})
 COLORS = dict(homogeneous="#8a8f98", equal_wide="#6d7480", arithmetic="#3d7ab8", modse="#4f9a6b",
               geometric="#b0709a", hybrid="#3f9aa5", arithmetic_lb="#c08a2e",
               arithmetic_free="#c4554d", arithmetic_topp="#7c68b8", homogeneous_topp="#a79a86",
               topp_no_entropy="#9d4f86", topp_raw="#b07a4a", dense="#8b7f3f", dense_total="#66603a")
 BY_WIDTH = ["#4a7fc1", "#4f9bb5", "#55aa96", "#76ad6b", "#a5a64d", "#c99345", "#d0774a", "#c4554d"]
-BLUE, GREY, RED = "#3d7ab8", "#8a8f98", "#c4554d"
-PLACES = [str(i + 1) for i in range(lab.E)]
-BY_PLACE = "expert, narrow to wide"
+GREY, RED, BLUE = "#8a8f98", "#c4554d", "#3d7ab8"          # as signs: 0, 1, -1
+DASHED = dict(color=INK, lw=0.7, ls=(0, (4, 3)))
+PLACES, BY_PLACE = [str(i + 1) for i in range(lab.E)], "expert, narrow to wide"
+# A picture outside the page, as the README's, brings its colours along.
+ALONE = ("<style>svg{color:#23262c;--line:#dedbd3}@media(prefers-color-scheme:dark){"
+         "svg{color:#dedcd6;--line:#3a3f47}}</style>")
 
 # --- statistics -----------------------------------------------------------------------------------
 
@@ -46,17 +51,12 @@ class Effect:
         if self.n > 1:
             error, t = x.std(ddof=1) / np.sqrt(self.n), stats.t.ppf(0.975, self.n - 1)
             self.low, self.high = self.mean - t * error, self.mean + t * error
-            self.least = error * noncentral(self.n - 1, t)
+            power = lambda effect: stats.nct.sf(t, self.n - 1, effect)
+            self.least = error * optimize.brentq(lambda effect: power(effect) - 0.8, 0, 10 * t)
 
     def sign(self):
         """-1 or 1 where the interval leaves out 0; otherwise 0: cannot tell."""
         return int(self.low > 0) - int(self.high < 0)
-
-def noncentral(df, t, power=0.8):
-    """The c with which |Z + c| / sqrt(chi2 / df) exceeds t that often: power of the t test."""
-    limit = t * np.sqrt(stats.chi2.ppf((np.arange(4000) + 0.5) / 4000, df) / df)
-    found = lambda c: (stats.norm.cdf(c - limit) + stats.norm.cdf(-c - limit)).mean()
-    return optimize.brentq(lambda c: found(c) - power, 0, 10 * t)
 
 def paired(a, b):
     """a - b, two dicts by seed, for the seeds that both have."""
@@ -67,7 +67,7 @@ def num(x, digits=4):
 
 def interval(e, digits=4):
     if e.n < 2:
-        return "no interval: %d seed%s" % (e.n, "" if e.n == 1 else "s")
+        return "no interval of %d" % e.n
     return "95 %% interval %s to %s, %d seeds" % (num(e.low, digits), num(e.high, digits), e.n)
 
 def small(e, digits=4):
@@ -76,556 +76,505 @@ def small(e, digits=4):
 def verdict(e, lower, higher):
     return {-1: lower, 0: "cannot tell", 1: higher}[e.sign()]
 
-def say(what, than, e, lower="lower", higher="higher", unit=" nats", digits=4, paper="", sign=-1):
-    """The sentence for a difference, beside what a paper found. It follows the numbers alone."""
-    there = "" if not paper else " That is, at this scale, %swhat %s found." % (
-        "" if e.sign() == sign else "the opposite of ", paper)
+def claim(what, than, e, lower="lower", higher="higher", unit=" nats", digits=4, paper="", sign=-1):
+    """A difference: in short, in a sentence, and in numbers. sign: what the paper found."""
+    word = verdict(e, lower, higher)
     if e.sign():
-        return "%s: %s%s %s than %s (%s).%s" % (what, num(abs(e.mean), digits), unit, verdict(
-            e, lower, higher), than, interval(e, digits), there)
-    if e.n < 2:
-        return "%s against %s: cannot tell (%s)." % (what, than, interval(e))
-    return ("%s against %s: cannot tell. The difference is %s%s (%s); one of %s would have been "
-            "seen four times in five.%s" % (
-                what, than, num(e.mean, digits), unit, interval(e, digits), num(e.least, digits),
-                " Neither for nor against %s." % paper if paper else ""))
+        said = "%s: %s%s %s than %s (%s)." % (what, num(abs(e.mean), digits), unit, word, than,
+                                              interval(e, digits))
+        there = " That is, at this scale, %swhat %s found." % (
+            "" if e.sign() == sign else "the opposite of ", paper)
+    else:
+        said = ("%s against %s: cannot tell. The difference is %s%s (%s); one of %s would have "
+                "been seen four times in five." % (what, than, num(e.mean, digits), unit,
+                                                   interval(e, digits), num(e.least, digits)))
+        there = " Neither for nor against %s." % paper
+    return ("%s against %s: %s" % (what, than, word), said + (there if paper else ""),
+            small(e, digits))
 
 # --- data -----------------------------------------------------------------------------------------
 
 class Data:
-    """The plan's runs that finished: rows and arrays by name and seed."""
+    """Of each run that finished its row and its arrays, by name and seed."""
 
     def __init__(self, results):
-        self.plan, self.results, self.pictures, self.speed = lab.plan(results), results, {}, {}
-        self.rows, self.arrays = ({name: {} for name in lab.VARIANTS} for _ in range(2))
+        self.results, self.plan, self.pictures = results, lab.plan(results), {}
+        self.speed, self.alone = {}, 1.0
+        self.runs = {run.name: {} for run in self.plan}
         for run in self.plan:
             row, fast = results.get(run.key), results.get("speed-" + run.key)
             if run.kind == "grid" or not row or row["status"] != "ok":
                 continue
-            self.rows.setdefault(run.name, {})[run.seed] = row
+            self.runs[run.name][run.seed] = row = dict(row)
             if run.kind == "main":
-                with np.load(os.path.join(lab.RUNS, run.key + ".npz")) as kept:
-                    self.arrays[run.name][run.seed] = dict(kept)
+                with np.load(os.path.join(lab.RUNS, run.key + ".npz")) as arrays:
+                    row.update(derived(**arrays))
             if fast:
-                self.speed[run.name] = float(fast["tokens_per_second"]), float(fast["alone"])
+                self.speed[run.name] = float(fast["tokens_per_second"])
+                self.alone = min(self.alone, float(fast["alone"]))
+        for name in lab.VARIANTS:           # how hard each token is, the baseline of that seed says
+            for seed, run in self.runs[name].items():
+                base = self.runs["homogeneous"].get(seed)
+                run["hard"] = base["nll"][-1] if base else np.full(len(run["byte"]), np.nan)
 
-    def get(self, name, column="val_loss"):
-        return {s: float(row[column]) for s, row in self.rows.get(name, {}).items()}
+    def each(self, name, what="val_loss"):
+        """By seed: what is a name, or a function of a run."""
+        what = what if callable(what) else lambda run, column=what: np.array(run[column], float)
+        return {seed: what(run) for seed, run in self.runs[name].items()}
 
-    def mean_of(self, name, column):
-        return np.mean(list(self.get(name, column).values()) or [np.nan])
+    def effect(self, name, what):
+        return Effect(self.each(name, what).values())
 
-    def each(self, name, function):
-        return {s: function(a) for s, a in self.arrays[name].items()}
-
-    def effect(self, name, function):
-        return Effect(self.each(name, function).values())
-
-    def mean(self, name, function):
-        return np.mean(list(self.each(name, function).values()), axis=0)
+    def mean(self, name, what="val_loss"):
+        return np.mean(list(self.each(name, what).values()) or [np.nan], axis=0)
 
 def label(name):
     return lab.VARIANTS[name]["label"]
 
-def minus(a, b):
-    return "%s − %s" % (label(a), label(b))
-
-# Of one run's arrays: experts are by rising width; `point` counts the looks during training.
-
-def chosen(a, point=-1):
-    return lab.bits(a["mask"][point])[..., np.argsort(a["widths"], kind="stable")]
-
-def share(a, point=-1):
-    count = chosen(a, point).sum((0, 1))
-    return count / count.sum()
-
-def width(a, point=-1):
-    return chosen(a, point) @ np.sort(a["widths"])             # of a token in a layer, added
-
-def over(function):
-    return lambda a: np.array([function(a, p) for p in range(len(a["points"]))])
-
-def steps(a):
-    return a["points"]
-
-def flops(a):
-    return a["points"] * a["flops_per_step"] / 1e12
-
-def scored(a):
-    return a["nll"].mean(1)
+def derived(**a):
+    """A run's arrays, by look, token, layer, and from here on by rising width of the experts."""
+    order = np.argsort(a["widths"], kind="stable")
+    a.update(widths=a["widths"][order], alike=a["alike"][order][:, order],
+             first=np.argsort(order)[a["first"]], chosen=lab.bits(a["mask"])[..., order])
+    a["work"] = a["chosen"] @ a["widths"]                     # of each token in each layer
+    a["share"] = a["chosen"].sum((1, 2)) / a["chosen"].sum((1, 2, 3))[:, None]
+    a["bytes"] = np.array([np.bincount(a["byte"], c, 256) for c in a["chosen"][-1].sum(1).T])
+    return a
 
 def rank(x, y):
     return stats.spearmanr(x, y)[0] if np.ptp(x) and np.ptp(y) else 0.0
 
-def bytes_of(a):
-    """[experts, 256]: how often each byte activated each expert, in all layers."""
-    return np.array([np.bincount(a["byte"], c, 256) for c in chosen(a).sum(1).T])
-
 def variation(a):
-    q = bytes_of(a) / np.maximum(bytes_of(a).sum(1, keepdims=True), 1)
+    q = a["bytes"] / np.maximum(a["bytes"].sum(1, keepdims=True), 1)
     return abs(q[:, None] - q[None]).sum(-1) / 2
 
-def divergence(a):
-    q = bytes_of(a)[:, np.unique(a["byte"])] + 1
-    q = q / q.sum(1, keepdims=True)
-    return (q[:, None] * np.log(q[:, None] / q[None])).sum(-1)
+PAIRS = np.triu_indices(lab.E, 1)
 
 def nearness(a):
     """Rank correlation of the distance between two experts' bytes with that of their widths."""
-    w, pairs = np.sort(a["widths"]), np.triu_indices(len(a["widths"]), 1)
-    return rank(abs(w[:, None] - w[None])[pairs], variation(a)[pairs])
+    w = a["widths"]
+    return rank(abs(w[:, None] - w[None])[PAIRS], variation(a)[PAIRS])
 
 def same(what):
     """Share of (token, layer) that chose as at the look before."""
     return lambda a: (a[what][1:] == a[what][:-1]).mean((1, 2))
 
-# --- pictures -------------------------------------------------------------------------------------
+# --- pictures: each function returns an SVG -------------------------------------------------------
 
-def picture(draw, height=2.8):
-    """An SVG in the page's colours, without links. Panels are small: they stand side by side where
-    there is room, and below each other on a phone."""
-    with plt.rc_context(LOOK):
-        figure, axes = plt.subplots(figsize=(3.5, height), layout="constrained")
-        draw(axes)
-        path = os.path.join(lab.RUNS, "picture.svg")
-        figure.savefig(path, metadata={"Date": None})
-        plt.close(figure)
-    with open(path) as file:
-        text = file.read()
-    picture.count += 1                   # names within a picture become unique on the page
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg"):], flags=re.S)
-    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
-    text = re.sub(r' id="([^"]*)"', lambda m: ' id="p%d-%s"' % (picture.count, m[1])
-                  if m[1] in used else "", text)
-    text = re.sub(r'(url\(#|href="#)', r"\g<1>p%d-" % picture.count, text)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text)
-    text = re.sub(r'<style type="text/css">.*?</style>', "", text, flags=re.S)
+def panel(title="", xlabel="", ylabel="", height=2.8):
+    """Small: panels stand side by side where there is room, and below each other on a phone."""
+    ax = plt.subplots(figsize=(3.5, height), layout="constrained")[1]
+    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return ax
+
+def svg(ax):
+    """In the page's colours. The salt makes the names inside differ from other pictures'."""
+    if ax.get_legend_handles_labels()[0]:                     # below, where it hides nothing
+        ax.figure.legend(ncols=2, loc="outside lower left", handlelength=1.5, columnspacing=1.2)
+    file = io.StringIO()
+    with plt.rc_context({"svg.hashsalt": str(ax.figure.number)}):
+        ax.figure.savefig(file, format="svg", metadata={"Date": None})
+    text = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>| id="[\w.]+_\d+"', "",
+                  file.getvalue(), flags=re.S)
+    text = re.sub(r'.*<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text,
+                  flags=re.S)
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
     text = text.replace("xlink:href", "href").replace(INK, "currentColor")
     return re.sub(r">\s+<", "><", text.replace(LINE, "var(--line)"))
 
-def lines(d, names, x, y, xlabel, ylabel, title, **marks):
-    """y against x, means over the seeds, a line per variant."""
-    def draw(ax):
-        for name in [n for n in names if d.arrays[n]]:
-            ax.plot(d.mean(name, x), d.mean(name, y), color=COLORS[name], label=label(name),
-                    **marks)
-        ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
-        ax.xaxis.get_major_locator().set_params(integer=xlabel in ("layer", "step"), nbins=6)
-        legend(ax)
-    return picture(draw)
+def look(name, **more):
+    return dict(more, color=COLORS[name], label=label(name))
+
+def means(d, names, x, y, **more):
+    """For lines(): y against x, means over the seeds, a line per variant."""
+    return [(d.mean(n, x), d.mean(n, y), look(n, **more)) for n in names]
+
+def lines(title, xlabel, ylabel, curves, level=None, height=2.8):
+    """curves: x, y and look of each. level: a dashed line."""
+    ax = panel(title, xlabel, ylabel, height)
+    for x, y, look in curves:
+        ax.plot(x, y, **look)
+    if level is not None:
+        ax.axhline(level, **DASHED)
+    if xlabel in ("step", "layer"):
+        ax.locator_params(axis="x", nbins=6, integer=True)
+    return svg(ax)
+
+def over_flops(d, names):
+    return lines("loss over training", "training FLOPs, 10¹²", "loss on the scored text", means(
+        d, names, lambda a: a["points"] * a["flops_per_step"] / 1e12, lambda a: a["nll"].mean(1)))
 
 def bars(d, names, title):
     """Activated ratio by rising width; the line is an even share."""
-    def draw(ax):
-        for i, name in enumerate(n for n in names if d.arrays[n]):
-            at = np.arange(lab.E) + (i - (len(names) - 1) / 2) * 0.8 / len(names)
-            ax.bar(at, d.mean(name, share), 0.75 / len(names), color=COLORS[name],
-                   label=label(name))
-        even(ax, 1 / lab.E)
-        ax.set(xlabel=BY_PLACE, ylabel="share of activations", title=title)
-        ax.set_xticks(range(lab.E), PLACES)
-        ax.grid(axis="x", visible=False)
-        legend(ax)
-    return picture(draw)
+    ax = panel(title, BY_PLACE, "share of activations")
+    for i, n in enumerate(names):
+        at = np.arange(lab.E) + (i - (len(names) - 1) / 2) * 0.8 / len(names)
+        ax.bar(at, d.mean(n, lambda a: a["share"][-1]), 0.75 / len(names), **look(n))
+    ax.axhline(1 / lab.E, **DASHED)
+    ax.set_xticks(range(lab.E), PLACES)
+    ax.grid(axis="x", visible=False)
+    return svg(ax)
 
-def legend(ax):
-    """Below the axes, where it hides nothing."""
-    if ax.get_legend_handles_labels()[0]:
-        ax.figure.legend(ncols=2, loc="outside lower left", handlelength=1.5, columnspacing=1.2)
-
-def even(ax, y):
-    ax.axhline(y, color=INK, lw=0.7, ls=(0, (4, 3)))
-
-def heat(matrix, title, rows, form="%.2f", dark_is_near=False):
-    def draw(ax):
-        ax.pcolormesh(matrix, cmap="YlGnBu_r" if dark_is_near else "YlGnBu")
-        middle = (matrix.min() + matrix.max()) / 2
-        for (i, j), v in np.ndenumerate(matrix):
-            ax.text(j + 0.5, i + 0.5, form % v, ha="center", va="center", fontsize=6.5,
-                    color="#ffffff" if (v > middle) != dark_is_near else "#1c2733")
-        ax.set_xticks(np.arange(lab.E) + 0.5, PLACES)
-        ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
-        ax.invert_yaxis(), ax.grid(visible=False), ax.spines[:].set_visible(False)
-        ax.set(xlabel=BY_PLACE, title=title)
-    return picture(draw, 0.8 + 0.22 * len(rows))
+def heat(matrix, title, rows, form="%.2f"):
+    ax = panel(title, BY_PLACE, height=0.8 + 0.22 * len(rows))
+    ax.pcolormesh(matrix, cmap="YlGnBu")
+    middle = (matrix.min() + matrix.max()) / 2
+    for (i, j), v in np.ndenumerate(matrix):
+        ax.text(j + 0.5, i + 0.5, form % v, ha="center", va="center", fontsize=6.5,
+                color="#ffffff" if v > middle else "#1c2733")
+    ax.set_xticks(np.arange(lab.E) + 0.5, PLACES)
+    ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    ax.invert_yaxis(), ax.grid(visible=False), ax.spines[:].set_visible(False)
+    return svg(ax)
 
 def forest(effects):
-    """Differences with their intervals, one below the other: [(name, Effect)]."""
-    def draw(ax):
-        for i, (name, e) in enumerate(effects):
-            color = {-1: BLUE, 0: GREY, 1: RED}[e.sign()]
-            ax.plot([e.low, e.high], [i, i], color=color, solid_capstyle="butt", lw=2)
-            ax.plot(e.mean, i, "o", color=color, ms=4.5)
-        ends = np.array([v for _, e in effects for v in (e.low, e.high, e.mean) if np.isfinite(v)])
-        room = 1.3 * np.percentile(abs(ends), 80) if len(ends) else 1      # one wide one may leave
-        ax.set_xlim(-room, room)
-        ax.axvline(0, color=INK, lw=0.8)
-        ax.set_yticks(range(len(effects)), [n.replace(" − ", "\n− ") for n, _ in effects])
-        ax.set_ylim(len(effects) - 0.4, -0.6), ax.grid(axis="y", visible=False)
-        ax.set(xlabel="difference of loss, nats"), ax.locator_params(axis="x", nbins=5)
-    return picture(draw, 0.6 + 0.34 * len(effects))
+    """Differences with their intervals, one below the other: name, Effect."""
+    ax = panel(xlabel="difference of loss, nats", height=0.6 + 0.34 * len(effects))
+    for i, (_, e) in enumerate(effects):
+        color = (GREY, RED, BLUE)[e.sign()]
+        ax.plot([e.low, e.high], [i, i], color=color, solid_capstyle="butt", lw=2)
+        ax.plot(e.mean, i, "o", color=color, ms=4.5)
+    ends = [abs(v) for _, e in effects for v in (e.low, e.high, e.mean) if np.isfinite(v)]
+    room = 1.3 * np.percentile(ends or [1], 80)               # one wide interval may leave
+    ax.axvline(0, color=INK, lw=0.8)
+    ax.set_yticks(range(len(effects)), [n.replace(" − ", "\n− ") for n, _ in effects])
+    ax.set(xlim=(-room, room), ylim=(len(effects) - 0.4, -0.6))
+    ax.grid(axis="y", visible=False), ax.locator_params(axis="x", nbins=5)
+    return svg(ax)
 
 # --- the page's parts -----------------------------------------------------------------------------
 
-def read_words():
-    """words.html: a list of lines for each name."""
-    with open(os.path.join(lab.HERE, "words.html"), encoding="utf-8") as file:
-        parts = re.split(r"^## (\w+)\n", file.read(), flags=re.M)
-    return {name: text.strip().split("\n") for name, text in zip(parts[1::2], parts[2::2])}
-
-WORDS = read_words()
-
-def fill(name, **values):
-    return string.Template("\n".join(WORDS[name])).substitute(values)
-
-def table(head, rows, caption="", kind=""):
+def table(head, rows):
     cells = lambda tag, row: "<tr>%s</tr>" % "".join("<%s>%s</%s>" % (tag, c, tag) for c in row)
-    return ("<figure><div class=wide><table class='%s'><thead>%s</thead><tbody>%s</tbody></table>"
-            "</div><figcaption>%s</figcaption></figure>" % (
-                kind, cells("th", head), "".join(cells("td", r) for r in rows), caption))
+    return "<div class=wide><table><thead>%s</thead><tbody>%s</tbody></table></div>" % (
+        cells("th", head), "".join(cells("td", r) for r in rows))
 
-class Section:
-    """A question: what the papers found, what is seen here, and parts: a list of pictures each, or
-    a table's head and rows. Title, paper and a caption for each part are in words.html."""
+def panels(pictures):
+    return "<div class=panels>%s</div>" % "".join("<div>%s</div>" % p for p in pictures)
 
-    def __init__(self, name, short, effect, answers, parts, digits=4, **values):
-        self.title, self.paper, *captions = fill(name, **values).split("\n")
-        self.short, self.seen = short, "" if effect is None else small(effect, digits)
-        self.body = "".join("<p>%s</p>" % a for a in answers) + "".join(
-            table(*part, caption) if isinstance(part, tuple) else
-            "<figure><div class=panels>%s</div><figcaption>%s</figcaption></figure>" % (
-                "".join("<div>%s</div>" % p for p in part), caption)
-            for part, caption in zip(parts, captions))
+def section(question, claims, *parts, shown=1, **values):
+    """A question's row in the summary, with so many claims, and its section. Its docstring has the
+    title, what the papers found, and a caption for each of the parts. A claim may be text alone."""
+    title, paper, *captions = (" ".join(line.split()) for line in re.split(
+        r"\n *- ", question.__doc__.format(**values)))
+    body = ["<p>%s</p>" % (c if isinstance(c, str) else c[1]) for c in claims] + [
+        "<figure>%s<figcaption>%s</figcaption></figure>" % both for both in zip(parts, captions)]
+    return (["<a href=#%s>%s</a>" % (question.__name__, title), paper,
+             "; ".join(c[0] for c in claims[:shown]), claims[0][2]],
+            "<section class=question id=%s><h2>%s</h2><p class=paper>%s</p>%s</section>" % (
+                question.__name__, title, paper, "".join(body)))
 
-    def row(self, number):
-        return ["<a href=#q%d>%s</a>" % (number, self.title), self.paper, self.short, self.seen]
+# --- the questions: each one's docstring is printed, too ------------------------------------------
 
-    def html(self, number):
-        return "<section id=q%d><h2><span>%d</span>%s</h2><p class=paper>%s</p>%s</section>" % (
-            number, number, self.title, self.paper, self.body)
-
-# --- the questions --------------------------------------------------------------------------------
-
-HEADLINES = [("arithmetic", "homogeneous", "HMoE"), ("arithmetic_topp", "homogeneous_topp", "HMoE"),
-             ("modse", "homogeneous", "MoDSE"), ("arithmetic", "arithmetic_free", "HMoE")]
-OTHERS = [pair.split() for pair in (
+PAIRS_OF_RUNS = [pair.split() for pair in (
+    "arithmetic homogeneous HMoE", "arithmetic_topp homogeneous_topp HMoE",
+    "modse homogeneous MoDSE", "arithmetic arithmetic_free HMoE",        # the headlines
     "equal_wide homogeneous", "modse equal_wide", "geometric homogeneous", "hybrid homogeneous",
     "arithmetic_lb arithmetic", "arithmetic_free homogeneous", "topp_no_entropy arithmetic_topp",
     "topp_raw arithmetic_topp", "arithmetic_topp arithmetic", "homogeneous dense",
     "homogeneous dense_total")]
 
+def dense(d):
+    """Is a mixture better than a dense model?
+    - Every newcomer's first question.
+    - As HMoE's figure 1. Left: loss of the finished runs against activated parameters per token.
+      Right: within a run the learning rate is still to fall: a shorter one would reach less."""
+    thousands = lambda n: [x / 1000 for x in d.each(n, "activated").values()]
+    points = [(thousands(n), [*d.each(n).values()], look(n, marker="o", ls=""))
+              for n in lab.VARIANTS]
+    times = d.mean("dense_total", "flops") / d.mean("homogeneous", "flops")
+    return section(
+        dense, [claim("Equal experts", "a dense model with as many %s" % what,
+                      paired(d.each("homogeneous"), d.each(n))) for n, what in (
+            ("dense", "activated parameters"),
+            ("dense_total", "parameters in total, and %s times the FLOPs" % num(times, 1)))],
+        panels([lines("finished runs", "activated parameters, thousands", "validation loss", points,
+                      height=3.7),
+                over_flops(d, ["dense", "dense_total", "homogeneous", "arithmetic", "modse"])]))
+
 def slope(d):
     """What the loss falls per e-fold of training: arithmetic runs of half and of full length, each
     with its whole schedule of the learning rate."""
-    half, full = d.get("ratio 2.56"), d.get("arithmetic")
-    longer = np.log(d.mean_of("arithmetic", "steps") / d.mean_of("ratio 2.56", "steps"))
-    return np.mean([half[s] - full[s] for s in half if s in full] or [np.nan]) / longer
+    longer = np.log(d.mean("arithmetic", "steps") / d.mean("ratio 2.56", "steps"))
+    return paired(d.each("ratio 2.56"), d.each("arithmetic")).mean / longer
 
 def at_equal(d, a, b, what="tokens"):
     """a - b by seed, after b's loss is moved along the slope to what a spends."""
-    spent = lambda n: d.mean_of(n, "flops") if what == "FLOPs" else 1 / d.speed.get(n, [np.nan])[0]
-    moved = slope(d) * np.log(spent(a) / spent(b)) if what != "tokens" else 0
-    return paired(d.get(a), {s: v - moved for s, v in d.get(b).items()})
-
-def over_flops(d, names):
-    return lines(d, names, flops, scored, "training FLOPs, 10¹²", "loss on the scored text",
-                 "loss over training")
-
-def dense(d):
-    def draw(ax):
-        for name in lab.VARIANTS:
-            x, y = (np.array(list(d.get(name, c).values())) for c in ("activated", "val_loss"))
-            look = dict(marker="o", color=COLORS[name], ls="", mew=0)
-            ax.plot(x / 1e3, y, ms=2.5, alpha=0.4, **look)
-            if len(x):
-                ax.plot(x.mean() / 1e3, y.mean(), ms=5.5, label=label(name), **look)
-        ax.set(xlabel="activated parameters, thousands", ylabel="validation loss", xscale="log")
-        ax.xaxis.set_major_formatter("{x:.0f}"), ax.xaxis.set_minor_formatter("{x:.0f}")
-        legend(ax)
-    e, total = (paired(d.get("homogeneous"), d.get(n)) for n in ("dense", "dense_total"))
-    times = d.mean_of("dense_total", "flops") / d.mean_of("homogeneous", "flops")
-    return Section(
-        "dense", verdict(e, "yes, against as many activated parameters", "no"), e,
-        [say("Equal experts", "a dense model with as many activated parameters", e),
-         say("Equal experts", "a dense model with as many parameters in total, which spends %s "
-             "times the FLOPs" % num(times, 1), total)],
-        [[picture(draw, 3.7), over_flops(d, ["dense", "dense_total", "homogeneous", "arithmetic",
-                                             "modse"])]])
+    spent = {"tokens": lambda n: 1, "FLOPs": lambda n: d.mean(n, "flops"),
+             "time": lambda n: 1 / d.speed.get(n, np.nan)}[what]
+    moved = slope(d) * np.log(spent(a) / spent(b)) if spent(a) != spent(b) else 0
+    return paired(d.each(a), {s: v - moved for s, v in d.each(b).items()})
 
 def headline(d):
-    shown, rest = ([(minus(a, b), at_equal(d, a, b)) for a, b, *_ in pairs]
-                   for pairs in (HEADLINES, OTHERS))
-    kinds = ("tokens", "FLOPs", "time")
-    rows = [[minus(a, b)] + [small(at_equal(d, a, b, k)) for k in kinds]
-            + [num(at_equal(d, a, b).least)] for a, b, *_ in HEADLINES + OTHERS]
-    main = [(k, at_equal(d, "arithmetic", "homogeneous", k)) for k in kinds]
-    d.pictures["differences"] = forest(shown)
-    return Section(
-        "headline", "; ".join("%s: %s" % (n, verdict(e, "yes", "no")) for n, (_, e) in zip(
-            ("arithmetic, Top-2", "Top-P", "MoDSE"), shown)), shown[0][1],
-        [say(label(a)[0].upper() + label(a)[1:], label(b), at_equal(d, a, b), paper=paper)
-         for a, b, paper in HEADLINES] + ["Arithmetic against equal, Top-2: %s." % ", ".join(
-             "at equal %s %s (%s)" % (k, verdict(e, "lower", "higher"), num(e.mean))
-             for k, e in main)],
-        [[d.pictures["differences"], forest(rest)],
-         (["difference of loss"] + ["equal " + k for k in kinds] + ["visible"], rows)],
-        slope=num(slope(d)))
+    """Do experts of different sizes reach a lower loss?
+    - HMoE: yes, 46.5 against 45.6 points, at fewer activated parameters. MoDSE: yes, on nine of
+      nine benchmarks.
+    - Differences of validation loss at equal tokens, paired by seed, with 95 % intervals: left the
+      four that were chosen beforehand. Of twenty intervals about one misses by chance alone.
+    - For equal FLOPs and time the second model's loss is moved to what the first one spends, by
+      {slope} nats per e-fold of training: the slope between arithmetic runs of half and of full
+      length, whose own error is left out. Visible: what would have been seen four times in five."""
+    kinds = ["tokens", "FLOPs", "time"]
+    names = ["%s − %s" % (label(a), label(b)) for a, b, *_ in PAIRS_OF_RUNS]
+    effects = [[at_equal(d, a, b, k) for k in kinds] for a, b, *_ in PAIRS_OF_RUNS]
+    shown = [(name, row[0]) for name, row in zip(names, effects)]
+    d.pictures["differences"] = forest(shown[:4])
+    return section(
+        headline, [claim(label(a)[0].upper() + label(a)[1:], label(b), row[0], paper=paper)
+                   for (a, b, paper), row in zip(PAIRS_OF_RUNS[:4], effects)]
+        + [claim("Arithmetic at equal " + k, "equal, Top-2", e)
+           for k, e in zip(kinds[1:], effects[0][1:])],
+        panels([d.pictures["differences"], forest(shown[4:])]),
+        table(["difference of loss", *("equal " + k for k in kinds), "visible"],
+              [[name, *map(small, row), num(row[0].least)] for name, row in zip(names, effects)]),
+        shown=3, slope=num(slope(d)))
 
 def strategies(d):
-    g, h = (at_equal(d, n, "arithmetic") for n in ("geometric", "hybrid"))
-    return Section(
-        "strategies", "geometric against arithmetic: " + verdict(g, "lower", "higher"), g,
-        [say("Geometric", "arithmetic", g, paper="HMoE", sign=1),
-         say("Hybrid", "arithmetic", h, paper="HMoE")],
-        [[over_flops(d, ["homogeneous", "arithmetic", "hybrid", "geometric"]),
-          bars(d, ["geometric", "hybrid"], "use of each expert")]])
+    """Which rule for the sizes?
+    - HMoE: hybrid best (43.9), arithmetic 43.6, equal 43.2, geometric worst (42.6).
+    - As HMoE's figure 6; right an expert's share of all activations, dashed: even."""
+    return section(
+        strategies, [claim(n, "arithmetic", at_equal(d, n.lower(), "arithmetic"), paper="HMoE",
+                           sign=sign) for n, sign in (("Geometric", 1), ("Hybrid", -1))],
+        panels([over_flops(d, ["homogeneous", "arithmetic", "hybrid", "geometric"]),
+                bars(d, ["geometric", "hybrid"], "use of each expert")]), shown=2)
 
 def ratios(d):
-    names = ["ratio %g" % r for r in lab.RATIOS]
-    effects = [(n[6:] + " against 1", at_equal(d, n, names[0])) for n in names[1:]]
-    means, e = np.array([d.mean_of(n, "val_loss") for n in names]), effects[1][1]
-    def draw(ax):
-        for s in d.get(names[0]):
-            ax.plot(lab.RATIOS, [d.get(n).get(s, np.nan) for n in names], "o-", color=GREY, lw=0.8,
-                    ms=2.5)
-        ax.plot(lab.RATIOS, means, "o-", color=BLUE, ms=5)
-        ax.axvline(1, color=INK, lw=0.7, ls=(0, (4, 3)))
-        ax.set(xscale="log", xlabel="widest / narrowest", ylabel="validation loss", title="spread")
-        ax.set_xticks(lab.RATIOS, [n[6:] for n in names]), ax.minorticks_off()
-    told = ", ".join("%s %s" % (r, verdict(x, "lower", "higher")) for r, x in effects if x.sign())
-    best = lab.RATIOS[int(np.argmin(np.where(np.isfinite(means), means, np.inf)))]
-    return Section(
-        "ratios", "2.56 against 1: " + verdict(e, "lower", "higher"), e,
-        ["The lowest mean is at %g. Told from ratio 1: %s." % (best, told or "none"),
-         say("Ratio 2.56", "ratio 1", e, paper="HMoE")], [[picture(draw), forest(effects)]])
+    """How much spread is good?
+    - HMoE: 2.56 (loss 2.634; 2.665 at 1, 2.697 at 15).
+    - As HMoE's figure 10: runs of half the length; eight widths that rise evenly, one total; grey:
+      seeds. Right: differences from ratio 1, with 95 % intervals."""
+    names = ["%g" % r for r in lab.RATIOS]
+    losses = [d.each("ratio " + n) for n in names]
+    effects = {n: paired(x, losses[0]) for n, x in zip(names, losses)}
+    seeds = [(names, [x.get(s, np.nan) for x in losses], dict(color=GREY, lw=0.8, marker="o"))
+             for s in losses[0]]
+    means = np.nan_to_num([d.mean("ratio " + n) for n in names], nan=np.inf)
+    return section(
+        ratios, [claim("Ratio 2.56", "ratio 1", effects["2.56"], paper="HMoE"),
+                 "The lowest mean is at %s." % names[np.argmin(means)]],
+        panels([lines("spread", "widest / narrowest", "validation loss",
+                      seeds + [(names, means, dict(color=BLUE, marker="o", ms=5))]),
+                forest([(n + " against 1", effects[n]) for n in names[1:]])]))
 
 def usage(d):
-    wide = lambda a: 100 * share(a)[lab.E // 2:].sum() - 50
-    free, pp = (d.effect(n, wide) for n in ("arithmetic_free", "arithmetic"))
+    """Without the penalty, do wide experts take the tokens?
+    - HMoE: yes, the four widest take about three quarters; with it the narrow ones take more.
+    - As HMoE's figures 3 and 5: an expert's share of all activations; dashed: even.
+    - As HMoE's figure 11: the same over training, a line per width from narrow (1) to wide (8)."""
+    wide = lambda a: 100 * a["share"][-1, lab.E // 2:].sum() - 50
     d.pictures["usage"] = bars(d, ["arithmetic_free", "arithmetic_lb", "arithmetic"], "use, Top-2")
-    def lives(name):
-        def draw(ax):
-            for e in range(lab.E if d.arrays[name] else 0):
-                x, y = d.mean(name, steps), d.mean(name, over(share))[:, e]
-                ax.plot(x, y, color=BY_WIDTH[e])
-                ax.text(x[-1], y[-1], " " + PLACES[e], color=BY_WIDTH[e], fontsize=7)
-            even(ax, 1 / lab.E)
-            ax.set(xlabel="step", ylabel="share of activations", title=label(name))
-        return picture(draw)
-    end = "an even half", "smaller", "larger", " percentage points", 1, "HMoE"
-    return Section(
-        "usage", "without it: %s; with it: %s" % tuple(verdict(
-            x, "narrow ones take more", "wide ones take more") for x in (free, pp)), free,
-        [say("The share of the four widest experts without any penalty", end[0], free, *end[1:], 1),
-         say("The share of the four widest experts with the P-Penalty", end[0], pp, *end[1:], -1)],
-        [[d.pictures["usage"],
-          bars(d, ["arithmetic_topp", "topp_no_entropy", "topp_raw"], "use, Top-P")],
-         [lives("arithmetic_topp"), lives("arithmetic"), lives("arithmetic_free")]], 1)
+    lives = lambda name: lines(label(name), "step", "share of activations", [
+        (d.mean(name, "points"), d.mean(name, "share")[:, e], dict(color=BY_WIDTH[e], label=place))
+        for e, place in enumerate(PLACES if d.runs[name] else ())], 1 / lab.E)
+    return section(
+        usage, [claim("The four widest experts' share " + how, "an even half", d.effect(n, wide),
+                      "smaller", "larger", " percentage points", 1, "HMoE", sign)
+                for how, n, sign in (("without any penalty", "arithmetic_free", 1),
+                                     ("with the P-Penalty", "arithmetic", -1))],
+        panels([d.pictures["usage"],
+                bars(d, ["arithmetic_topp", "topp_no_entropy", "topp_raw"], "use, Top-P")]),
+        panels(map(lives, ["arithmetic_topp", "arithmetic", "arithmetic_free"])), shown=2)
 
 def penalty(d):
+    """Does the penalty's loss rise, and then fall?
+    - HMoE: it rises for 1,000 steps, then falls.
+    - As HMoE's figure 12: both losses against the step, means over the seeds."""
     pp = lambda a: a["log_pp"] / a["mask"].shape[-1]
-    e = d.effect("arithmetic", lambda a: pp(a)[-5:].mean() - pp(a)[:3].mean())
-    peak = d.effect("arithmetic", lambda a: 100 * np.argmax(pp(a)) / len(pp(a)))
-    rise = d.effect("arithmetic", lambda a: pp(a).max() - pp(a)[:3].mean())
-    curve = lambda y, ylabel, title: lines(d, ["arithmetic", "hybrid", "geometric"],
-                                           lambda a: a["log_step"], y, "step", ylabel, title)
-    return Section(
-        "penalty", "highest after %s %% of training; end against start: %s" % (
-            num(peak.mean, 0), verdict(e, "lower", "higher")), e,
-        ["It is highest after %s %% of training, %s above the start." % (
-            num(peak.mean, 0), num(rise.mean, 3)),
-         say("The penalty's loss at the end, arithmetic", "at the start", e, unit="", digits=3)],
-        [[curve(pp, "per layer (2: even work)", "P-Penalty loss"),
-          curve(lambda a: a["log_ce"], "training cross-entropy", "language-model loss")]], 3)
+    peak = d.mean("arithmetic", lambda a: 100 * np.argmax(pp(a)) / len(pp(a)))
+    curves = lambda y: means(d, ["arithmetic", "hybrid", "geometric"], lambda a: a["log_step"], y)
+    return section(
+        penalty, [claim("The penalty's loss at the end", "at the start", d.effect(
+            "arithmetic", lambda a: pp(a)[-5:].mean() - pp(a)[:3].mean()), unit="", digits=3),
+                  "It is highest after %s %% of training." % num(peak, 0)],
+        panels([lines("P-Penalty loss", "step", "per layer (2: even work)", curves(pp)),
+                lines("language-model loss", "step", "training cross-entropy",
+                      curves(lambda a: a["log_ce"]))]))
 
 def activated(d):
+    """Do activated parameters fall during training?
+    - HMoE: yes, with the penalty, under both routings; under Top-P less with depth.
+    - As figure 5 of HMoE's first version: over training, and by layer."""
     more = lambda x, y: 100 * (x.mean() / y.mean() - 1)
-    part = lambda a: more(width(a), width(a, 0))
-    k, p = (d.effect(n, part) for n in ("arithmetic", "arithmetic_topp"))
-    depth = d.effect("arithmetic_topp", lambda a: more(width(a)[:, -1], width(a)[:, 0]))
+    later = lambda a: more(a["work"][-1], a["work"][0])
+    deeper = lambda a: more(a["work"][-1, :, -1], a["work"][-1, :, 0])
     names = "arithmetic arithmetic_free arithmetic_topp topp_no_entropy homogeneous_topp".split()
-    each, end = 3e-3 * lab.SCALE["width"], ("less", "more", " %", 1, "HMoE")
+    each = 3e-3 * lab.SCALE["width"]
     d.pictures["activated"] = lines(
-        d, names, steps, over(lambda a, i: each * width(a, i).mean()), "step",
-        "per layer and token, thousands", "activated in experts")
-    return Section(
-        "activated", "Top-2 %s, Top-P %s" % tuple(verdict(x, "fall", "rise") for x in (k, p)), p,
-        [say(n + " with the penalty, parameters of chosen experts at the end", "at the first look",
-             x, *end) for n, x in (("Top-2", k), ("Top-P", p))]
-        + [say("Top-P, the last layer", "the first", depth, *end)],
-        [[d.pictures["activated"], lines(
-            d, names, lambda a: np.arange(a["mask"].shape[-1]) + 1,
-            lambda a: each * width(a).mean(0), "layer", "per token, thousands",
-            "by layer, at the end", marker="o", ms=3)]], 1)
+        "activated in experts", "step", "per layer and token, thousands",
+        means(d, names, "points", lambda a: each * a["work"].mean((1, 2))))
+    by_layer = means(d, names, lambda a: np.arange(a["mask"].shape[-1]) + 1,
+                     lambda a: each * a["work"][-1].mean(0), marker="o")
+    return section(
+        activated, [claim(what, than, d.effect(n, f), "less", "more", " %", 1, "HMoE")
+                    for what, than, n, f in (
+            ("Top-2, activated at the end", "at the first look", "arithmetic", later),
+            ("Top-P, activated at the end", "at the first look", "arithmetic_topp", later),
+            ("Top-P, the last layer", "the first", "arithmetic_topp", deeper))],
+        panels([d.pictures["activated"],
+                lines("by layer, at the end", "layer", "per token, thousands", by_layer)]), shown=3)
 
 FACTORS = np.array([0, 1, 1.14, 1.33, 1.52, 1.71, 1.9])    # MoDSE table 5's, in baseline means
 
 def gains(d, name, fair):
     """By seed the mean (baseline - model) over tokens that the baseline finds as hard as FACTORS.
     fair: another seed's baseline says which these are. The baseline meets another of its seeds."""
-    nll = {s: a["nll"][-1] for s, a in d.arrays["homogeneous"].items()}
-    other = lambda *seeds: next((s for s in sorted(nll) if s not in seeds), None)
-    out = {}
-    for s, a in d.arrays[name].items():
-        base = other(s) if name == "homogeneous" else s
-        judge = other(s, base) if fair else base
-        if base in nll and judge in nll:
-            hard, gain = nll[judge] / nll[judge].mean(), nll[base] - a["nll"][-1]
-            out[s] = [gain[hard >= min(f, hard.max())].mean() for f in FACTORS]
-    return out
+    nll, out = {s: run["hard"] for s, run in d.runs["homogeneous"].items()}, []
+    for s, run in d.runs[name].items():
+        seeds = [s] * (name != "homogeneous") + [other for other in sorted(nll) if other != s]
+        if s in nll and len(seeds) > fair:
+            judge, gain = nll[seeds[fair]], nll[seeds[0]] - run["nll"][-1]
+            limits = np.minimum(FACTORS * judge.mean(), judge.max())
+            out.append([gain[judge >= limit].mean() for limit in limits])
+    return np.array(out or [FACTORS * np.nan])
+
+def ranks(a):
+    """By layer: do harder tokens activate more width?"""
+    return np.array([rank(a["hard"], w) for w in a["work"][-1].T])
+
+def first_choices(a):
+    """[layers, experts]: of hard tokens."""
+    hard = a["first"][-1, a["hard"] > 1.9 * a["hard"].mean()]
+    return np.array([np.bincount(layer, minlength=lab.E) for layer in hard.T])
 
 def harder(d):
-    hard = {s: a["nll"][-1] for s, a in d.arrays["homogeneous"].items()}
+    """Do harder tokens go to wider experts?
+    - Both: yes. MoDSE: 2.01 first choices of a large expert to 1 of a small one on hard tokens; the
+      harder the token, the larger the gain.
+    - As MoDSE's table 5: gain over equal experts on tokens whose cross-entropy in the baseline is
+      above its thresholds, as multiples of the mean. Left as the paper does it: that picks the
+      baseline's own misses, on which <em>any</em> model gains, another seed of the baseline (grey)
+      too. Right, and in the sentence above, another seed's baseline picks.
+    - As MoDSE's figure 4: first choices of tokens above 1.9 times the mean difficulty.
+    - Difficulty (the same seed's baseline's cross-entropy of the next byte) and activated width."""
     names = ["arithmetic", "modse", "arithmetic_topp", "topp_no_entropy", "topp_raw"]
-    runs = {n: [(hard[s], a) for s, a in d.arrays[n].items() if s in hard] for n in names}
-    names = [n for n in names if runs[n]]
-    ranks = {n: np.array([[rank(h, w) for w in width(a).T] for h, a in runs[n]]) for n in names}
-    effect = {n: Effect(ranks[n].mean(1)) for n in names}
-    e, gain = effect.get("arithmetic", Effect([])), Effect(
-        g[-1] - g[0] for g in gains(d, "modse", True).values())
-    def curves(fair, title):
-        def draw(ax):
-            for n in ("modse", "arithmetic", "arithmetic_topp", "homogeneous"):
-                g = list(gains(d, n, fair).values())
-                if g:
-                    ax.plot(FACTORS, np.mean(g, axis=0), "o-", ms=3, color=COLORS[n],
-                            label=label(n) if n != "homogeneous" else "equal, another seed")
-            even(ax, 0)
-            ax.set(xlabel="tokens above this × mean difficulty", ylabel="baseline − model, nats",
-                   title=title)
-            legend(ax)
-        return picture(draw)
-    def tenths(ax):
-        for n in names:
-            y = [[width(a)[t].mean() / width(a).mean()
-                  for t in np.array_split(np.argsort(h, kind="stable"), 10)] for h, a in runs[n]]
-            ax.plot(range(1, 11), np.mean(y, axis=0), color=COLORS[n], label=label(n))
-        even(ax, 1)
-        ax.set(xlabel="tenth of the tokens, easy to hard", ylabel="activated width / its mean",
-               title="width and difficulty")
-        legend(ax)
-    place = lambda a: np.argsort(np.argsort(a["widths"], kind="stable"))[a["first"][-1]]
-    first = [np.array([np.bincount(l, minlength=lab.E) for l in place(a)[h > 1.9 * h.mean()].T])
-             for h, a in runs["modse"]]
-    large = Effect([np.log((c[:, -3:].sum() + 0.5) / (c[:, :3].sum() + 0.5)) for c in first])
     layers = ["layer %d" % (i + 1) for i in range(lab.SCALE["layers"])]
-    maps = [heat(np.mean(first, axis=0), "MoDSE: first choices of hard tokens", layers, "%.0f")
-            ] if first else []
-    return Section(
-        "harder", "arithmetic, Top-2: %s; MoDSE's gain there: %s" % (
-            verdict(e, "to narrower ones", "to wider ones"), verdict(gain, "smaller", "larger")), e,
-        [say("Rank correlation of difficulty and activated width, arithmetic, Top-2", "zero", e,
-             "less", "more", "", 3, "HMoE", 1),
-         "MoDSE's three widest experts are %s times as often first choice of hard tokens as its "
-         "three narrowest (%s to %s, %d seeds): %s." % (
-             *(num(np.exp(x), 2) for x in (large.mean, large.low, large.high)), large.n,
-             verdict(large, "less often", "more often")),
-         say("MoDSE's gain over equal experts on the hardest tokens", "on all", gain, "smaller",
-             "larger", paper="MoDSE", sign=1)],
-        [[curves(False, "judged by the baseline itself"), curves(True, "judged by another seed")],
-         [picture(tenths)] + maps, (["rank correlation"] + layers + ["all"], [
-             [label(n)] + [num(x, 3) for x in ranks[n].mean(0)] + [small(effect[n], 3)]
-             for n in names])], 3)
+    correlation = {n: d.effect(n, lambda a: ranks(a).mean()) for n in names}
+    odds = lambda a: np.log(np.divide(*(first_choices(a)[:, of].sum() + 0.5
+                                        for of in (slice(-3, None), slice(3)))))
+    curves = lambda title, fair: lines(
+        title, "tokens above this × mean difficulty", "baseline − model, nats",
+        [(FACTORS, gains(d, n, fair).mean(0), look(n, marker="o"))
+         for n in ["modse", "arithmetic", "arithmetic_topp", "homogeneous"]], 0)
+    return section(
+        harder,
+        [claim("Rank correlation of difficulty and width, arithmetic, Top-2", "zero",
+               correlation["arithmetic"], "less", "more", "", 3, "HMoE", 1),
+         claim("MoDSE's gain on the hardest tokens", "on all",
+               Effect(np.subtract(*gains(d, "modse", True).T[[-1, 0]])), "smaller", "larger",
+               paper="MoDSE", sign=1),
+         claim("First choices of MoDSE's three widest over its three narrowest, hard tokens, log",
+               "zero", d.effect("modse", odds), "less", "more", "", 2, "MoDSE", 1)],
+        panels([curves("judged by the baseline itself", False),
+                curves("judged by another seed", True)]),
+        panels(heat(d.mean(n, first_choices), label(n) + ": hard tokens", layers, "%.0f")
+               for n in ["homogeneous", "modse"] if d.runs[n]),
+        table(["rank correlation", *layers, "all"], [
+            [label(n), *(num(x, 3) for x in np.atleast_1d(d.mean(n, ranks))),
+             small(correlation[n], 3)] for n in names]), shown=3)
 
 def visible(byte):
     return {10: "↵", 32: "␣"}.get(byte, chr(byte) if 32 < byte < 127 else "%02x" % byte)
 
 def tokens(d):
-    ours, hard, parts = d.arrays["arithmetic_topp"], d.arrays["homogeneous"], []
-    both = sorted(set(ours) & set(hard))
-    level = lambda s, e: np.average(hard[s]["nll"][-1],
-                                    weights=1e-9 + chosen(ours[s])[..., e].sum(1))
-    e = Effect([level(s, -1) - level(s, 0) for s in both])
-    if both:
-        a, nll = ours[both[0]], hard[both[0]]["nll"][-1]
-        often, counts = np.bincount(a["byte"], minlength=256), bytes_of(a)
-        mean = np.bincount(a["byte"], nll, 256) / np.maximum(often, 1)
-        common = np.flatnonzero(often >= max(len(nll) // 200, 1))
+    """Which tokens does each expert take?
+    - HMoE: the widest take hard ones.
+    - As HMoE's figure 8, arithmetic, Top-P, one seed: bytes from easy to hard (beside them the
+      baseline's mean cross-entropy of what follows), percent of their activations per expert.
+    - As HMoE's table 5: bytes of which it has its largest shares, among those of half a percent of
+      the text or more."""
+    level = lambda a, e: np.average(a["hard"], weights=1e-9 + a["chosen"][-1, ..., e].sum(1))
+    parts = []
+    for a in list(d.runs["arithmetic_topp"].values())[:1]:
+        often, counts = np.bincount(a["byte"], minlength=256), a["bytes"]
+        mean = np.bincount(a["byte"], a["hard"], 256) / np.maximum(often, 1)
+        common = np.flatnonzero(often >= max(len(a["byte"]) // 200, 1))
         common = common[np.argsort(mean[common], kind="stable")]
         pick = common[np.linspace(0, len(common) - 1, min(10, len(common))).astype(int)]
         best = [common[np.argsort(-row, kind="stable")][:8]
-                for row in (counts / np.maximum(often, 1))[:, common]]
-        parts = [[heat(100 * (counts[:, pick] / counts[:, pick].sum(0)).T, "% of activations", [
-            "%s   %.1f" % (visible(b), mean[b]) for b in pick], "%.0f")], (["width", "bytes"], [
-                ["%d" % w, " ".join("<code>%s</code>" % html.escape(visible(b)) for b in row)]
-                for w, row in zip(np.sort(a["widths"]), best)])]
-    return Section(
-        "tokens", "the widest: " + verdict(e, "easier than the narrowest's", "harder ones"), e,
-        [say("Mean difficulty of what the widest expert takes, Top-P", "what the narrowest takes",
-             e, paper="HMoE", sign=1)], parts)
+                for row in counts[:, common] / often[common]]
+        parts = [
+            panels([heat(100 * (counts[:, pick] / counts[:, pick].sum(0)).T, "% of activations",
+                         ["%s   %.1f" % (visible(b), mean[b]) for b in pick], "%.0f")]),
+            table(["width", "bytes"], [
+                [w, " ".join("<code>%s</code>" % html.escape(visible(b)) for b in row)]
+                for w, row in zip(a["widths"], best)])]
+    return section(
+        tokens, [claim("Mean difficulty of what the widest expert takes, Top-P",
+                       "what the narrowest takes",
+                       d.effect("arithmetic_topp", lambda a: level(a, -1) - level(a, 0)),
+                       paper="HMoE", sign=1)], *parts)
 
 def alike(d):
-    e, pairs = d.effect("arithmetic", nearness), np.triu_indices(lab.E, 1)
-    between = lambda a: a["alike"][pairs].mean()
-    outputs = paired(d.each("arithmetic", between), d.each("homogeneous", between))
-    by_width = lambda a: a["alike"][np.ix_(*[np.argsort(a["widths"], kind="stable")] * 2)]
-    maps = lambda f, title, near: [
-        heat(f(d.arrays[n][min(d.arrays[n])]), title + label(n), PLACES, dark_is_near=near)
-        for n in ("homogeneous", "arithmetic") if d.arrays[n]]
-    return Section(
-        "alike", verdict(e, "no, less than others", "yes"), e,
-        [say("Rank correlation of the distances of bytes and of widths, arithmetic", "zero", e,
-             "less", "more", "", 3, "HMoE", 1),
-         say("Mean cosine between two experts' outputs, arithmetic widths", "equal ones", outputs,
-             unit="", digits=3)],
-        [maps(variation, "bytes: ", True), maps(divergence, "KL: ", True),
-         maps(by_width, "outputs: ", False)], 3)
+    """Are experts of like width alike?
+    - HMoE: yes, by the tokens they take.
+    - As HMoE's figure 7, one seed: 1 less half the summed difference of the shares of bytes that
+      two experts take; dark: near. Equal experts (left) stand in no order.
+    - Mean cosine of two experts' outputs in the first layer on every byte's embedding, normalised,
+      without what attention adds. Dark: alike. Neither paper has this."""
+    between = lambda n: d.each(n, lambda a: a["alike"][PAIRS].mean())
+    maps = lambda f, title: panels(heat(f(d.runs[n][min(d.runs[n])]), title + label(n), PLACES)
+                                   for n in ("homogeneous", "arithmetic") if d.runs[n])
+    return section(
+        alike, [claim("Rank correlation of distances of bytes and of widths, arithmetic", "zero",
+                      d.effect("arithmetic", nearness), "less", "more", "", 3, "HMoE", 1),
+                claim("Mean cosine of two experts' outputs, arithmetic widths", "equal ones",
+                      paired(between("arithmetic"), between("homogeneous")), unit="", digits=3)],
+        maps(lambda a: 1 - variation(a), "bytes: "), maps(lambda a: a["alike"], "outputs: "))
 
 def stability(d):
-    kept = lambda what, point: lambda a: 100 * same(what)(a)[point]
-    e = d.effect("modse", lambda a: kept("first", -1)(a) - kept("first", 0)(a))
+    """Does the routing path become stable?
+    - MoDSE: yes, after a training period (no figure).
+    - Share of (validation token, layer) that choose as at the look before, {every} steps earlier.
+      As the learning rate falls to 0 the weights come to rest, and with them the choices."""
+    kept = lambda a: 100 * same("first")(a)
     names = ["homogeneous", "modse", "arithmetic", "arithmetic_topp"]
-    return Section(
-        "stability", verdict(e, "less and less", "more and more"), e,
-        ["At the last look %s %% of MoDSE's (token, layer) keep their first choice, %s %% their "
-         "whole set." % tuple(num(d.effect("modse", kept(w, -1)).mean, 1)
-                              for w in ("first", "mask")),
-         say("MoDSE, kept first choices at the last look", "at the second", e, "fewer", "more",
-             " percentage points", 1, "MoDSE", 1)],
-        [[lines(d, names, lambda a: a["points"][1:], same(w), "step", "share unchanged", t)
-          for w, t in (("first", "first choice"), ("mask", "whole set"))]], 1,
+    return section(
+        stability, [claim("MoDSE, kept first choices at the last look", "at the second",
+                          d.effect("modse", lambda a: kept(a)[-1] - kept(a)[0]), "fewer", "more",
+                          " percentage points", 1, "MoDSE", 1)],
+        panels(lines(title, "step", "share unchanged",
+                     means(d, names, lambda a: a["points"][1:], same(kind)))
+               for kind, title in (("first", "first choice"), ("mask", "whole set"))),
         every=lab.SCALE["steps"] // lab.SCALE["points"])
 
 def devices(d):
-    e = d.effect("arithmetic", lambda a: a["devices"][-1, 0, 2] - a["devices"][-1, 1, 2])
-    names = [n for n in ("homogeneous", "modse", "arithmetic", "arithmetic_free") if d.arrays[n]]
-    ways = ("pairs", "contiguous")
-    def draw(ax):
-        for n in [n for n in names if n != "homogeneous"]:
-            for i in range(2):
-                ax.plot(d.mean(n, steps), d.mean(n, lambda a: a["devices"][:, i, 2]),
-                        color=COLORS[n], ls=("-", (0, (2, 1.5)))[i],
-                        label="%s: %s" % (label(n), ways[i]))
-        ax.set(xlabel="step", ylabel="largest / mean", title="work per device")
-        legend(ax)
-    return Section(
-        "devices", verdict(e, "yes", "no, less even"), e,
-        [say("Arithmetic on %d devices, largest over mean work: in pairs" % lab.DEVICES,
-             "contiguous", e, unit="", digits=3, paper="MoDSE")],
-        [[picture(draw)],
-         (["largest / mean", ""] + [w + p for w in ("parameters, ", "tokens, ", "work, ")
-                                    for p in ways],
-          [[label(n), when] + [num(x, 2) for x in d.mean(n, lambda a: a["devices"][at]).T.flat]
-           for n in names for at, when in ((0, "early"), (-1, "late"))])], 3, devices=lab.DEVICES)
+    """Do pairs of a wide and a narrow expert balance devices?
+    - MoDSE: parameters and work become equal (a sketch, no measurement).
+    - Work is tokens × width, on {devices} devices; 1 is even. MoDSE's list of experts is one of
+      pairs, so for it both placements are one.
+    - The same at the end of training."""
+    work = lambda place: lambda a: a["devices"][:, place, 2]
+    names, ways = ["homogeneous", "modse", "arithmetic", "arithmetic_free"], ("pairs", "contiguous")
+    return section(
+        devices, [claim("Arithmetic, largest over mean work: in pairs", "contiguous", d.effect(
+            "arithmetic", lambda a: (work(0)(a) - work(1)(a))[-1]), unit="", digits=3,
+            paper="MoDSE")],
+        panels(lines("work: " + way, "step", "largest / mean", means(d, names, "points", work(i)))
+               for i, way in enumerate(ways)),
+        table(["largest / mean", *(what + way for what in ("parameters, ", "tokens, ", "work, ")
+                                   for way in ways)],
+              [[label(n), *(num(x, 2) for x in d.mean(n, lambda a: a["devices"][-1].T.ravel()))]
+               for n in names if d.runs[n]]), devices=lab.DEVICES)
 
 def throughput(d):
-    speed, rows = lambda n: d.speed.get(n, [np.nan])[0], []
-    part = speed("arithmetic") / speed("homogeneous")
-    for n in [n for n in lab.VARIANTS if d.rows[n]]:
-        row, a = (next(iter(x[n].values())) for x in (d.rows, d.arrays))
-        rows.append([label(n), " ".join("%d" % w for w in np.sort(a["widths"]))] + [
-            num(d.mean_of(n, c) / 1e3, 0) for c in ("parameters", "activated")] + [
-            num(d.mean_of(n, "experts_used"), 2), "%s<br><small>%s</small>" % (
-                num(d.mean_of(n, "val_loss")), " ".join(num(x) for x in d.get(n).values())),
-            num(speed(n), 0), row["lr"],
-            " ".join("%s %s" % (c, row[c]) for c in ("pp", "lb", "ent") if float(row[c]))])
-    return Section(
-        "throughput", "%s times the tokens/s of equal widths" % num(part, 2), None,
-        ["Arithmetic widths train %s times as many tokens per second as equal ones, Top-2, one "
-         "thread, measured alone; the median of three, without an interval." % num(part, 3)],
-        [(["run", "widths", "parameters, k", "activated, k", "experts per token",
-           "loss: mean, seeds", "tokens/s", "rate", "coefficients"], rows)])
+    """Do unequal widths cost speed?
+    - HMoE: no (13.83 against 13.86 samples/s).
+    - All runs of the comparison. Tokens/s: one thread, measured alone, the median of three."""
+    speed, rows = lambda n: d.speed.get(n, np.nan), []
+    for n in [n for n in lab.VARIANTS if d.runs[n]]:
+        run = next(iter(d.runs[n].values()))
+        rows.append([
+            label(n), " ".join(map(str, run["widths"])),
+            *(num(d.mean(n, c) / 1e3, 0) for c in ("parameters", "activated")),
+            num(d.mean(n, "experts_used"), 2), "%s<br><small>%s</small>" % (
+                num(d.mean(n)), " ".join(map(num, d.each(n).values()))), num(speed(n), 0),
+            " ".join("%s %s" % (c, run[c]) for c in ("lr", "pp", "lb", "ent") if float(run[c]))])
+    said = "%s times the tokens/s of equal widths" % num(speed("arithmetic") / speed("homogeneous"))
+    return section(
+        throughput, [(said, "Arithmetic widths train at %s, Top-2; no interval." % said, "")],
+        table(["run", "widths", "parameters, k", "activated, k", "experts per token",
+               "loss: mean, seeds", "tokens/s", "rate, coefficients"], rows))
 
 # --- the page -------------------------------------------------------------------------------------
 
@@ -633,71 +582,50 @@ QUESTIONS = (dense, headline, strategies, ratios, usage, penalty, activated, har
              stability, devices, throughput)
 
 def machine():
-    try:
-        with open("/proc/cpuinfo") as file:
-            name = re.search(r"model name\s*: (.*)", file.read()).group(1)
-    except (OSError, AttributeError):
-        name = platform.machine()
-    return "%s, %d cores, %s" % (name, os.cpu_count() or 1, platform.system())
+    info = pathlib.Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return "%s, %d cores, %s" % ([*names, platform.machine()][0], os.cpu_count(), platform.system())
 
 def grid_row(d, family):
-    """Its losses, a cell per learning rate with a line per coefficient, and what was chosen."""
-    runs, option, rates = lab.grid(family), lab.COEFFICIENT[family], lab.SCALE["lr"]
-    losses = [lab.loss(d.results, r) for r in runs]
-    best = runs[int(np.argmin(losses))].options
-    cells = [[("<b>%s</b>" if r.options is best else "%s") % (
-              num(x, 3) if np.isfinite(x) else "diverged") for r, x in zip(runs, losses)
-              if r.options["lr"] == rate] for rate in rates]
-    edge = [n for n, values in (("rate", rates), (option, lab.SCALE.get(option, [0])))
-            if len(values) > 1 and best[n.replace("rate", "lr")] in (values[0], values[-1])]
-    return [family] + ["<br>".join(c) for c in cells] + ["rate %g%s%s" % (
-        best["lr"], ", %s %g" % (option, best[option]) if option else "",
-        "<br><small>at the grid's edge: %s</small>" % ", ".join(edge) if edge else "")]
-
-def method(d):
-    s, alone = lab.SCALE, min([x for _, x in d.speed.values()] or [np.nan])
-    grid = fill("grid", coefficients="; ".join("%s %s" % (o, ", ".join("%g" % v for v in s[o]))
-                                               for o in ("lb", "pp", "ent")))
-    return fill(
-        "method", **{k: v for k, v in s.items() if isinstance(v, int)},
-        tokens="{:,}".format(s["steps"] * s["batch"] * s["context"]), few=s["seeds"][0],
-        experts=lab.E, many=s["seeds"][1], data=html.escape(os.path.basename(lab.DATA)),
-        grid_seed=lab.GRID_SEED,
-        diverged=sum(d.results.get(r.key, {}).get("status") == "diverged"
-                     for r in d.plan) or "none",
-        machine=html.escape(machine()), alone=num(100 * alone, 0), program=lab.fingerprint()[0],
-        doubt="" if alone > 0.85 else ": <b>it was not alone, so these times are doubtful</b>",
-        text=lab.fingerprint()[1], grid=table(
-            ["family"] + ["rate %g" % x for x in s["lr"]] + ["chosen"],
-            [grid_row(d, f) for f in lab.COEFFICIENT], grid))
-
-def standalone(svg):
-    """For the README: with its colours inside, light and dark."""
-    style = ("<style>svg{color:#23262c;--line:#dedbd3}@media(prefers-color-scheme:dark){"
-             "svg{color:#dedcd6;--line:#3a3f47}}</style>")
-    svg = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return svg.replace(">", ">" + style, 1)
+    """Its losses, a cell per learning rate with a line per coefficient. Bold: the best."""
+    runs, option, cells = lab.grid(family), lab.COEFFICIENT[family], {}
+    best = min(runs, key=lambda r: lab.loss(d.results, r))
+    for r in runs:
+        cell = num(lab.loss(d.results, r), 3) + (
+            " <small>%s %g</small>" % (option, r.options[option]) if option else "")
+        cells.setdefault(r.options["lr"], []).append("<b>%s</b>" % cell if r is best else cell)
+    return [family, *map("<br>".join, cells.values())]
 
 def write(results):
-    picture.count, d = 0, Data(results)
-    sections = [question(d) for question in QUESTIONS]
-    rows = [s.row(i) for i, s in enumerate(sections, 1)]
-    size, spent = d.mean_of("homogeneous", "parameters"), d.mean_of("homogeneous", "flops")
+    d, s = Data(results), lab.SCALE
+    rows, sections = zip(*(question(d) for question in QUESTIONS))
     head = ["question", "the papers", "here", "effect, 95 %"]
-    page = fill("page", million=num(size / 1e6, 2), times=num(3e6 / size, 1),
-                flops=num(spent / 1e12, 2), summary=table(head, rows, "", "summary"),
-                quick=fill("quick", steps=lab.SCALE["steps"]) if lab.QUICK else "",
-                method=method(d), questions="".join(s.html(i) for i, s in enumerate(sections, 1)))
-    lab.write_whole(os.path.join(lab.OUT, "report.html"), page.encode())
+    size, spent = d.mean("homogeneous", "parameters"), d.mean("homogeneous", "flops")
+    words = pathlib.Path(lab.HERE, "words.html").read_text(encoding="utf-8")
+    page = string.Template(words).substitute(
+        s, million=num(size / 1e6, 2), times=num(3e6 / size, 1), flops=num(spent / 1e12, 2),
+        summary=table(head, rows), questions="".join(sections),
+        is_quick="" if lab.QUICK else "hidden",
+        seen_tokens="{:,}".format(s["steps"] * s["batch"] * s["context"]), experts=lab.E,
+        few=s["seeds"][0], many=s["seeds"][1], grid_seed=lab.GRID_SEED,
+        data=html.escape(os.path.basename(lab.DATA)), machine=html.escape(machine()),
+        diverged=sum(results.get(r.key, {}).get("status") == "diverged" for r in d.plan) or "none",
+        alone=num(100 * d.alone, 0), program=lab.fingerprint()[0], text=lab.fingerprint()[1],
+        grid=table(["family", *("lr %g" % x for x in s["lr"])],
+                   [grid_row(d, f) for f in lab.COEFFICIENT]))
+    pathlib.Path(lab.OUT, "report.html").write_text(page, encoding="utf-8")
     plain = lambda x: re.sub(r"<[^>]*>", "", x.replace("<br>", ", "))
-    answers = ["| %s |" % " | ".join(head), "|---|---|---|---|"] + [
-        "| %s |" % " | ".join(plain(c) for c in row) for row in rows] + ["", machine() + "."]
-    lab.write_whole(os.path.join(lab.OUT, "answers.md"), ("\n".join(answers) + "\n").encode())
+    answers = ["| %s |\n" % " | ".join(map(plain, row)) for row in [head, ["---"] * 4, *rows]]
+    pathlib.Path(lab.OUT, "answers.md").write_text(
+        "".join(answers) + "\n" + machine() + ".\n", encoding="utf-8")
     real = lab.OUT == lab.HERE and not lab.QUICK
-    docs = os.path.join(*(lab.HERE, "..") if real else (lab.RUNS,), "docs")
-    os.makedirs(docs, exist_ok=True)
-    for name, svg in d.pictures.items():
-        lab.write_whole(os.path.join(docs, name + ".svg"), (standalone(svg) + "\n").encode())
+    docs = pathlib.Path(os.path.dirname(lab.HERE) if real else lab.RUNS, "docs")
+    docs.mkdir(exist_ok=True)
+    for name, text in d.pictures.items():
+        text = text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        (docs / (name + ".svg")).write_text(text.replace(">", ">" + ALONE, 1), encoding="utf-8")
+    plt.close("all")
 
 if __name__ == "__main__":
     write(lab.read_results())
+    print("%s/results.csv and %s/report.html are written" % ((os.path.relpath(lab.OUT),) * 2))

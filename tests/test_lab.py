@@ -30,6 +30,7 @@ try:
     import numpy as np
     import scipy.stats
     import matplotlib  # noqa: F401
+    import safetensors  # noqa: F401
 except ImportError as error:
     print("no %s here: skipped (make lab installs it)" % error.name)
     shutil.rmtree(here)
@@ -90,7 +91,7 @@ def sentences():
 
     def sentence(shift, wild=1):
         other = {s: v + shift + wild * noise[s] for s, v in base.items()}
-        return report.say("Ours", "theirs", report.paired(other, base), paper="HMoE")
+        return report.claim("Ours", "theirs", report.paired(other, base), paper="HMoE")[1]
     lower, higher, none = sentence(-0.05), sentence(0.05), sentence(0.0, 30)
     check("lower is said", "0.0498 nats lower than theirs" in lower and "what HMoE found" in lower
           and "opposite" not in lower, lower)
@@ -98,7 +99,7 @@ def sentences():
           and "the opposite of what HMoE found" in higher, higher)
     check("cannot tell is said", "cannot tell" in none and "Neither for nor against HMoE" in none
           and "four times in five" in none and "found." not in none, none)
-    check("few seeds are said", "cannot tell" in report.say("a", "b", report.Effect([0.5])))
+    check("few seeds are said", "cannot tell" in report.claim("a", "b", report.Effect([0.5]))[1])
     check("a minus is a minus", report.num(-0.5, 1) == "−0.5" and report.num(float("nan")) == "–")
 
 
@@ -129,14 +130,17 @@ def parsing():
     os.remove(path)
     # shares, distances and stability by hand: two tokens, one layer, widths in no order
     # (three looks, of which the last two agree)
-    a = dict(widths=np.array([30, 10, 20, 40, 50, 60, 70, 80]), byte=np.array([1, 2], np.uint8),
-             mask=np.array([[[1], [2]], [[3], [2]], [[3], [2]]], np.uint32),
-             first=np.array([[[0], [1]], [[1], [1]], [[1], [1]]], np.uint8))
-    check("share by rising width", np.allclose(report.share(a)[:3], [2 / 3, 0, 1 / 3]))
-    check("activated width", report.width(a).ravel().tolist() == [40, 10], report.width(a))
+    a = report.derived(
+        widths=np.array([30, 10, 20, 40, 50, 60, 70, 80]), byte=np.array([1, 2], np.uint8),
+        mask=np.array([[[1], [2]], [[3], [2]], [[3], [2]]], np.uint32), alike=np.diag(np.arange(8)),
+        first=np.array([[[0], [1]], [[1], [1]], [[1], [1]]], np.uint8))
+    check("share by rising width", np.allclose(a["share"][-1, :3], [2 / 3, 0, 1 / 3])
+          and np.allclose(a["share"][0, :3], [1 / 2, 0, 1 / 2]), a["share"])
+    check("first choices by rising width", a["first"].tolist() == [[[2], [0]]] + [[[0], [0]]] * 2)
+    check("cosines by rising width", np.diag(a["alike"]).tolist() == [1, 2, 0, 3, 4, 5, 6, 7])
+    check("activated width", a["work"][-1].ravel().tolist() == [40, 10], a["work"])
+    check("bytes", a["bytes"][[0, 2]][:, [1, 2]].tolist() == [[1, 1], [1, 0]], a["bytes"])
     check("distance of bytes", close(report.variation(a)[0, 2], 0.5), report.variation(a)[0, 2])
-    p, q = np.array([2, 2]) / 4, np.array([2, 1]) / 3
-    check("divergence of bytes", close(report.divergence(a)[0, 2], (p * np.log(p / q)).sum()))
     check("stability", report.same("first")(a).tolist() == [0.5, 1]
           and report.same("mask")(a).tolist() == [0.5, 1])
 
@@ -193,7 +197,7 @@ def planned():
           == {"equal_wide"})
     for r in again:
         if r.name == "modse":
-            results[r.key] = dict(status="ok", val_loss="2.0", width="70.4")
+            results[r.key] = dict(status="ok", val_loss="2.0", mean_width="70.4")
     wide = [r for r in lab.plan(results) if r.name == "equal_wide"]
     check("MoDSE's width is taken", all(r.ready and r.options["hidden"] == 70 for r in wide))
 
@@ -241,9 +245,9 @@ def whole():
     a = dict(np.load(os.path.join(lab.RUNS, run.key + ".npz")))
     check("cosines", np.allclose(np.diag(a["alike"]), 1, atol=1e-5) and np.allclose(
         a["alike"], a["alike"].T) and abs(a["alike"]).max() < 1.001)
-    check("Top-2 chooses two", (report.chosen(a).sum(-1) == 2).all())
-    check("results name every option", set("lr pp lb ent seed sizes warmup p gate steps".split())
-          <= set(after[run.key]))
+    check("Top-2 chooses two", (report.derived(**a)["chosen"].sum(-1) == 2).all())
+    check("results name every option", all(after[r.key][o] == str(v) for r in plan
+                                           for o, v in r.options.items()))
     return after
 
 
@@ -275,15 +279,17 @@ def pieces():
 def page(results):
     with open(os.path.join(here, "report.html"), encoding="utf-8") as file:
         text = file.read()
-    check("13 questions", len(re.findall(r"<section id=q\d+>", text)) == 13)
-    for part in re.findall(r"<section id=q\d+>.*?</section>", text, re.S):
-        title = re.search(r"</span>(.*?)</h2>", part).group(1)
+    parts = re.findall(r"<section class=question.*?</section>", text, re.S)
+    check("13 questions", len(parts) == 13)
+    for part in parts:
+        title = re.search(r"<h2>(.*?)</h2>", part).group(1)
         check("%s: filled" % title, ("<svg" in part or "<table" in part) and len(re.findall(
             r"<p>[^<]{20,}", part)) >= 1 and "nan" not in part and "$" not in part)
         check("%s: pictures drawn" % title, all(
             svg.count("<path") + svg.count("<use") > 5
             for svg in re.findall(r"<svg.*?</svg>", part, re.S)))
-    check("marked as quick", "Quick form" in text)
+    check("marked as quick", "<p ><b>Quick form" in text)
+    looks()
     check("self-contained", not re.search(r"https?:|<script|<link|<img|@import|src=|url\([^#]",
                                           text))
     names = re.findall(r' id="?([^" >]+)', text)
@@ -314,6 +320,64 @@ def page(results):
         with open(os.path.join(here, "report.html"), encoding="utf-8") as file:
             check("diverged runs are said", "diverged, and are left out: %d." % sum(
                 lab.SCALE["seeds"][lab.VARIANTS[n]["many"]] for n in names) in file.read())
+
+
+# Contrast as WCAG defines it: of all text on the paper, in pictures too; maps have their own ink.
+LOOK = """() => {
+  const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const light = colour => {
+    pen.fillStyle = colour, pen.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map(x => x / 255).map(
+      x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const paper = light(getComputedStyle(document.body).backgroundColor);
+  const contrast = c => (Math.max(c, paper) + .05) / (Math.min(c, paper) + .05);
+  return {
+    dark: paper < .2, wide: document.documentElement.scrollWidth - innerWidth,
+    drawn: [...document.querySelectorAll("section svg")].map(s => s.getBoundingClientRect()).filter(
+      r => r.width > 200 && r.height > 80).length,
+    weak: [...document.querySelectorAll("h1, h2, p, a, td, th, small, figcaption, svg text")]
+      .map(e => [contrast(light(getComputedStyle(e)[e.closest("svg") ? "fill" : "color"])),
+                 e.outerHTML.slice(0, 80), getComputedStyle(e).fill])
+      .filter(([c, html, fill]) => c < 4.5 && !/rgb\\((255, 255, 255|28, 39, 51)\\)/.test(fill)) };
+}"""
+
+
+def looks():
+    """The report in a browser: light, dark, on a phone; nothing is asked for, nothing complains."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        chromium = None
+    if not chromium:
+        return print("no playwright or no Chromium here: how the report looks is skipped")
+    address = "file://" + os.path.join(here, "report.html")
+    with open(os.path.join(here, "report.html"), encoding="utf-8") as file:
+        figures = file.read().count("<svg")
+    with sync_playwright() as play:
+        root = hasattr(os, "getuid") and os.getuid() == 0
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"] * root)
+        for scheme, width in (("light", 1280), ("dark", 1280), ("light", 360), ("dark", 360)):
+            window = browser.new_page(viewport=dict(width=width, height=800), color_scheme=scheme)
+            heard = []
+            window.on("console", lambda m: heard.append(m.text))
+            window.on("pageerror", lambda e: heard.append(str(e)))
+            window.on("request", lambda r: heard.append(r.url))
+            window.goto(address)
+            name, seen = "report, %s, %d pixels: " % (scheme, width), window.evaluate(LOOK)
+            check(name + "one request, no complaint", heard == [address], heard)
+            check(name + "%d figures" % figures, seen["drawn"] == figures >= 25, seen["drawn"])
+            check(name + "nothing sticks out", seen["wide"] == 0, seen["wide"])
+            check(name + "colours", seen["dark"] == (scheme == "dark"))
+            check(name + "contrast", not seen["weak"], seen["weak"][:5])
+            window.get_by_role("link", name="Do harder tokens").click()
+            top = window.evaluate(
+                "document.querySelector(location.hash)?.getBoundingClientRect().top")
+            check(name + "a link leads to its answer", top is not None and abs(top) < 5, top)
+            window.close()
+        browser.close()
 
 
 def refuses():
