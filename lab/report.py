@@ -70,8 +70,9 @@ def interval(e, digits=4):
         return "no interval of %d" % e.n
     return "95 %% interval %s to %s, %d seeds" % (num(e.low, digits), num(e.high, digits), e.n)
 
-def small(e, digits=4):
-    return "%s<br><small>%s to %s</small>" % tuple(num(x, digits) for x in (e.mean, e.low, e.high))
+def small(e, digits=4, unit=""):
+    return "%s%s<br><small>%s to %s</small>" % (
+        num(e.mean, digits), unit, num(e.low, digits), num(e.high, digits))
 
 def verdict(e, lower, higher):
     return {-1: lower, 0: "cannot tell", 1: higher}[e.sign()]
@@ -90,7 +91,7 @@ def claim(what, than, e, lower="lower", higher="higher", unit=" nats", digits=4,
                                                    interval(e, digits), num(e.least, digits)))
         there = " Neither for nor against %s." % paper
     return ("%s against %s: %s" % (what, than, word), said + (there if paper else ""),
-            small(e, digits))
+            small(e, digits, unit))
 
 # --- data -----------------------------------------------------------------------------------------
 
@@ -163,9 +164,8 @@ def same(what):
 
 def panel(title="", xlabel="", ylabel="", height=2.8):
     """Small: panels stand side by side where there is room, and below each other on a phone."""
-    ax = plt.subplots(figsize=(3.5, height), layout="constrained")[1]
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    return ax
+    figure = plt.figure(figsize=(3.5, height), layout="constrained")
+    return figure.add_subplot(title=title, xlabel=xlabel, ylabel=ylabel)
 
 def svg(ax):
     """In the page's colours. The salt makes the names inside differ from other pictures'."""
@@ -178,9 +178,8 @@ def svg(ax):
                   file.getvalue(), flags=re.S)
     text = re.sub(r'.*<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text,
                   flags=re.S)
-    text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text)
-    text = text.replace("xlink:href", "href").replace(INK, "currentColor")
-    return re.sub(r">\s+<", "><", text.replace(LINE, "var(--line)"))
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text.replace("xlink:", ""))
+    return re.sub(r">\s+<", "><", text.replace(LINE, "var(--line)").replace(INK, "currentColor"))
 
 def look(name, **more):
     return dict(more, color=COLORS[name], label=label(name))
@@ -562,7 +561,7 @@ def throughput(d):
     - HMoE: no (13.83 against 13.86 samples/s).
     - All runs of the comparison. Tokens/s: one thread, measured alone, the median of three."""
     speed, rows = lambda n: d.speed.get(n, np.nan), []
-    for n in [n for n in lab.VARIANTS if d.runs[n]]:
+    for n in filter(d.runs.get, lab.VARIANTS):
         run = next(iter(d.runs[n].values()))
         rows.append([
             label(n), " ".join(map(str, run["widths"])),
@@ -570,7 +569,8 @@ def throughput(d):
             num(d.mean(n, "experts_used"), 2), "%s<br><small>%s</small>" % (
                 num(d.mean(n)), " ".join(map(num, d.each(n).values()))), num(speed(n), 0),
             " ".join("%s %s" % (c, run[c]) for c in ("lr", "pp", "lb", "ent") if float(run[c]))])
-    said = "%s times the tokens/s of equal widths" % num(speed("arithmetic") / speed("homogeneous"))
+    ratio = speed("arithmetic") / speed("homogeneous")
+    said = "%s times the tokens/s of equal widths" % num(ratio, 2)
     return section(
         throughput, [(said, "Arithmetic widths train at %s, Top-2; no interval." % said, "")],
         table(["run", "widths", "parameters, k", "activated, k", "experts per token",
