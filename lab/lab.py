@@ -9,6 +9,7 @@ where it was. DATA=FILE is another text; BIN stands before the programs' names."
 
 import concurrent.futures
 import csv
+import fcntl
 import functools
 import hashlib
 import json
@@ -115,7 +116,7 @@ def plan(results):
     grids = {family: grid(family) for family in COEFFICIENT}
     known = {f: all(r.key in results for r in runs) for f, runs in grids.items()}
     best = {f: min(runs, key=lambda r: loss(results, r)).options for f, runs in grids.items()}
-    main, modse, seeds = [], [], SCALE["seeds"]
+    main, seeds = [], SCALE["seeds"]
     for name, v in VARIANTS.items():
         option, ready = COEFFICIENT[v["family"]], known[v["family"]]
         options = dict(v["options"], lr=best[v["family"]]["lr"])
@@ -124,13 +125,12 @@ def plan(results):
         if name == "arithmetic_lb":
             options["lb"], ready = best["MoDSE Top-2"]["lb"], ready and known["MoDSE Top-2"]
         if name == "equal_wide":                 # the paper's "baseline 105 %"
+            modse = [r for r in main if r.name == "modse"]
             ready = ready and all(r.key in results for r in modse)
             options["hidden"] = round(np.mean([float(results[r.key]["mean_width"]) for r in modse
                                                if np.isfinite(loss(results, r))] or [H]))
-        runs = [Run("main", name, seed, SCALE["steps"], options, ready)
-                for seed in range(1, 1 + seeds[v["many"]])]
-        modse = runs if name == "modse" else modse
-        main += runs
+        main += [Run("main", name, seed, SCALE["steps"], options, ready)
+                 for seed in range(1, 1 + seeds[v["many"]])]
     rate, pp = (best["penalty Top-2"][o] for o in ("lr", "pp"))
     ratios = [Run("ratio", "ratio %g" % ratio, seed, max(SCALE["steps"] // 2, 2), dict(
                   sizes=",".join("%.4f" % (1 + (ratio - 1) * i / (E - 1)) for i in range(E)),
@@ -166,8 +166,7 @@ def write_arrays(path, arrays):
 
 def call(*arguments):
     """Runs a program, and returns what it says."""
-    done = subprocess.run([str(a) for a in arguments], capture_output=True, text=True,
-                          errors="replace")
+    done = subprocess.run([*map(str, arguments)], capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise Failure("%s: %s" % (arguments[0], done.stderr.strip() or done.returncode))
     return done.stdout
@@ -358,6 +357,11 @@ def main():
         if not os.path.exists(path):
             raise Failure("there is no %s: `make`, `make data` make it" % path)
     os.makedirs(RUNS, exist_ok=True)
+    lock = open(os.path.join(RUNS, "lock"), "w")              # gone with this process
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Failure("another laboratory is at work in %s: wait for it" % OUT) from None
     write_validation()
     results = read_results()
     train_all(results)
@@ -367,7 +371,7 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except Failure as why:
+    except (Failure, OSError) as why:
         sys.exit("lab: %s" % why)
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from here")
