@@ -63,7 +63,7 @@ def paired(a, b):
     return Effect([a[s] - b[s] for s in sorted(a) if s in b])
 
 def num(x, digits=4):
-    return ("%.*f" % (digits, x)).replace("-", "−") if np.isfinite(x) else "–"
+    return ("%.*f" % (digits, np.round(x, digits) + 0)).replace("-", "−") if np.isfinite(x) else "–"
 
 def interval(e, digits=4):
     if e.n < 2:
@@ -150,14 +150,12 @@ def variation(a):
     return abs(q[:, None] - q[None]).sum(-1) / 2
 
 PAIRS = np.triu_indices(lab.E, 1)
-
 def nearness(a):
     """Rank correlation of the distance between two experts' bytes with that of their widths."""
     w = a["widths"]
     return rank(abs(w[:, None] - w[None])[PAIRS], variation(a)[PAIRS])
 
-def same(what):
-    """Share of (token, layer) that chose as at the look before."""
+def same(what):                    # share of (token, layer) that chose as at the look before
     return lambda a: (a[what][1:] == a[what][:-1]).mean((1, 2))
 
 # --- pictures: each function returns an SVG -------------------------------------------------------
@@ -176,8 +174,9 @@ def svg(ax):
         ax.figure.savefig(file, format="svg", metadata={"Date": None})
     text = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>| id="[\w.]+_\d+"', "",
                   file.getvalue(), flags=re.S)
-    text = re.sub(r'.*<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text,
-                  flags=re.S)
+    name = ax.get_title("left") or ax.get_xlabel()
+    text = re.sub(r'.*<svg [^>]*?viewBox="([^"]*)"[^>]*>',
+                  r'<svg viewBox="\1" role="img" aria-label="%s">' % name, text, flags=re.S)
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", text.replace("xlink:", ""))
     return re.sub(r">\s+<", "><", text.replace(LINE, "var(--line)").replace(INK, "currentColor"))
 
@@ -233,8 +232,8 @@ def forest(effects):
         color = (GREY, RED, BLUE)[e.sign()]
         ax.plot([e.low, e.high], [i, i], color=color, solid_capstyle="butt", lw=2)
         ax.plot(e.mean, i, "o", color=color, ms=4.5)
-    ends = [abs(v) for _, e in effects for v in (e.low, e.high, e.mean) if np.isfinite(v)]
-    room = 1.3 * np.percentile(ends or [1], 80)               # one wide interval may leave
+    ends = np.nan_to_num([[e.mean, e.low, e.high] for _, e in effects])
+    room = 1.2 * max(abs(ends[:, 0]).max(), np.percentile(abs(ends), 80)) or 1
     ax.axvline(0, color=INK, lw=0.8)
     ax.set_yticks(range(len(effects)), [n.replace(" − ", "\n− ") for n, _ in effects])
     ax.set(xlim=(-room, room), ylim=(len(effects) - 0.4, -0.6))
@@ -259,7 +258,7 @@ def section(question, claims, *parts, shown=1, **values):
     body = ["<p>%s</p>" % (c if isinstance(c, str) else c[1]) for c in claims] + [
         "<figure>%s<figcaption>%s</figcaption></figure>" % both for both in zip(parts, captions)]
     return (["<a href=#%s>%s</a>" % (question.__name__, title), paper,
-             "; ".join(c[0] for c in claims[:shown]), claims[0][2]],
+             *("<br>".join(c[i] for c in claims[:shown]) for i in (0, 2))],
             "<section class=question id=%s><h2>%s</h2><p class=paper>%s</p>%s</section>" % (
                 question.__name__, title, paper, "".join(body)))
 
@@ -308,8 +307,8 @@ def headline(d):
     """Do experts of different sizes reach a lower loss?
     - HMoE: yes, 46.5 against 45.6 points, at fewer activated parameters. MoDSE: yes, on nine of
       nine benchmarks.
-    - Differences of validation loss at equal tokens, paired by seed, with 95 % intervals: left the
-      four that were chosen beforehand. Of twenty intervals about one misses by chance alone.
+    - Differences of validation loss at equal tokens, paired by seed, with 95 % intervals (a wide
+      one may leave): left the four chosen beforehand. Of twenty about one misses by chance alone.
     - For equal FLOPs and time the second model's loss is moved to what the first one spends, by
       {slope} nats per e-fold of training: the slope between arithmetic runs of half and of full
       length, whose own error is left out. Visible: what would have been seen four times in five."""
@@ -351,7 +350,7 @@ def ratios(d):
     means = np.nan_to_num([d.mean("ratio " + n) for n in names], nan=np.inf)
     return section(
         ratios, [claim("Ratio 2.56", "ratio 1", effects["2.56"], paper="HMoE"),
-                 "The lowest mean is at %s." % names[np.argmin(means)]],
+                 "The lowest mean is at %s." % (names + ["–"])[np.argmin([*means, 1e9])]],
         panels([lines("spread", "widest / narrowest", "validation loss",
                       seeds + [(names, means, dict(color=BLUE, marker="o", ms=5))]),
                 forest([(n + " against 1", effects[n]) for n in names[1:]])]))
@@ -392,7 +391,7 @@ def penalty(d):
 
 def activated(d):
     """Do activated parameters fall during training?
-    - HMoE: yes, with the penalty, under both routings; under Top-P less with depth.
+    - HMoE: yes, with the penalty, under both routings; under Top-P least in the first layer.
     - As figure 5 of HMoE's first version: over training, and by layer."""
     more = lambda x, y: 100 * (x.mean() / y.mean() - 1)
     later = lambda a: more(a["work"][-1], a["work"][0])
@@ -405,16 +404,15 @@ def activated(d):
     by_layer = means(d, names, lambda a: np.arange(a["mask"].shape[-1]) + 1,
                      lambda a: each * a["work"][-1].mean(0), marker="o")
     return section(
-        activated, [claim(what, than, d.effect(n, f), "less", "more", " %", 1, "HMoE")
-                    for what, than, n, f in (
-            ("Top-2, activated at the end", "at the first look", "arithmetic", later),
-            ("Top-P, activated at the end", "at the first look", "arithmetic_topp", later),
-            ("Top-P, the last layer", "the first", "arithmetic_topp", deeper))],
+        activated, [claim(what, than, d.effect(n, f), "less", "more", " %", 1, "HMoE", sign)
+                    for what, than, n, f, sign in (
+            ("Top-2, activated at the end", "at the first look", "arithmetic", later, -1),
+            ("Top-P, activated at the end", "at the first look", "arithmetic_topp", later, -1),
+            ("Top-P, the last layer", "the first", "arithmetic_topp", deeper, 1))],
         panels([d.pictures["activated"],
                 lines("by layer, at the end", "layer", "per token, thousands", by_layer)]), shown=3)
 
 FACTORS = np.array([0, 1, 1.14, 1.33, 1.52, 1.71, 1.9])    # MoDSE table 5's, in baseline means
-
 def gains(d, name, fair):
     """By seed the mean (baseline - model) over tokens that the baseline finds as hard as FACTORS.
     fair: another seed's baseline says which these are. The baseline meets another of its seeds."""
@@ -449,8 +447,8 @@ def harder(d):
     names = ["arithmetic", "modse", "arithmetic_topp", "topp_no_entropy", "topp_raw"]
     layers = ["layer %d" % (i + 1) for i in range(lab.SCALE["layers"])]
     correlation = {n: d.effect(n, lambda a: ranks(a).mean()) for n in names}
-    odds = lambda a: np.log(np.divide(*(first_choices(a)[:, of].sum() + 0.5
-                                        for of in (slice(-3, None), slice(3)))))
+    odds = lambda a: 0 * a["hard"].mean() + np.log(np.divide(*(   # not a number without a baseline
+        first_choices(a)[:, of].sum() + 0.5 for of in (slice(-3, None), slice(3)))))
     curves = lambda title, fair: lines(
         title, "tokens above this × mean difficulty", "baseline − model, nats",
         [(FACTORS, gains(d, n, fair).mean(0), look(n, marker="o"))
@@ -494,7 +492,7 @@ def tokens(d):
                 for row in counts[:, common] / often[common]]
         parts = [
             panels([heat(100 * (counts[:, pick] / counts[:, pick].sum(0)).T, "% of activations",
-                         ["%s   %.1f" % (visible(b), mean[b]) for b in pick], "%.0f")]),
+                         ["%s   %s" % (visible(b), num(mean[b], 1)) for b in pick], "%.0f")]),
             table(["width", "bytes"], [
                 [w, " ".join("<code>%s</code>" % html.escape(visible(b)) for b in row)]
                 for w, row in zip(a["widths"], best)])]
@@ -614,7 +612,7 @@ def write(results):
         grid=table(["family", *("lr %g" % x for x in s["lr"])],
                    [grid_row(d, f) for f in lab.COEFFICIENT]))
     pathlib.Path(lab.OUT, "report.html").write_text(page, encoding="utf-8")
-    plain = lambda x: re.sub(r"<[^>]*>", "", x.replace("<br>", ", "))
+    plain = lambda x: re.sub(r"<[^>]*>", "", x.replace("<br><small>", ", ").replace("<br>", "; "))
     answers = ["| %s |\n" % " | ".join(map(plain, row)) for row in [head, ["---"] * 4, *rows]]
     pathlib.Path(lab.OUT, "answers.md").write_text(
         "".join(answers) + "\n" + machine() + ".\n", encoding="utf-8")
