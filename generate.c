@@ -61,6 +61,13 @@ static const char *read_options(int argc, char **argv) {
     for (const char *const *o = with_score; *o && !set.score; o++)
         if (cli_given(options, *o)) cli_fail(2, "%s: needs --score FILE", *o);
     if (set.page && !*page_html) cli_fail(2, "--page: this program was built without it: make");
+    if (set.page && set.routes && !strcmp(set.page, set.routes))
+        cli_fail(2, "--page and --routes: both are %s, choose two files", set.page);
+    for (int i = 0; i < 2; i++) {
+        const char *out = i ? set.page : set.routes;
+        if (out && cli_is_same(out, set.score))
+            cli_fail(2, "%s: is the text itself, choose another file", out);
+    }
     return argv[first];
 }
 

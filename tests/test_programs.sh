@@ -380,6 +380,11 @@ done
 for option in "--routes r" "--page p" "--devices 2" --show-tiles; do
     check "$option needs a text" gives 2 "needs --score" "$generate" a $option
 done
+ln validation the-same
+for option in "--routes the-same" "--page validation"; do
+    check "$option: not over the text" gives 2 "is the text itself" look $option
+done
+check "one file for both" gives 2 "both are x" look --routes x --page x
 cp r.csv before
 check "a failed run keeps the older file" gives 1 "byte 90" write --score text-Z --routes r.csv
 check "it is the same" same before r.csv
