@@ -170,7 +170,7 @@ interop: $(PROGRAMS)
 	@$(PYTHON_NEEDED)
 	@$(RUN_TESTS) BIN=$(BIN) PYTHON=$(PYTHON) tests/interop.py
 
-lab: $(PROGRAMS) data
+lab: $(PROGRAMS) $(if $(DATA),,data)
 	@$(PYTHON_NEEDED)
 	@BIN=$(BIN) QUICK=$(QUICK) DATA='$(DATA)' $(PYTHON) lab/lab.py
 

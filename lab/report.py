@@ -65,33 +65,25 @@ def paired(a, b):
 def num(x, digits=4):
     return ("%.*f" % (digits, np.round(x, digits) + 0)).replace("-", "−") if np.isfinite(x) else "–"
 
-def interval(e, digits=4):
-    if e.n < 2:
-        return "no interval of %d" % e.n
-    return "95 %% interval %s to %s, %d seeds" % (num(e.low, digits), num(e.high, digits), e.n)
-
 def small(e, digits=4, unit=""):
     return "%s%s<br><small>%s to %s</small>" % (
         num(e.mean, digits), unit, num(e.low, digits), num(e.high, digits))
 
-def verdict(e, lower, higher):
-    return {-1: lower, 0: "cannot tell", 1: higher}[e.sign()]
-
 def claim(what, than, e, lower="lower", higher="higher", unit=" nats", digits=4, paper="", sign=-1):
     """A difference: in short, in a sentence, and in numbers. sign: what the paper found."""
-    word = verdict(e, lower, higher)
+    word = {-1: lower, 0: "cannot tell", 1: higher}[e.sign()] if e.n > 1 else "too few runs"
+    seen = "(95 %% interval %s to %s, %d seeds)" % (num(e.low, digits), num(e.high, digits), e.n)
+    short, found = "%s against %s: %s" % (what, than, word), ""
+    said = short + "."
     if e.sign():
-        said = "%s: %s%s %s than %s (%s)." % (what, num(abs(e.mean), digits), unit, word, than,
-                                              interval(e, digits))
-        there = " That is, at this scale, %swhat %s found." % (
+        said = "%s: %s%s %s than %s %s." % (what, num(abs(e.mean), digits), unit, word, than, seen)
+        found = " That is, at this scale, %swhat %s found." % (
             "" if e.sign() == sign else "the opposite of ", paper)
-    else:
-        said = ("%s against %s: cannot tell. The difference is %s%s (%s); one of %s would have "
-                "been seen four times in five." % (what, than, num(e.mean, digits), unit,
-                                                   interval(e, digits), num(e.least, digits)))
-        there = " Neither for nor against %s." % paper
-    return ("%s against %s: %s" % (what, than, word), said + (there if paper else ""),
-            small(e, digits, unit))
+    elif e.n > 1:
+        said += " The difference is %s%s %s; one of %s would have been seen four times in five." % (
+            num(e.mean, digits), unit, seen, num(e.least, digits))
+        found = " Neither for nor against %s." % paper
+    return short, said + (found if paper else ""), small(e, digits, unit)
 
 # --- data -----------------------------------------------------------------------------------------
 
@@ -311,7 +303,8 @@ def headline(d):
       one may leave): left the four chosen beforehand. Of twenty about one misses by chance alone.
     - For equal FLOPs and time the second model's loss is moved to what the first one spends, by
       {slope} nats per e-fold of training: the slope between arithmetic runs of half and of full
-      length, whose own error is left out. Visible: what would have been seen four times in five."""
+      length. Its own error is left out, so where budgets differ by half or more it is a guess.
+      Visible: what would have been seen four times in five."""
     kinds = ["tokens", "FLOPs", "time"]
     names = ["%s − %s" % (label(a), label(b)) for a, b, *_ in PAIRS_OF_RUNS]
     effects = [[at_equal(d, a, b, k) for k in kinds] for a, b, *_ in PAIRS_OF_RUNS]
@@ -321,11 +314,14 @@ def headline(d):
         headline, [claim(label(a)[0].upper() + label(a)[1:], label(b), row[0], paper=paper)
                    for (a, b, paper), row in zip(PAIRS_OF_RUNS[:4], effects)]
         + [claim("Arithmetic at equal " + k, "equal, Top-2", e)
-           for k, e in zip(kinds[1:], effects[0][1:])],
+           for k, e in zip(kinds[1:], effects[0][1:])]
+        + ["Under Top-P a token has %s equal experts, or %s arithmetic ones: with one alone its "
+           "gate is 1, and the language model's loss teaches the router nothing." % tuple(
+               num(d.mean(n, "experts_used"), 2) for n in ("homogeneous_topp", "arithmetic_topp"))],
         panels([d.pictures["differences"], forest(shown[4:])]),
         table(["difference of loss", *("equal " + k for k in kinds), "visible"],
               [[name, *map(small, row), num(row[0].least)] for name, row in zip(names, effects)]),
-        shown=3, slope=num(slope(d)))
+        shown=4, slope=num(slope(d)))
 
 def strategies(d):
     """Which rule for the sizes?
@@ -429,9 +425,9 @@ def ranks(a):
     """By layer: do harder tokens activate more width?"""
     return np.array([rank(a["hard"], w) for w in a["work"][-1].T])
 
-def first_choices(a):
-    """[layers, experts]: of hard tokens."""
-    hard = a["first"][-1, a["hard"] > 1.9 * a["hard"].mean()]
+def first_choices(a, times=1.9):
+    """[layers, experts]: of tokens so many times as hard as the mean. 0: of all."""
+    hard = a["first"][-1, a["hard"] >= times * a["hard"].mean()]
     return np.array([np.bincount(layer, minlength=lab.E) for layer in hard.T])
 
 def harder(d):
@@ -447,8 +443,8 @@ def harder(d):
     names = ["arithmetic", "modse", "arithmetic_topp", "topp_no_entropy", "topp_raw"]
     layers = ["layer %d" % (i + 1) for i in range(lab.SCALE["layers"])]
     correlation = {n: d.effect(n, lambda a: ranks(a).mean()) for n in names}
-    odds = lambda a: 0 * a["hard"].mean() + np.log(np.divide(*(   # not a number without a baseline
-        first_choices(a)[:, of].sum() + 0.5 for of in (slice(-3, None), slice(3)))))
+    odds = lambda a, times: 0 * a["hard"].mean() + np.log(np.divide(*(   # NaN without a baseline
+        first_choices(a, times)[:, of].sum() + 0.5 for of in (slice(-3, None), slice(3)))))
     curves = lambda title, fair: lines(
         title, "tokens above this × mean difficulty", "baseline − model, nats",
         [(FACTORS, gains(d, n, fair).mean(0), look(n, marker="o"))
@@ -460,8 +456,9 @@ def harder(d):
          claim("MoDSE's gain on the hardest tokens", "on all",
                Effect(np.subtract(*gains(d, "modse", True).T[[-1, 0]])), "smaller", "larger",
                paper="MoDSE", sign=1),
-         claim("First choices of MoDSE's three widest over its three narrowest, hard tokens, log",
-               "zero", d.effect("modse", odds), "less", "more", "", 2, "MoDSE", 1)],
+         claim("First choices of MoDSE's three widest over its three narrowest, log: hard tokens",
+               "all", d.effect("modse", lambda a: odds(a, 1.9) - odds(a, 0)), "less", "more", "", 2,
+               "MoDSE", 1)],
         panels([curves("judged by the baseline itself", False),
                 curves("judged by another seed", True)]),
         panels(heat(d.mean(n, first_choices), label(n) + ": hard tokens", layers, "%.0f")
@@ -480,7 +477,8 @@ def tokens(d):
       baseline's mean cross-entropy of what follows), percent of their activations per expert.
     - As HMoE's table 5: bytes of which it has its largest shares, among those of half a percent of
       the text or more."""
-    level = lambda a, e: np.average(a["hard"], weights=1e-9 + a["chosen"][-1, ..., e].sum(1))
+    level = lambda a, e: a["hard"] @ a["chosen"][-1, ..., e].sum(1) / (
+        a["chosen"][-1, ..., e].sum() or np.nan)               # of a dead expert nothing is known
     parts = []
     for a in list(d.runs["arithmetic_topp"].values())[:1]:
         often, counts = np.bincount(a["byte"], minlength=256), a["bytes"]
@@ -529,7 +527,7 @@ def stability(d):
     return section(
         stability, [claim("MoDSE, kept first choices at the last look", "at the second",
                           d.effect("modse", lambda a: kept(a)[-1] - kept(a)[0]), "fewer", "more",
-                          " percentage points", 1, "MoDSE", 1)],
+                          " percentage points", 1)],
         panels(lines(title, "step", "share unchanged",
                      means(d, names, lambda a: a["points"][1:], same(kind)))
                for kind, title in (("first", "first choice"), ("mask", "whole set"))),
@@ -585,13 +583,12 @@ def machine():
     return "%s, %d cores, %s" % ([*names, platform.machine()][0], os.cpu_count(), platform.system())
 
 def grid_row(d, family):
-    """Its losses, a cell per learning rate with a line per coefficient. Bold: the best."""
-    runs, option, cells = lab.grid(family), lab.COEFFICIENT[family], {}
-    best = min(runs, key=lambda r: lab.loss(d.results, r))
-    for r in runs:
-        cell = num(lab.loss(d.results, r), 3) + (
-            " <small>%s %g</small>" % (option, r.options[option]) if option else "")
-        cells.setdefault(r.options["lr"], []).append("<b>%s</b>" % cell if r is best else cell)
+    """Its losses, a cell per learning rate with a line per coefficient. Bold: chosen."""
+    option, cells, best = lab.COEFFICIENT[family], {}, lab.choose(d.results)[family]
+    for r in lab.grid(family):
+        cell = ("<b>%s%s</b>" if r.options == best else "%s%s") % (num(lab.loss(d.results, r), 3), (
+            " <small>%s %g</small>" % (option, r.options[option]) if option else ""))
+        cells.setdefault(r.options["lr"], []).append(cell)
     return [family, *map("<br>".join, cells.values())]
 
 def write(results):
@@ -616,7 +613,7 @@ def write(results):
     answers = ["| %s |\n" % " | ".join(map(plain, row)) for row in [head, ["---"] * 4, *rows]]
     pathlib.Path(lab.OUT, "answers.md").write_text(
         "".join(answers) + "\n" + machine() + ".\n", encoding="utf-8")
-    real = lab.OUT == lab.HERE and not lab.QUICK
+    real = lab.OUT == lab.HERE and not lab.QUICK and not os.environ.get("DATA")
     docs = pathlib.Path(os.path.dirname(lab.HERE) if real else lab.RUNS, "docs")
     docs.mkdir(exist_ok=True)
     for name, text in d.pictures.items():

@@ -64,7 +64,7 @@ def statistics():
         error = np.std(values, ddof=1) / np.sqrt(len(values))
         check("t with %d values" % e.n, close((e.high - e.low) / 2, t * error, 1e-5), e.high)
     e = report.Effect([0.3])
-    check("one seed tells nothing", e.sign() == 0 and "no interval" in report.interval(e))
+    check("one seed tells nothing", e.sign() == 0 and np.isnan(e.low))
     check("no seed tells nothing", report.Effect([]).sign() == 0)
     check("not a number is left out", report.Effect([1, float("nan"), 2]).n == 2)
     # the interval and the p-value of scipy's paired test agree about 5 %
@@ -99,7 +99,7 @@ def sentences():
           and "the opposite of what HMoE found" in higher, higher)
     check("cannot tell is said", "cannot tell" in none and "Neither for nor against HMoE" in none
           and "four times in five" in none and "found." not in none, none)
-    check("few seeds are said", "cannot tell" in report.claim("a", "b", report.Effect([0.5]))[1])
+    check("few seeds are said", "too few" in report.claim("a", "b", report.Effect([0.5]))[1])
     check("a minus is a minus", report.num(-0.5, 1) == "−0.5" and report.num(float("nan")) == "–")
 
 
