@@ -225,7 +225,7 @@ def forest(effects):
         ax.plot([e.low, e.high], [i, i], color=color, solid_capstyle="butt", lw=2)
         ax.plot(e.mean, i, "o", color=color, ms=4.5)
     ends = np.nan_to_num([[e.mean, e.low, e.high] for _, e in effects])
-    room = 1.2 * max(abs(ends[:, 0]).max(), np.percentile(abs(ends), 80)) or 1
+    room = 1.05 * min(abs(ends).max(), 3 * abs(ends[:, 0]).max()) or 1
     ax.axvline(0, color=INK, lw=0.8)
     ax.set_yticks(range(len(effects)), [n.replace(" − ", "\n− ") for n, _ in effects])
     ax.set(xlim=(-room, room), ylim=(len(effects) - 0.4, -0.6))
