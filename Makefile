@@ -41,6 +41,8 @@ help:
 	@echo 'make lab          are the papers right at this scale? An hour; QUICK=1: two minutes'
 	@echo 'make interop      compare with numpy, safetensors and tokenizers, put under $(BUILD)/python'
 	@echo 'make bench        measure speed, a minute; PROFILE=1 adds where the time goes'
+	@echo 'make exercise-01  to 10: write a function of hmoe.h anew, and be told what is wrong with it'
+	@echo 'make grade        the same for a whole class: DIR=submissions, see exercises/TEACHING.md'
 	@echo 'make train_tiny   build the trainer: ./train_tiny --help'
 	@echo 'make generate     build the writer: ./generate --help'
 	@echo 'make cuda         build both for NVIDIA GPUs too: ./train_tiny --backend cuda'
@@ -142,6 +144,7 @@ test-full: all
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) \
 		tests/test_options.py tests/test_crashes.py PYTHON=$(PYTHON) tests/interop.py \
 		tests/test_page.py tests/test_lab.py PYTHON=python3 \
+		tests/test_exercises.py tests/test_tour.py \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
 		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/test_programs.sh tests/test_options.py \
 		tests/test_cuda_programs.sh tests/cuda_static.py FULL=1 tests/test_cuda.sh \
@@ -194,3 +197,5 @@ always:
 
 .PHONY: help all cuda data run test test-full test-long test-everywhere fuzz interop lab bench \
 	clean always
+
+include exercises/exercises.mk

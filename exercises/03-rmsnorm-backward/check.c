@@ -1,0 +1,34 @@
+/* FUNCTIONS hmoe__rmsnorm_backward */
+
+static struct { hmoe_real *dx, *dw, *dy, *x, *w, *rrms; int N, C; } c;
+
+static int make_case(int i) {
+    static const struct { int N, C; double scale; const char *what; } cases[] = {
+        { 1, 1, 1, "a width of 1" }, { 1, 2, 1, "one token" }, { 2, 3, 1, "two tokens" },
+        { 3, 1, 1, "a width of 1, three tokens" }, { 1, 4, 0, "a row of zeros" },
+        { 2, 5, 1e6, "large numbers" }, { 2, 4, 1e-3, "numbers as small as eps allows" },
+        { 33, 3, 1, "more tokens than a block of 32" }, { 70, 2, 1, "three blocks" },
+    };
+    if (i >= 30) return 0;
+    c.N = i < 9 ? cases[i].N : pick(1, 40), c.C = i < 9 ? cases[i].C : pick(1, 12);
+    describe("%s: N = %d, C = %d", i < 9 ? cases[i].what : "at random", c.N, c.C);
+    c.x = random_reals("x", c.N, c.C, INPUT, i < 9 ? cases[i].scale : 1);
+    c.w = random_reals("w", 0, c.C, INPUT, 1);
+    c.rrms = reals("rrms", 0, c.N, INPUT);
+    c.dy = random_reals("dy", c.N, c.C, SCRATCH, 1);
+    c.dx = random_reals("dx", c.N, c.C, ADDED, 1);
+    c.dw = random_reals("dw", 0, c.C, ADDED, 1);
+    for (int t = 0; t < c.N; t++) {
+        double sum = 0;
+        for (int k = 0; k < c.C; k++) sum += c.x[t * c.C + k] * c.x[t * c.C + k];
+        c.rrms[t] = 1 / sqrt(sum / c.C + 1e-5);
+    }
+    return 1;
+}
+
+static void call_case(void) {
+    ANSWER(hmoe__rmsnorm_backward)(c.dx, c.dw, c.dy, c.x, c.w, c.rrms, c.N, c.C);
+}
+
+static hmoe_config training_config(void) { return small_config(); }
+static void experiment(void) {}

