@@ -14,11 +14,13 @@ ARGS =
 BUILD = build
 BIN =
 BACKEND = cpu
+MPICC = mpicc
 NVCC = $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc) nvcc)
 SM = 75 80 86 89 90
 
 TINY = tinyshakespeare/input.txt
-HEADERS = hmoe.h hmoe_checkpoint.h hmoe_inspect.h hmoe_muon.h hmoe_cuda.h cli.h
+HEADERS = hmoe.h hmoe_checkpoint.h hmoe_inspect.h hmoe_muon.h hmoe_cuda.h hmoe_parallel.h \
+	hmoe_mpi.h cli.h cli_peers.h
 PROGRAMS = $(BIN)train_tiny $(BIN)generate
 DOUBLE_TESTS = $(BUILD)/test_gradients $(BUILD)/test_equivalence $(BUILD)/test_numbers \
 	$(BUILD)/test_muon
@@ -46,6 +48,7 @@ help:
 	@echo 'make train_tiny   build the trainer: ./train_tiny --help'
 	@echo 'make generate     build the writer: ./generate --help'
 	@echo 'make cuda         build both for NVIDIA GPUs too: ./train_tiny --backend cuda'
+	@echo 'make mpi          build the trainer for several processes and machines: train_tiny_mpi'
 	@echo 'make data         fetch tinyshakespeare, 1 MB'
 	@echo 'make clean        remove what was built; text and trained models stay'
 	@echo
@@ -101,6 +104,16 @@ cuda:
 		'toolkit, or say where it is: make cuda NVCC=/path/to/bin/nvcc' >&2; exit 1; }
 	@$(MAKE) --no-print-directory BACKEND=cuda $(PROGRAMS)
 
+# Several processes: MPI's compiler finds out for itself what it can do.
+mpi:
+	@command -v $(MPICC) >/dev/null || { echo 'make mpi: there is no $(MPICC): install Open MPI' \
+		'(Debian: openmpi-bin libopenmpi-dev) or MPICH (mpich libmpich-dev), or say where it' \
+		'is: make mpi MPICC=/path/to/mpicc' >&2; exit 1; }
+	@$(MAKE) --no-print-directory CC='$(MPICC)' BUILD=$(BUILD)/mpi $(BIN)train_tiny_mpi
+
+$(BIN)train_tiny_mpi: train_tiny.c $(HEADERS) $(BUILD)/flags
+	$(COMPILE) -DHMOE_MPI -o $@ $< $(LINK)
+
 data: $(TINY)
 
 $(TINY):
@@ -143,7 +156,7 @@ test-full: all
 	@$(PYTHON_READY) || echo 'no Python environment: tests that need it are skipped'
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) \
 		tests/test_options.py tests/test_crashes.py PYTHON=$(PYTHON) tests/interop.py \
-		tests/test_page.py tests/test_lab.py PYTHON=python3 \
+		tests/test_page.py tests/test_lab.py PYTHON=python3 tests/test_mpi.sh \
 		tests/test_exercises.py tests/test_tour.py \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
 		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/test_programs.sh tests/test_options.py \
@@ -152,7 +165,7 @@ test-full: all
 
 test-long: $(PROGRAMS) data
 	@$(RUN_TESTS) BIN=$(BIN) tests/test_learning.sh tests/cuda/remove_barriers.py FULL=1 \
-		tests/test_crashes.py
+		tests/test_crashes.py tests/test_mpi.sh
 
 # What runs elsewhere, and what only looks: for it there is more to install (.github/workflows).
 test-everywhere:
@@ -191,11 +204,11 @@ bench: $(BUILD)/bench
 	@$(BUILD)/bench
 
 clean:
-	rm -rf build train_tiny generate
+	rm -rf build train_tiny train_tiny_mpi generate
 
 always:
 
-.PHONY: help all cuda data run test test-full test-long test-everywhere fuzz interop lab bench \
+.PHONY: help all cuda mpi data run test test-full test-long test-everywhere fuzz interop lab bench \
 	clean always
 
 include exercises/exercises.mk

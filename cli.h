@@ -176,6 +176,10 @@ static inline double cli_seconds(void) {
 static const char *cli_program = "";   /* begins every error */
 static int cli_line_is_open;           /* a line on the terminal still lacks its end */
 
+/* Of several processes that work together (cli_peers.h), this is number `rank` of `ranks`. */
+static int cli_rank, cli_ranks = 1;
+static void (*cli_at_failure)(int status, const char *text);   /* ends all of them */
+
 /* Ends the program: one line on what is wrong and what would be right, and perhaps a second one,
    "(a hint)". 2: usage, 1: all else. Whatever was typed, it stays that: a long value loses its
    middle, and what would move the cursor turns into a question mark. */
@@ -201,6 +205,7 @@ static inline void cli_fail(int status, const char *format, ...) {
         if (((unsigned char)*c < ' ' || *c == 127) && c != hint) *c = '?';
     if (cli_line_is_open) putchar('\n');
     fflush(stdout);
+    if (cli_at_failure) cli_at_failure(status, text);
     fprintf(stderr, "%s: %s\n", cli_program, text);
     exit(status);
 }
@@ -416,8 +421,8 @@ static inline void cli_tokens(const hmoe_config *c, unsigned char *text, size_t 
 
 /* Mean cross-entropy of a text's n >= 2 tokens after the first. windows = 0: of all of them, in
    consecutive windows of T inputs, the last one shorter. Otherwise of that many windows, evenly
-   spaced, if they are fewer. At most B windows are computed at a time; after each such pass `look`,
-   unless NULL, may see which tokens it had, if they are consecutive. */
+   spaced, if they are fewer. At most B windows are computed at a time, by all processes together.
+   After each pass `look`, unless NULL, may see which tokens it had, if they are consecutive. */
 static inline hmoe_status cli_loss(hmoe_model *m, const unsigned char *text, size_t n,
                                    size_t windows, int B,
                                    void (*look)(hmoe_model *m, size_t first, size_t tokens),
@@ -434,12 +439,15 @@ static inline hmoe_status cli_loss(hmoe_model *m, const unsigned char *text, siz
         int is_last = !spread && w == windows - 1;                  /* it goes alone */
         size_t t = is_last ? last : T, full = windows - !spread - w;
         b = is_last ? 1 : full < (size_t)B ? full : (size_t)B;
-        for (size_t i = 0; i < b * t; i++) {
-            size_t start = spread ? (w + i / t) * spread / between : (w + i / t) * T;
+        size_t first = b * (size_t)cli_rank / (size_t)cli_ranks;    /* of this process */
+        size_t mine = b * (size_t)(cli_rank + 1) / (size_t)cli_ranks - first;
+        for (size_t i = 0; i < mine * t; i++) {
+            size_t window = w + first + i / t;
+            size_t start = spread ? window * spread / between : window * T;
             x[i] = text[start + i % t];
             y[i] = text[start + i % t + 1];
         }
-        status = hmoe_forward(m, HMOE_EVALUATE, x, y, (int)b, (int)t);
+        status = hmoe_forward(m, HMOE_EVALUATE, x, y, (int)mine, (int)t);
         if (!status && look) look(m, w * T, b * t);
         *loss += m->losses.ce * (double)(b * t);
         count += b * t;
@@ -488,6 +496,17 @@ static inline hmoe_status cli_write(hmoe_model *m, const unsigned char *prompt, 
     hmoe_free(&copy);
     free(logits);
     return status;
+}
+
+/* The sum over all processes. */
+static inline double cli_sum(hmoe_model *m, double x) {
+    if (m->peers) m->peers->sum(m, &x, 1);
+    return x;
+}
+
+/* Is every weight of theirs? */
+static inline int cli_is_finite(hmoe_model *m) {
+    return isfinite(cli_sum(m, m->steps->squared_norm(m->params, m->param_count)));
 }
 
 /* What a text goes on from where nothing else is said: a newline, or token 0 if there is none. */
@@ -558,5 +577,7 @@ static inline void cli_sync(FILE *f, const char *path) {
     if (ferror(f) || hmoe__flush_to_disk(f)) cli_cannot("write", path);
     if (!cli_is_at(f, path)) cli_fail(1, "nothing more is saved: %s is gone", path);
 }
+
+#include "cli_peers.h"
 
 #endif /* CLI_H */

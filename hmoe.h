@@ -11,9 +11,9 @@ WHAT IT IS
 
    Everything is here: the layers, their gradients, the router and its losses, AdamW, generation
    with a key/value cache. Next door: files (hmoe_checkpoint.h), looking inside (hmoe_inspect.h),
-   another optimizer (hmoe_muon.h). It needs libc, and OpenMP where there is one. It is no tensor
-   library, automatic differentiator, tokenizer or server: one model is in it. No expert has a
-   capacity, no token is dropped, nothing is padded.
+   another optimizer (hmoe_muon.h), several processes (hmoe_parallel.h). It needs libc, and OpenMP
+   where there is one. It is no tensor library, automatic differentiator, tokenizer or server: one
+   model is in it. No expert has a capacity, no token is dropped, nothing is padded.
 
 HOW TO USE IT
 
@@ -181,8 +181,9 @@ hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strate
 
 /* Places E experts on D devices: device[e] receives 0 .. D-1. HMOE_PAIRS (MoDSE section 3.2, HMoE
    appendix D): the widest with the narrowest, the next with the next, and so on; whole pairs to a
-   device, so that E must be a multiple of 2 D. HMOE_CONTIGUOUS: E / D neighbours each. */
-typedef enum hmoe_placement { HMOE_PAIRS, HMOE_CONTIGUOUS } hmoe_placement;
+   device, so that E must be a multiple of 2 D. HMOE_CONTIGUOUS: E / D neighbours each. HMOE_GIVEN:
+   as device[] has it already, which is only checked. */
+typedef enum hmoe_placement { HMOE_PAIRS, HMOE_CONTIGUOUS, HMOE_GIVEN } hmoe_placement;
 hmoe_status hmoe_place_experts(int *device, const int *H, int E, int D, hmoe_placement placement,
                                char *message);
 
@@ -308,6 +309,7 @@ typedef struct hmoe_steps {
 typedef struct hmoe_tensor {
     char name[HMOE_NAME_SIZE];    /* as in a Mixtral checkpoint */
     int dims, rows, cols;         /* shape [rows] (dims 1, cols 1) or [rows, cols] (dims 2) */
+    int expert;                   /* whose it is; -1: of none */
     size_t offset;                /* where it starts in params, grads, exp_avg and exp_avg_sq */
     double mean, std;             /* initial values are mean + std * N(0, 1) */
     int fixed;                    /* the program's to set; not 0: hmoe_update clears its gradients
@@ -324,6 +326,7 @@ typedef struct hmoe_model {
     char message[HMOE_MESSAGE_SIZE];  /* why the last call failed; empty otherwise */
     hmoe_config config;               /* read only, once created */
     const hmoe_steps *steps;          /* who computes; set before hmoe_create, NULL: the CPU */
+    struct hmoe_peers *peers;         /* who else does; set before hmoe_create, NULL: nobody */
 
     hmoe_tensor *tensors;             /* [tensor_count], by offset */
     size_t tensor_count;
@@ -351,6 +354,7 @@ typedef struct hmoe_model {
     int max_tokens;                   /* most tokens in a batch */
     int B, sequence_length, mode;     /* of the last forward pass; mode -1: none */
     int had_targets;                  /* did it have any? then there are token losses */
+    int all_tokens, first_token;      /* of all processes; how many those before this one have */
     double pass_flops;                /* what it will have cost, when its backward pass is made */
     int64_t step_tokens;              /* passed backward since the last update: number the noise */
     double *usage;                    /* for hmoe_inspect.h: the routers' sums, and tokens */
@@ -360,6 +364,27 @@ typedef struct hmoe_model {
     size_t head;                      /* offset of the last tensor */
 } hmoe_model;
 
+/* THE PEERS - other processes that train the same model, each with its part of every batch and of
+   the experts, and with a copy of all else. They make the same calls in the same order; what one of
+   them cannot do, all of them refuse. hmoe_parallel.h fills this table. */
+typedef hmoe_status (*hmoe_work)(hmoe_model *m, const char *dir, int training);
+typedef struct hmoe_peers {
+    int rank, size;                    /* this process is number `rank` of `size` */
+    int here[HMOE_MAX_EXPERTS];        /* does expert e lie in this process? */
+    hmoe_status (*create)(hmoe_model *m, int max_B, int training);   /* sets `here` */
+    /* one's failure is everyone's; of N, the tokens here, come all_tokens and first_token */
+    hmoe_status (*agree)(hmoe_model *m, hmoe_status status, int N);
+    void (*sum)(hmoe_model *m, double *x, int n);   /* each x[i], over all processes */
+    /* what a layer asks of its experts, wherever they are: see FORWARD and BACKWARD */
+    void (*experts_forward)(hmoe_model *m, int l);
+    void (*experts_backward)(hmoe_model *m, int l, const hmoe_real *dy);
+    double (*reduce)(hmoe_model *m);   /* sums up grads; returns their squared norm */
+    /* files: the first process works, the others hand it their tensors, or are handed them */
+    hmoe_status (*lead)(hmoe_model *m, hmoe_work work, const char *dir, int training);
+    void (*fetch)(hmoe_model *m, hmoe_real *host, size_t saved, size_t at, size_t n);
+    void (*store)(hmoe_model *m, const hmoe_real *host, size_t saved, size_t at, size_t n);
+} hmoe_peers;
+
 /* Makes a model, with weights drawn from the seed. Zero *m first (and set m->steps to choose a
    backend). max_B: most sequences of config->T tokens in one batch; 0: it can only generate.
    training: 1 makes room for gradients, moments and what the backward pass needs. After a failure
@@ -367,9 +392,6 @@ typedef struct hmoe_model {
 hmoe_status hmoe_create(hmoe_model *m, const hmoe_config *config, uint64_t seed, int max_B,
                         int training);
 void hmoe_free(hmoe_model *m);  /* also of a model that is zero, or freed already */
-
-/* Bytes that such a model takes beyond parameters, gradients and moments; 0: no configuration. */
-size_t hmoe_activation_bytes(const hmoe_config *config, int max_B, int training);
 
 typedef enum hmoe_mode { HMOE_EVALUATE, HMOE_TRAIN } hmoe_mode;
 
@@ -412,11 +434,6 @@ double hmoe_learning_rate(int64_t step, int64_t warmup, int64_t steps, double lr
    above) and of two indices; nothing depends on how many were drawn before. */
 uint64_t hmoe_random(uint64_t seed, uint64_t what, uint64_t i, uint64_t j);
 double hmoe_normal(uint64_t seed, uint64_t what, uint64_t i, uint64_t j);   /* of N(0, 1) */
-
-/* What the last hmoe_forward computed, with its B and T, until any other call that computes; arrays
-   are the caller's. */
-hmoe_status hmoe_get_logits(hmoe_model *m, hmoe_real *logits);   /* [N, V] */
-hmoe_status hmoe_get_token_losses(hmoe_model *m, hmoe_real *ce); /* [N], nats; needs targets */
 
 /* Generation, one token at a time. A cache holds the keys and values of the last T tokens of one
    sequence; several caches may share a model. */
@@ -1238,6 +1255,11 @@ hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strate
 hmoe_status hmoe_place_experts(int *device, const int *H, int E, int D, hmoe_placement placement,
                                char *message) {
     int by_width[HMOE_MAX_EXPERTS], pairs = placement == HMOE_PAIRS;
+    for (int e = 0; placement == HMOE_GIVEN && e < E; e++)
+        if (device[e] < 0 || device[e] >= D)
+            return HMOE__BAD(message, "expert %d is on device %d: must be on one from 0 to %d", e,
+                             device[e], D - 1);
+    if (placement == HMOE_GIVEN) return HMOE_OK;
     if (E < 1 || E > HMOE_MAX_EXPERTS || D < 1 || D > E || E % (D << pairs))
         return HMOE__BAD(message, "%d experts on %d devices: %s each, so a multiple of %.0f", E, D,
                          pairs ? "whole pairs" : "equally many", (1.0 + pairs) * D);
@@ -1446,21 +1468,15 @@ static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dg
        expert 0 (narrow)    aaaa bbbb . . . . . . . .           hhhh . . . .
        expert 1 (wide)      aaaaaaaa bbbbbbbb . . . .           hhhhhhhh . .                     */
 
-/* The experts' rows in shares of equal work, cut as those of their products are. */
-static double hmoe__expert_work(const hmoe_routes *routes, const int *H, int E) {
-    double work = 0;
-    for (int e = 0; e < E; e++)
-        work += (double)H[e] * (routes->expert_start[e + 1] - routes->expert_start[e]);
-    return work;
-}
-
-/* dgate[row] = dh . h;   u and h change as hmoe__swiglu_row_backward says. dh NULL: forward. */
+/* dgate[row] = dh . h;   u and h change as hmoe__swiglu_row_backward says. dh NULL: forward. Rows
+   are cut into shares of equal work, as those of the products are. */
 static void hmoe__swiglu_backward(hmoe_real *u, hmoe_real *h, hmoe_real *dgate,
                                   const hmoe_real *dh, const hmoe_routes *routes, const int *H,
                                   int E, int ldh) {
     const int *start = routes->expert_start;
-    double work = hmoe__expert_work(routes, H, E);
     int parts = start[E] > 32 ? hmoe__threads() : 1;
+    double work = 0;
+    for (int e = 0; e < E; e++) work += (double)H[e] * (start[e + 1] - start[e]);
     HMOE__PARALLEL_FOR(parts)
     for (int part = 0; part < parts; part++) {
         hmoe__part mine = hmoe__part_of(work, part, parts);
@@ -1576,8 +1592,8 @@ typedef struct hmoe__buffers {
     hmoe_real *dP_all;                  /* [L, E], see hmoe__losses */
     hmoe_real *dx, *dn, *dqkv, *dout;   /* backward: [N, C], [N, C], [N, 3C], [N, C] */
     hmoe_real *datt, *dh, *dgate;       /* [B * NH, 32, T], [rows, ldh], [rows] */
-    double *host_sums;                  /* in the host's memory: sums, dP_all and ce, fetched or */
-    hmoe_real *host_dP, *host_ce;       /*   to be stored */
+    double *host_sums;                  /* in the host's memory: sums and the mean ce, dP_all and */
+    hmoe_real *host_dP, *host_ce;       /*   ce, fetched or to be stored */
 } hmoe__buffers;
 
 hmoe_config hmoe_default_config(void) {
@@ -1639,11 +1655,16 @@ hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
     return HMOE_OK;
 }
 
+/* Does this process have it? An expert of another one is listed, and takes no room. */
+static int hmoe__is_here(const hmoe_model *m, int expert) {
+    return expert < 0 || !m->peers || m->peers->here[expert];
+}
+
 /* Adds one tensor to the table (in a first walk there is none: it only counts), and notes in *at
    where it starts. cols 0: a vector. */
-HMOE__PRINTF(7, 8)
-static void hmoe__add_tensor(hmoe_model *m, size_t *at, int rows, int cols, double mean, double std,
-                             const char *name, ...) {
+HMOE__PRINTF(8, 9)
+static void hmoe__add_tensor(hmoe_model *m, size_t *at, int expert, int rows, int cols, double mean,
+                             double std, const char *name, ...) {
     *at = m->param_count;
     if (m->tensors) {
         hmoe_tensor *t = &m->tensors[m->tensor_count];
@@ -1652,10 +1673,10 @@ static void hmoe__add_tensor(hmoe_model *m, size_t *at, int rows, int cols, doub
         vsnprintf(t->name, sizeof t->name, name, args);
         va_end(args);
         t->dims = cols ? 2 : 1, t->rows = rows, t->cols = cols ? cols : 1;
-        t->offset = *at, t->mean = mean, t->std = std;
+        t->offset = *at, t->expert = expert, t->mean = mean, t->std = std;
     }
     m->tensor_count++;
-    m->param_count += (size_t)rows * (cols ? cols : 1);
+    if (hmoe__is_here(m, expert)) m->param_count += (size_t)rows * (cols ? cols : 1);
 }
 
 /* The one walk over all parameters, in the order in which they lie. Matrices start as N(0, 0.02);
@@ -1666,34 +1687,36 @@ static void hmoe__list_tensors(hmoe_model *m, hmoe__layer *layers) {
     hmoe__layer unused;
     size_t inside;   /* another tensor that belongs to the one before */
     m->tensor_count = m->param_count = 0;
-    hmoe__add_tensor(m, &inside, c->V, c->C, 0, std, "model.embed_tokens.weight");
+    hmoe__add_tensor(m, &inside, -1, c->V, c->C, 0, std, "model.embed_tokens.weight");
     for (int l = 0; l < c->L; l++) {
         hmoe__layer *ly = layers ? &layers[l] : &unused;
         char layer[32], moe[64];
         snprintf(layer, sizeof layer, "model.layers.%d", l);
         snprintf(moe, sizeof moe, "%s.block_sparse_moe", layer);
-        hmoe__add_tensor(m, &ly->w_norm1, c->C, 0, 1, 0, "%s.input_layernorm.weight", layer);
-        for (int i = 0; i < 3; i++)
-            hmoe__add_tensor(m, i ? &inside : &ly->w_qkv, c->C, c->C, 0, std,
-                             "%s.self_attn.%c_proj.weight", layer, "qkv"[i]);
-        hmoe__add_tensor(m, &ly->w_o, c->C, c->C, 0, std_out, "%s.self_attn.o_proj.weight", layer);
-        hmoe__add_tensor(m, &ly->w_norm2, c->C, 0, 1, 0, "%s.post_attention_layernorm.weight",
+        hmoe__add_tensor(m, &ly->w_norm1, -1, c->C, 0, 1, 0, "%s.input_layernorm.weight",
                          layer);
-        hmoe__add_tensor(m, &ly->w_router, c->E, c->C, 0, std, "%s.gate.weight", moe);
+        for (int i = 0; i < 3; i++)
+            hmoe__add_tensor(m, i ? &inside : &ly->w_qkv, -1, c->C, c->C, 0, std,
+                             "%s.self_attn.%c_proj.weight", layer, "qkv"[i]);
+        hmoe__add_tensor(m, &ly->w_o, -1, c->C, c->C, 0, std_out, "%s.self_attn.o_proj.weight",
+                         layer);
+        hmoe__add_tensor(m, &ly->w_norm2, -1, c->C, 0, 1, 0, "%s.post_attention_layernorm.weight",
+                         layer);
+        hmoe__add_tensor(m, &ly->w_router, -1, c->E, c->C, 0, std, "%s.gate.weight", moe);
         if (c->noisy_gating) {
-            hmoe__add_tensor(m, &ly->w_noise, c->E, c->C, 0, 0, "%s.noise.weight", moe);
-            hmoe__add_tensor(m, &ly->w_noise_gain, c->E, 0, 1, 0, "%s.noise_norm.weight", moe);
+            hmoe__add_tensor(m, &ly->w_noise, -1, c->E, c->C, 0, 0, "%s.noise.weight", moe);
+            hmoe__add_tensor(m, &ly->w_noise_gain, -1, c->E, 0, 1, 0, "%s.noise_norm.weight", moe);
         }
         for (int e = 0; e < c->E; e++) {
-            int H = c->H[e];
-            hmoe__add_tensor(m, &ly->w13[e], H, c->C, 0, std, "%s.experts.%d.w1.weight", moe, e);
-            hmoe__add_tensor(m, &inside, H, c->C, 0, std, "%s.experts.%d.w3.weight", moe, e);
-            hmoe__add_tensor(m, &ly->w2[e], c->C, H, 0, std_out, "%s.experts.%d.w2.weight", moe, e);
+            int H = c->H[e], C = c->C;
+            hmoe__add_tensor(m, &ly->w13[e], e, H, C, 0, std, "%s.experts.%d.w1.weight", moe, e);
+            hmoe__add_tensor(m, &inside, e, H, C, 0, std, "%s.experts.%d.w3.weight", moe, e);
+            hmoe__add_tensor(m, &ly->w2[e], e, C, H, 0, std_out, "%s.experts.%d.w2.weight", moe, e);
         }
     }
-    hmoe__add_tensor(m, layers ? &layers[c->L].w_norm1 : &inside, c->C, 0, 1, 0,
+    hmoe__add_tensor(m, layers ? &layers[c->L].w_norm1 : &inside, -1, c->C, 0, 1, 0,
                      "model.norm.weight");
-    hmoe__add_tensor(m, &m->head, c->V, c->C, 0, std, "lm_head.weight");
+    hmoe__add_tensor(m, &m->head, -1, c->V, c->C, 0, std, "lm_head.weight");
 }
 
 /* The arena: arrays one after another, each on a cache line of its own. With base NULL it only
@@ -1731,12 +1754,12 @@ static void hmoe__take_routes(hmoe__arena *a, hmoe_routes *r, int slots, double 
 }
 
 /* The one walk over the activations. Without training the layers use the same memory in turn, but
-   for their routes, which one may want to look at. */
-static double hmoe__list_activations(const hmoe_config *c, int max_B, int training, char *base,
-                                     hmoe__layer *layers, hmoe__buffers *b) {
+   for their routes, which one may want to look at. ldh is 0 where peers have the experts' rows. */
+static double hmoe__list_activations(const hmoe_config *c, int ldh, int max_B, int training,
+                                     char *base, hmoe__layer *layers, hmoe__buffers *b) {
     hmoe__arena arena = { base, 0, 0 }, *a = &arena;
     hmoe__layer unused;
-    int slots = hmoe__slots(c), ldh = hmoe__widest(c);
+    int slots = hmoe__slots(c);
     double N = max_B ? (double)max_B * c->T : 1, rows = N * slots, C = c->C, shared;
     for (int l = 0; l < c->L; l++)
         hmoe__take_routes(a, layers ? &layers[l].routes : &unused.routes, slots, N, c->E);
@@ -1770,14 +1793,6 @@ static double hmoe__list_activations(const hmoe_config *c, int max_B, int traini
     return a->most + 64;   /* room to bring the start to a cache line */
 }
 
-size_t hmoe_activation_bytes(const hmoe_config *config, int max_B, int training) {
-    hmoe__buffers unused;
-    double bytes;
-    if (hmoe_check_config(config, NULL) || max_B < 0) return 0;
-    bytes = hmoe__list_activations(config, max_B, training, NULL, NULL, &unused);
-    return bytes < (double)((size_t)-1 / 2) ? (size_t)bytes : (size_t)-1;
-}
-
 static const hmoe_steps *hmoe__cpu(void);   /* under OPTIMIZER, when all of them are known */
 
 /* Waits for the backend, and passes on what went wrong there. */
@@ -1797,6 +1812,7 @@ static void hmoe__init_params(hmoe_model *m, hmoe_real *host) {
     for (size_t i = 0; i < m->tensor_count; i++) {
         const hmoe_tensor *t = &m->tensors[i];
         uint64_t what = hmoe__hash(t->name);
+        if (!hmoe__is_here(m, t->expert)) continue;
         HMOE__PARALLEL_FOR(t->rows)
         for (int r = 0; r < t->rows; r++)
             for (size_t k = (size_t)r * t->cols, end = k + t->cols; k < end; k++)
@@ -1814,16 +1830,15 @@ static hmoe_status hmoe__create_tables(hmoe_model *m) {
     hmoe__list_tensors(m, NULL);   /* counts */
     m->tensors = (hmoe_tensor *)hmoe__zeroed(m->tensor_count, sizeof *m->tensors);
     m->layers = (hmoe__layer *)hmoe__zeroed((size_t)c->L + 1, sizeof *m->layers);
-    m->usage = (double *)hmoe__zeroed(sums + 1, sizeof *m->usage);
     m->buffers = b = (hmoe__buffers *)hmoe__zeroed(1, sizeof *m->buffers);
-    if (b) {
-        b->host_sums = (double *)hmoe__zeroed(sums, sizeof *b->host_sums);
-        b->host_dP = (hmoe_real *)hmoe__zeroed((size_t)c->L * c->E, sizeof *b->host_dP);
-        b->host_ce = (hmoe_real *)hmoe__zeroed((size_t)m->max_tokens + 1, sizeof *b->host_ce);
-    }
-    if (!m->tensors || !m->layers || !m->usage || !b || !b->host_sums || !b->host_dP || !b->host_ce)
+    /* usage, and after it the host's three arrays */
+    m->usage = (double *)hmoe__zeroed(2 * (sums + 1) + (size_t)c->L * c->E + m->max_tokens + 1,
+                                      sizeof *m->usage);
+    if (!m->tensors || !m->layers || !m->usage || !b)
         return hmoe__no_memory(m->message, (double)m->tensor_count * sizeof *m->tensors,
                                "the list of tensors");
+    b->host_sums = m->usage + sums + 1;
+    b->host_dP = (hmoe_real *)(b->host_sums + sums + 1), b->host_ce = b->host_dP + c->L * c->E;
     hmoe__list_tensors(m, m->layers);
     return HMOE_OK;
 }
@@ -1833,7 +1848,8 @@ static hmoe_status hmoe__create_arrays(hmoe_model *m, int max_B, int training, i
     const hmoe_config *c = &m->config;
     hmoe_real **array[4] = { &m->params, &m->grads, &m->exp_avg, &m->exp_avg_sq }, *host;
     size_t bytes = m->param_count * sizeof(hmoe_real), hs = (size_t)c->C / c->NH, most = c->T * hs;
-    double arena = hmoe__list_activations(c, max_B, training, NULL, NULL, m->buffers);
+    int ldh = m->peers ? 0 : hmoe__widest(c);
+    double arena = hmoe__list_activations(c, ldh, max_B, training, NULL, NULL, m->buffers);
     double all = arena + (training ? 4.0 : 1.0) * (double)bytes;
     /* Linux promises, piece by piece, more than it has, and kills who uses it: so ask at once */
     void *whole = all < (double)((size_t)-1 / 4) ? m->steps->get((size_t)all) : NULL;
@@ -1847,7 +1863,7 @@ static hmoe_status hmoe__create_arrays(hmoe_model *m, int max_B, int training, i
     }
     m->arena = m->steps->get((size_t)arena);
     if (!m->arena) return hmoe__no_memory(m->message, arena, "activations");
-    hmoe__list_activations(c, max_B, training,
+    hmoe__list_activations(c, ldh, max_B, training,
                            (char *)m->arena + (64 - (uintptr_t)m->arena % 64) % 64, m->layers,
                            m->buffers);
     for (size_t i = 0; i < m->tensor_count; i++) {
@@ -1882,13 +1898,15 @@ static hmoe_status hmoe__create(hmoe_model *m, const hmoe_config *config, uint64
     m->mode = -1;
     m->best_val_loss = DBL_MAX;
     if (!m->steps) m->steps = hmoe__cpu();
+    if (m->peers) HMOE__TRY(m->peers->create(m, max_B, training));
     HMOE__TRY(hmoe__create_tables(m));
     return hmoe__create_arrays(m, max_B, training, draw);
 }
 
-/* Frees what a failed creation left, and keeps its message. */
+/* Frees what a failed creation left, here or in another process, and keeps its message. */
 static hmoe_status hmoe__created(hmoe_model *m, hmoe_status status) {
     char message[HMOE_MESSAGE_SIZE];
+    if (m->peers) status = m->peers->agree(m, status, 0);
     memcpy(message, m->message, sizeof message);
     if (status) {
         hmoe_free(m);
@@ -1905,19 +1923,15 @@ hmoe_status hmoe_create(hmoe_model *m, const hmoe_config *config, uint64_t seed,
 
 void hmoe_free(hmoe_model *m) {
     const hmoe_steps *s = m->steps;
+    hmoe_peers *peers = m->peers;
     void *arrays[5] = { m->params, m->grads, m->exp_avg, m->exp_avg_sq, m->arena };
     for (int i = 0; s && i < 5; i++) s->give_back(arrays[i]);
-    if (m->buffers) {
-        HMOE_FREE(m->buffers->host_sums);
-        HMOE_FREE(m->buffers->host_dP);
-        HMOE_FREE(m->buffers->host_ce);
-    }
     HMOE_FREE(m->tensors);
     HMOE_FREE(m->layers);
     HMOE_FREE(m->buffers);
     HMOE_FREE(m->usage);
     memset(m, 0, sizeof *m);
-    m->steps = s;
+    m->steps = s, m->peers = peers;
 }
 
 /* ---------------------------------------------------------------------------------------------
@@ -1932,37 +1946,33 @@ static hmoe_linear hmoe__dense(hmoe_real *x, hmoe_real *w, hmoe_real *y, int in,
     return map;
 }
 
-/* The experts' products are lists of E. params: the weights, or their gradients. x: [N, C], of
-   which each row takes its token's, or (token NULL) [rows, C]; and so y. */
-static void hmoe__up_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly,
-                          hmoe_real *params, hmoe_real *x, const int *token) {
+/* The experts' products are lists of E: up, y = x W13^T, or down, y = x W2^T. params: the weights,
+   or their gradients. token: NULL, or of which token each row takes its x (up) or y (down). */
+static void hmoe__expert_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly, int up,
+                              hmoe_real *params, hmoe_real *x, hmoe_real *y, const int *token) {
     int C = m->config.C, ldh = hmoe__widest(&m->config);
     for (int e = 0; e < m->config.E; e++) {
-        hmoe_linear up = { x, params + ly->w13[e], ly->u, ly->routes.expert_start + e,
-                           C, 2 * m->config.H[e], C, 2 * ldh, NULL, token, NULL };
-        list[e] = up;
-    }
-}
-
-static void hmoe__down_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly,
-                            hmoe_real *params, hmoe_real *h, hmoe_real *y, const int *token) {
-    int C = m->config.C, ldh = hmoe__widest(&m->config);
-    for (int e = 0; e < m->config.E; e++) {
-        hmoe_linear down = { h, params + ly->w2[e], y, ly->routes.expert_start + e,
-                             m->config.H[e], C, ldh, C, NULL, NULL, token };
-        list[e] = down;
+        const int *rows = ly->routes.expert_start + e;
+        int H = m->config.H[e];
+        hmoe_linear w13 = { x, params + ly->w13[e], y, rows, C, 2 * H, C, 2 * ldh, NULL, token,
+                            NULL };
+        hmoe_linear w2 = { x, params + ly->w2[e], y, rows, H, C, ldh, C, NULL, NULL, token };
+        list[e] = up ? w13 : w2;
     }
 }
 
 static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l, hmoe_real *out,
                                    hmoe_real *att, hmoe_real *q);   /* under INFERENCE */
 
+/* The number within the step of the pass's first token here. */
+static int hmoe__first(const hmoe_model *m) { return (int)m->step_tokens + m->first_token; }
+
 /* y = x + block(x), or its gradient: see hmoe__dropout. block: 0 attention, 1 the experts. */
 static void hmoe__drop(hmoe_model *m, int l, int block, hmoe_real *y, const hmoe_real *x,
                        const hmoe_real *dy, int N) {
     uint64_t key = hmoe_random(m->seed, HMOE__FOR_DROPOUT, (uint64_t)m->step,
                                2 * (uint64_t)l + block);
-    m->steps->dropout(y, x, dy, m->dropout, key, (int)m->step_tokens, N, m->config.C);
+    m->steps->dropout(y, x, dy, m->dropout, key, hmoe__first(m), N, m->config.C);
 }
 
 /* x2 = x + Attention(RMSNorm(x)). With a cache: of one token, to those before it. */
@@ -2003,7 +2013,7 @@ static void hmoe__router_forward(hmoe_model *m, int l, int N) {
     s->linear_forward(list, noisy ? 2 : 1);
     if (noisy)
         s->noise_forward(&ly->routes, ly->raw, m->params + ly->w_noise_gain, c->rms_norm_eps,
-                         hmoe__noise_key(m, l), (int)m->step_tokens, N, E);
+                         hmoe__noise_key(m, l), hmoe__first(m), N, E);
     s->router_softmax(&ly->routes, N, E);
     s->choose(&ly->routes, c->routing, c->K, c->top_p, c->gate == HMOE_GATE_NORM, N, E);
     s->dispatch(&ly->routes, N, E);
@@ -2018,13 +2028,16 @@ static void hmoe__moe_block_forward(hmoe_model *m, int l, int N) {
     hmoe__layer *ly = &m->layers[l];
     hmoe__buffers *b = m->buffers;
     hmoe_linear up[HMOE_MAX_EXPERTS], down[HMOE_MAX_EXPERTS];
-    hmoe__up_list(up, m, ly, m->params, ly->n2, ly->routes.row_token);
-    hmoe__down_list(down, m, ly, m->params, b->h, b->rows, NULL);
+    hmoe__expert_list(up, m, ly, 1, m->params, ly->n2, ly->u, ly->routes.row_token);
+    hmoe__expert_list(down, m, ly, 0, m->params, b->h, b->rows, NULL);
     s->rmsnorm_forward(ly->n2, ly->rrms2, ly->x2, m->params + ly->w_norm2, c->rms_norm_eps, N,
                        c->C);
     hmoe__router_forward(m, l, N);
-    s->up_forward(b->h, up, &ly->routes, c->H, c->E, hmoe__widest(c));
-    s->linear_forward(down, c->E);
+    if (m->peers) m->peers->experts_forward(m, l);   /* b->rows, from wherever they are */
+    else {
+        s->up_forward(b->h, up, &ly->routes, c->H, c->E, hmoe__widest(c));
+        s->linear_forward(down, c->E);
+    }
     s->combine_forward((ly + 1)->x, ly->x2, b->rows, &ly->routes, N, c->C);
     if (m->dropout > 0 && m->mode == HMOE_TRAIN) hmoe__drop(m, l, 1, (ly + 1)->x, ly->x2, NULL, N);
 }
@@ -2053,19 +2066,22 @@ static double hmoe__activated_with(const hmoe_config *c, double widths) {
     return c->L * (4 * C * C + 2 * C + c->E * C) + 2 * C + c->V * C + 3 * C * widths;
 }
 
-/* 6 FLOPs per activated parameter and token, and attention: 4 C per key, forward, twice that
-   backward, over (T + 1) / 2 keys on average. */
-static double hmoe__training_flops(const hmoe_config *c, double activated, int N, int T) {
-    return N * (6 * activated + 6.0 * c->L * c->C * (T + 1));
-}
-
-/* Fetches what the pass found, the sums of the routers, and keeps account of it. */
-static hmoe_status hmoe__collect(hmoe_model *m, int N, int T) {
+/* Fetches what the pass found, the sums of the routers and the cross-entropy, over all processes,
+   and keeps account of it. FLOPs: 6 per activated parameter and token, and attention's, 4 C per key
+   forward and twice that backward, over (T + 1) / 2 keys on average. */
+static hmoe_status hmoe__collect(hmoe_model *m) {
     const hmoe_config *c = &m->config;
-    double *sums = m->buffers->host_sums, width = 0;
+    hmoe__buffers *b = m->buffers;
+    double *sums = b->host_sums, width = 0;
     size_t per_layer = hmoe__sum_count(c), n = c->L * per_layer;
-    m->steps->fetch(sums, m->buffers->sums, n * sizeof *sums);
+    int N = m->B * m->sequence_length, all = m->all_tokens;
+    m->steps->fetch(sums, b->sums, n * sizeof *sums);
+    if (m->had_targets) m->steps->cross_entropy_forward(b->ce, b->logits, b->targets, N, c->V);
+    if (m->had_targets) m->steps->fetch(b->host_ce, b->ce, (size_t)N * sizeof *b->host_ce);
     HMOE__TRY(hmoe__settle(m));
+    sums[n] = 0;
+    for (int t = 0; t < N && m->had_targets; t++) sums[n] += (double)b->host_ce[t] / all;
+    if (m->peers) m->peers->sum(m, sums, (int)n + 1);
     for (size_t i = 0; i < n; i++)
         if (!isfinite(sums[i]))
             return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "the router of layer %d gives NaN or "
@@ -2073,21 +2089,14 @@ static hmoe_status hmoe__collect(hmoe_model *m, int N, int T) {
                               (int)(i / per_layer));
     for (size_t i = 0; i < n; i++) {
         m->usage[i] += sums[i];
-        if (i % per_layer < (size_t)c->E) width += sums[i] * c->H[i % per_layer] / N;
+        if (i % per_layer < (size_t)c->E) width += sums[i] * c->H[i % per_layer] / all;
     }
-    m->usage[n] += N;
-    m->pass_flops = hmoe__training_flops(c, hmoe__activated_with(c, width), N, T);
-    return HMOE_OK;
-}
-
-static hmoe_status hmoe__collect_losses(hmoe_model *m, int N) {
-    hmoe__buffers *b = m->buffers;
-    m->steps->cross_entropy_forward(b->ce, b->logits, b->targets, N, m->config.V);
-    m->steps->fetch(b->host_ce, b->ce, (size_t)N * sizeof *b->host_ce);
-    HMOE__TRY(hmoe__settle(m));
-    m->losses.ce = 0;
-    for (int t = 0; t < N; t++) m->losses.ce += (double)b->host_ce[t] / N;
-    hmoe__losses(&m->losses, b->host_dP, b->host_sums, &m->config, N);
+    m->usage[n] += all;
+    m->pass_flops = all * (6 * hmoe__activated_with(c, width)
+                           + 6.0 * c->L * c->C * (m->sequence_length + 1));
+    if (!m->had_targets) return HMOE_OK;
+    m->losses.ce = sums[n];
+    hmoe__losses(&m->losses, b->host_dP, sums, c, all);
     if (isfinite(m->losses.total)) return HMOE_OK;
     return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "the loss is %f", m->losses.total);
 }
@@ -2100,12 +2109,9 @@ static hmoe_status hmoe__check_tokens(hmoe_model *m, const char *what, const int
     return HMOE_OK;
 }
 
-hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const int *targets,
-                         int B, int T) {
-    int N, rows[2] = { 0, 0 };
-    m->message[0] = 0;
-    m->mode = -1;
-    if (B < 1 || T < 1 || T > m->config.T || B > m->max_tokens / T)
+static hmoe_status hmoe__check_batch(hmoe_model *m, hmoe_mode mode, const int *tokens,
+                                     const int *targets, int B, int T) {
+    if (B < !m->peers || T < 1 || T > m->config.T || B > m->max_tokens / T)
         return HMOE__BAD(m->message, "a batch of %d x %d tokens: the model was made for sequences "
                          "of 1 to %d, and %d tokens in all", B, T, m->config.T, m->max_tokens);
     if (!tokens) return HMOE__BAD(m->message, "tokens are missing");
@@ -2114,40 +2120,29 @@ hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const
                          : "a model that was made for training");
     if (!(m->dropout >= 0 && m->dropout <= 0.9))
         return HMOE__BAD(m->message, "dropout is %g: must be from 0 to 0.9", m->dropout);
-    rows[1] = N = B * T;
-    HMOE__TRY(hmoe__check_tokens(m, "token", tokens, N));
-    if (targets) HMOE__TRY(hmoe__check_tokens(m, "target", targets, N));
+    HMOE__TRY(hmoe__check_tokens(m, "token", tokens, B * T));
+    return targets ? hmoe__check_tokens(m, "target", targets, B * T) : HMOE_OK;
+}
+
+hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const int *targets,
+                         int B, int T) {
+    hmoe_status status;
+    int rows[2] = { 0, 0 };
+    m->message[0] = 0;
+    m->mode = -1;
+    status = hmoe__check_batch(m, mode, tokens, targets, B, T);
+    if (!status) m->all_tokens = rows[1] = B * T;
+    if (m->peers) status = m->peers->agree(m, status, rows[1]);
+    if (status) return status;
     m->steps->store(m->buffers->all_rows, rows, sizeof rows);
-    m->steps->store(m->buffers->tokens, tokens, (size_t)N * sizeof *tokens);
-    if (targets) m->steps->store(m->buffers->targets, targets, (size_t)N * sizeof *targets);
+    m->steps->store(m->buffers->tokens, tokens, (size_t)rows[1] * sizeof *tokens);
+    if (targets) m->steps->store(m->buffers->targets, targets, (size_t)rows[1] * sizeof *targets);
     m->mode = mode, m->B = B, m->sequence_length = T, m->had_targets = targets != NULL;
     hmoe__layers_forward(m, B, T, NULL);
     m->mode = -1;   /* until it is known to be good */
-    HMOE__TRY(hmoe__collect(m, N, T));
-    if (targets) HMOE__TRY(hmoe__collect_losses(m, N));
+    HMOE__TRY(hmoe__collect(m));
     m->mode = mode;
     return HMOE_OK;
-}
-
-static hmoe_status hmoe__nothing_there(hmoe_model *m, const char *what) {
-    return HMOE__BAD(m->message, "no %s: they are there after a hmoe_forward that succeeded and "
-                     "before hmoe_backward", what);
-}
-
-hmoe_status hmoe_get_logits(hmoe_model *m, hmoe_real *logits) {
-    size_t N = (size_t)m->B * m->sequence_length;
-    m->message[0] = 0;
-    if (m->mode < 0) return hmoe__nothing_there(m, "logits");
-    m->steps->fetch(logits, m->buffers->logits, N * m->config.V * sizeof *logits);
-    return hmoe__settle(m);
-}
-
-hmoe_status hmoe_get_token_losses(hmoe_model *m, hmoe_real *ce) {
-    size_t N = (size_t)m->B * m->sequence_length;
-    m->message[0] = 0;
-    if (m->mode < 0 || !m->had_targets) return hmoe__nothing_there(m, "token losses");
-    m->steps->fetch(ce, m->buffers->ce, N * sizeof *ce);
-    return hmoe__settle(m);
 }
 
 /* ---------------------------------------------------------------------------------------------
@@ -2170,13 +2165,14 @@ static void hmoe__router_backward_block(hmoe_model *m, int l, int N, double scal
     const hmoe_config *c = &m->config;
     hmoe__layer *ly = &m->layers[l];
     hmoe__buffers *b = m->buffers;
+    double all = m->all_tokens;
     s->router_backward(&ly->routes, b->dgate, b->dP_all + (size_t)l * c->E,
-                       scale * c->ent_coef * c->E / N, scale * c->z_coef / N,
+                       scale * c->ent_coef * c->E / all, scale * c->z_coef / all,
                        c->gate == HMOE_GATE_NORM, N, c->E);
     if (c->noisy_gating) {
         s->noise_backward(ly->raw, m->grads + ly->w_noise_gain, &ly->routes, ly->raw,
                           m->params + ly->w_noise_gain, c->rms_norm_eps, hmoe__noise_key(m, l),
-                          (int)m->step_tokens, N, c->E);
+                          hmoe__first(m), N, c->E);
         hmoe__dense_backward(m, b->dn, ly->w_noise, ly->raw, ly->n2, c->C, c->E, 1);
     }
     hmoe__dense_backward(m, b->dn, ly->w_router, ly->routes.logits, ly->n2, c->C, c->E, 1);
@@ -2192,15 +2188,18 @@ static void hmoe__moe_block_backward(hmoe_model *m, int l, int N, double scale) 
     int E = c->E;
     hmoe_real *dy = m->dropout > 0 ? b->dn : b->dx;
     if (m->dropout > 0) hmoe__drop(m, l, 1, dy, NULL, b->dx, N);
-    hmoe__down_list(list, m, ly, m->params, b->dh, dy, token);
-    s->linear_backward_input(list, E);                     /* dh = dy W2, without the gate */
-    s->swiglu_backward(ly->u, b->h, b->dgate, b->dh, &ly->routes, c->H, E, hmoe__widest(c));
-    hmoe__down_list(list, m, ly, m->grads, b->h, dy, token);
-    s->linear_backward_weight(list, E);                    /* dW2 += dy^T (g h) */
-    hmoe__up_list(list, m, ly, m->grads, ly->n2, token);
-    s->linear_backward_weight(list, E);                    /* dW13 += du^T n */
-    hmoe__up_list(list, m, ly, m->params, b->rows, NULL);
-    s->linear_backward_input(list, E);                     /* dn of each row = du W13 */
+    if (m->peers) m->peers->experts_backward(m, l, dy);
+    else {
+        hmoe__expert_list(list, m, ly, 0, m->params, b->dh, dy, token);
+        s->linear_backward_input(list, E);                 /* dh = dy W2, without the gate */
+        s->swiglu_backward(ly->u, b->h, b->dgate, b->dh, &ly->routes, c->H, E, hmoe__widest(c));
+        hmoe__expert_list(list, m, ly, 0, m->grads, b->h, dy, token);
+        s->linear_backward_weight(list, E);                /* dW2 += dy^T (g h) */
+        hmoe__expert_list(list, m, ly, 1, m->grads, ly->n2, ly->u, token);
+        s->linear_backward_weight(list, E);                /* dW13 += du^T n */
+        hmoe__expert_list(list, m, ly, 1, m->params, b->rows, ly->u, NULL);
+        s->linear_backward_input(list, E);                 /* dn of each row = du W13 */
+    }
     s->combine_backward(b->dn, b->rows, &ly->routes, N, c->C);
     hmoe__router_backward_block(m, l, N, scale);
     s->rmsnorm_backward(b->dx, m->grads + ly->w_norm2, b->dn, ly->x2, m->params + ly->w_norm2,
@@ -2236,7 +2235,7 @@ hmoe_status hmoe_backward(hmoe_model *m, double scale) {
     last = &m->layers[c->L];
     for (int i = 0; i < c->L * c->E; i++) b->host_dP[i] *= (hmoe_real)scale;
     s->store(b->dP_all, b->host_dP, (size_t)c->L * c->E * sizeof *b->host_dP);
-    s->cross_entropy_backward(b->logits, b->targets, scale / N, N, c->V);
+    s->cross_entropy_backward(b->logits, b->targets, scale / m->all_tokens, N, c->V);
     hmoe__dense_backward(m, b->dn, m->head, b->logits, last->n1, c->C, c->V, 0);
     s->zero(b->dx, (size_t)N * c->C * sizeof(hmoe_real));
     s->rmsnorm_backward(b->dx, m->grads + last->w_norm1, b->dn, last->x, m->params + last->w_norm1,
@@ -2246,8 +2245,8 @@ hmoe_status hmoe_backward(hmoe_model *m, double scale) {
         hmoe__attention_block_backward(m, l, B, T);
     }
     s->embed_backward(m->grads, b->tokens, b->dx, N, c->C);
-    m->step_tokens += N;
-    m->tokens += N;
+    m->step_tokens += m->all_tokens;
+    m->tokens += m->all_tokens;
     m->flops += m->pass_flops;
     return hmoe__settle(m);
 }
@@ -2354,7 +2353,8 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
                          "bytes betas must be below 1, lr and lr * decay finite, none negative",
                          a->lr, a->beta1, a->beta2, a->weight_decay, a->clip,
                          (int)sizeof rates.step);
-    m->grad_norm = sqrt(m->steps->squared_norm(m->grads, m->param_count));
+    m->grad_norm = sqrt(m->peers ? m->peers->reduce(m)
+                                 : m->steps->squared_norm(m->grads, m->param_count));
     if (!isfinite(m->grad_norm)) {
         hmoe_zero_gradients(m);
         return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "the gradients' norm is %f", m->grad_norm);

@@ -376,10 +376,13 @@ static hmoe_status hmoe__save_tensors(hmoe_model *m, const char *dir, const char
                                        "a piece of a tensor");
     status = hmoe__open_output(&out, dir, file, m->message);
     if (!status) whole = !hmoe__write_header(out.file, m, arrays, size);
-    for (size_t which = 0; !status && whole && which < arrays; which++)
-        for (size_t at = 0, n; whole && at < m->param_count; at += n) {
-            n = m->param_count - at < hmoe__chunk ? m->param_count - at : hmoe__chunk;
-            m->steps->fetch(chunk, hmoe__saved_array(m, which) + at, n * sizeof *chunk);
+    for (size_t k = 0; !status && whole && k < arrays * m->tensor_count; k++) {
+        const hmoe_tensor *t = &m->tensors[k % m->tensor_count];
+        const hmoe_real *from = hmoe__saved_array(m, k / m->tensor_count) + t->offset;
+        for (size_t at = 0, n, all = (size_t)t->rows * t->cols; whole && at < all; at += n) {
+            n = all - at < hmoe__chunk ? all - at : hmoe__chunk;
+            if (m->peers) m->peers->fetch(m, chunk, k, at, n);
+            else m->steps->fetch(chunk, from + at, n * sizeof *chunk);
             for (size_t i = 0; size < sizeof *chunk && i < n; i++) {   /* double to float */
                 float narrow = (float)chunk[i];
                 memcpy((char *)chunk + i * size, &narrow, sizeof narrow);
@@ -387,6 +390,7 @@ static hmoe_status hmoe__save_tensors(hmoe_model *m, const char *dir, const char
             hmoe__order_bytes(chunk, n, size);
             whole = fwrite(chunk, size, n, out.file) == n;
         }
+    }
     if (!status) {
         status = whole ? hmoe__settle(m)
                        : HMOE__FAIL(m->message, HMOE_IO, "cannot write %.300s: %s", out.path,
@@ -411,11 +415,12 @@ static int hmoe__files(const hmoe_model *m, int training, const char *names[5]) 
 void hmoe_discard(hmoe_model *m, const char *dir, int training) {
     char beside[HMOE__PATH_SIZE];
     const char *names[5];
+    if (m->peers && m->peers->rank) return;
     for (int n = hmoe__files(m, training, names); n-- > 0;)
         if (!hmoe__path(beside, dir, names[n], ".tmp", NULL)) remove(beside);
 }
 
-static hmoe_status hmoe__prepare(hmoe_model *m, const char *dir, int training) {
+static hmoe_status hmoe__write_files(hmoe_model *m, const char *dir, int training) {
     if (training)
         HMOE__TRY(hmoe__save_tensors(m, dir, "training.safetensors", 3, sizeof(hmoe_real)));
     HMOE__TRY(hmoe__save_tensors(m, dir, "model.safetensors", 1, sizeof(float)));
@@ -423,19 +428,18 @@ static hmoe_status hmoe__prepare(hmoe_model *m, const char *dir, int training) {
     return hmoe__save_config(m, dir);
 }
 
-hmoe_status hmoe_prepare(hmoe_model *m, const char *dir, int training) {
+static hmoe_status hmoe__prepare(hmoe_model *m, const char *dir, int training) {
     hmoe_status status;
-    m->message[0] = 0;
     if (training && !m->grads) return HMOE__BAD(m->message, "this model was not made for training");
     if (hmoe__make_directory(dir))
         return HMOE__FAIL(m->message, HMOE_IO, "cannot make the directory %.300s: %s", dir,
                           strerror(errno));
-    status = hmoe__prepare(m, dir, training);
+    status = hmoe__write_files(m, dir, training);
     if (status) hmoe_discard(m, dir, training);
     return status;
 }
 
-hmoe_status hmoe_commit(hmoe_model *m, const char *dir, int training) {
+static hmoe_status hmoe__commit(hmoe_model *m, const char *dir, int training) {
     char path[HMOE__PATH_SIZE], beside[HMOE__PATH_SIZE];
     const char *names[5];
     for (int i = 0, n = hmoe__files(m, training, names); i < n; i++) {
@@ -447,6 +451,20 @@ hmoe_status hmoe_commit(hmoe_model *m, const char *dir, int training) {
         return HMOE__FAIL(m->message, HMOE_IO, "cannot write %.300s: %s", path, strerror(error));
     }
     return HMOE_OK;
+}
+
+/* Files are the work of one process: the first. */
+static hmoe_status hmoe__lead(hmoe_model *m, hmoe_work work, const char *dir, int training) {
+    m->message[0] = 0;
+    return m->peers ? m->peers->lead(m, work, dir, training) : work(m, dir, training);
+}
+
+hmoe_status hmoe_prepare(hmoe_model *m, const char *dir, int training) {
+    return hmoe__lead(m, hmoe__prepare, dir, training);
+}
+
+hmoe_status hmoe_commit(hmoe_model *m, const char *dir, int training) {
+    return hmoe__lead(m, hmoe__commit, dir, training);
 }
 
 hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training) {
@@ -993,14 +1011,15 @@ static hmoe_status hmoe__read_tensors(hmoe_model *m, hmoe__input *in, hmoe_real 
         const hmoe__place *place = &in->here[i];   /* in the file's order */
         const hmoe_tensor *t = &m->tensors[place->tensor % m->tensor_count];
         hmoe_real *to = hmoe__saved_array(m, place->tensor / m->tensor_count) + t->offset;
-        size_t left = (size_t)t->rows * t->cols, size = hmoe__type_size(place->type);
+        size_t all = (size_t)t->rows * t->cols, size = hmoe__type_size(place->type);
         int failed = hmoe__seek(in->file, (int64_t)(in->data + place->begin), SEEK_SET);
-        for (size_t n; !failed && left > 0; left -= n, to += n) {
-            n = left < hmoe__chunk ? left : hmoe__chunk;
+        for (size_t n, at = 0; !failed && at < all; at += n) {
+            n = all - at < hmoe__chunk ? all - at : hmoe__chunk;
             failed = fread(chunk, size, n, in->file) != n;
             hmoe__order_bytes(chunk, n, size);
             hmoe__widen(chunk, n, place->type);
-            m->steps->store(to, chunk, n * sizeof *chunk);
+            if (m->peers) m->peers->store(m, chunk, place->tensor, at, n);
+            else m->steps->store(to + at, chunk, n * sizeof *chunk);
         }
         if (failed) return HMOE__FAIL(m->message, HMOE_IO, "cannot read %.300s", in->path);
     }
@@ -1075,21 +1094,31 @@ static hmoe_status hmoe__load_file(hmoe_model *m, hmoe__input *in) {
     return status;
 }
 
-static hmoe_status hmoe__load(hmoe_model *m, hmoe__input *in, const char *dir, int max_B) {
-    size_t arrays = in->training ? 3 : 1;
-    char name[HMOE_NAME_SIZE + 16];
+/* config.json, and whether the files are large enough for what it says. */
+static hmoe_status hmoe__find(hmoe_model *m, const char *dir, int training) {
+    hmoe__input in;
     hmoe_model counted;
-    size_t missing;
+    hmoe_status status;
     double least;
-    memset(&counted, 0, sizeof counted);
-    HMOE__TRY(hmoe_load_config(&counted.config, dir, m->message));
+    memset(&in, 0, sizeof in), memset(&counted, 0, sizeof counted);
+    in.training = training;
+    HMOE__TRY(hmoe_load_config(&m->config, dir, m->message));
+    counted.config = m->config;
     hmoe__list_tensors(&counted, NULL);
-    HMOE__TRY(hmoe__count_shards(in, dir, m->message));
     least = (double)counted.tensor_count * 64   /* a name, "dtype", "shape" and "data_offsets" */
-            + (double)counted.param_count * (in->training ? sizeof(hmoe_real) : 2);
-    HMOE__TRY(hmoe__check_sizes(in, dir, least * (double)arrays, m->message));
-    HMOE__TRY(hmoe__create(m, &counted.config, 0, max_B, in->training, 0));
-    in->places = missing = m->tensor_count * arrays;
+            + (double)counted.param_count * (training ? sizeof(hmoe_real) : 2);
+    status = hmoe__count_shards(&in, dir, m->message);
+    if (!status) status = hmoe__check_sizes(&in, dir, least * (training ? 3 : 1), m->message);
+    hmoe__close_input(&in);
+    return status;
+}
+
+static hmoe_status hmoe__read_files(hmoe_model *m, hmoe__input *in, const char *dir) {
+    size_t arrays = in->training ? 3 : 1, missing = m->tensor_count * arrays;
+    char name[HMOE_NAME_SIZE + 16];
+    HMOE__TRY(hmoe__count_shards(in, dir, m->message));
+    hmoe__close_input(in);
+    in->places = missing;
     in->place = (hmoe__place *)hmoe__zeroed(2 * in->places, sizeof *in->place);
     if (!in->place) return hmoe__no_memory(m->message, 2.0 * (double)(in->places
                                            * sizeof *in->place), "a header");
@@ -1111,16 +1140,24 @@ static hmoe_status hmoe__load(hmoe_model *m, hmoe__input *in, const char *dir, i
     return HMOE__CORRUPT(m->message, "%.300s: %s is missing", in->path, name);
 }
 
-hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training) {
+static hmoe_status hmoe__read(hmoe_model *m, const char *dir, int training) {
     hmoe__input in;
     hmoe_status status;
     memset(&in, 0, sizeof in);
     in.training = training;
-    m->message[0] = 0;
-    status = hmoe__load(m, &in, dir, max_B);
+    status = hmoe__read_files(m, &in, dir);
     hmoe__close_input(&in);
     HMOE_FREE(in.place);
-    return hmoe__created(m, status);
+    return status;
+}
+
+hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training) {
+    hmoe_config config;
+    hmoe_status status = hmoe__lead(m, hmoe__find, dir, training);
+    config = m->config;
+    if (!status) status = hmoe__create(m, &config, 0, max_B, training, 0);
+    status = hmoe__created(m, status);
+    return status ? status : hmoe__created(m, hmoe__lead(m, hmoe__read, dir, training));
 }
 
 #endif /* HMOE_CHECKPOINT_IMPLEMENTED */

@@ -9,6 +9,14 @@
 extern "C" {
 #endif
 
+/* What the last hmoe_forward computed, with its B and T, until any other call that computes; arrays
+   are the caller's. */
+hmoe_status hmoe_get_logits(hmoe_model *m, hmoe_real *logits);   /* [N, V] */
+hmoe_status hmoe_get_token_losses(hmoe_model *m, hmoe_real *ce); /* [N], nats; needs targets */
+
+/* Bytes that such a model takes beyond parameters, gradients and moments; 0: no configuration. */
+size_t hmoe_activation_bytes(const hmoe_config *config, int max_B, int training);
+
 /* The choice for one token in one layer. */
 typedef struct hmoe_route {
     int count;                        /* |S[t]| */
@@ -43,6 +51,9 @@ typedef struct hmoe_device {
 } hmoe_device;
 hmoe_device hmoe_get_devices(const hmoe_model *m, const int *device, int D, hmoe_device *of);
 
+/* Parameters of the whole model, wherever its experts are. */
+double hmoe_parameters(const hmoe_model *m);
+
 /* Activated parameters per token: attention, norms, router, head, one embedding row, and 3 C H[e]
    of the experts chosen since hmoe_reset_usage (before the first token: as if all were chosen
    equally often). */
@@ -61,6 +72,36 @@ hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x,
 #ifdef HMOE_IMPLEMENTATION
 #ifndef HMOE_INSPECT_IMPLEMENTED
 #define HMOE_INSPECT_IMPLEMENTED
+
+static hmoe_status hmoe__nothing_there(hmoe_model *m, const char *what) {
+    return HMOE__BAD(m->message, "no %s: they are there after a hmoe_forward that succeeded and "
+                     "before hmoe_backward", what);
+}
+
+hmoe_status hmoe_get_logits(hmoe_model *m, hmoe_real *logits) {
+    size_t N = (size_t)m->B * m->sequence_length;
+    m->message[0] = 0;
+    if (m->mode < 0) return hmoe__nothing_there(m, "logits");
+    m->steps->fetch(logits, m->buffers->logits, N * m->config.V * sizeof *logits);
+    return hmoe__settle(m);
+}
+
+hmoe_status hmoe_get_token_losses(hmoe_model *m, hmoe_real *ce) {
+    size_t N = (size_t)m->B * m->sequence_length;
+    m->message[0] = 0;
+    if (m->mode < 0 || !m->had_targets) return hmoe__nothing_there(m, "token losses");
+    m->steps->fetch(ce, m->buffers->ce, N * sizeof *ce);
+    return hmoe__settle(m);
+}
+
+size_t hmoe_activation_bytes(const hmoe_config *config, int max_B, int training) {
+    hmoe__buffers unused;
+    double bytes;
+    if (hmoe_check_config(config, NULL) || max_B < 0) return 0;
+    bytes = hmoe__list_activations(config, hmoe__widest(config), max_B, training, NULL, NULL,
+                                   &unused);
+    return bytes < (double)((size_t)-1 / 2) ? (size_t)bytes : (size_t)-1;
+}
 
 hmoe_status hmoe_get_route(hmoe_model *m, int layer, int token, hmoe_route *route) {
     const hmoe_steps *s = m->steps;
@@ -135,6 +176,13 @@ hmoe_device hmoe_get_devices(const hmoe_model *m, const int *device, int D, hmoe
     return most;
 }
 
+double hmoe_parameters(const hmoe_model *m) {
+    double sum = 0;
+    for (size_t i = 0; i < m->tensor_count; i++)
+        sum += (double)m->tensors[i].rows * m->tensors[i].cols;
+    return sum;
+}
+
 double hmoe_activated(const hmoe_model *m) {
     const hmoe_config *c = &m->config;
     double widths = 0, even = c->routing == HMOE_TOP_K ? c->K : ceil(c->top_p * c->E);
@@ -158,7 +206,8 @@ hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x,
     hmoe_routes routes;
     hmoe_status status;
     m->message[0] = 0;
-    if (layer < 0 || layer >= c->L || e < 0 || e >= c->E || rows < 0 || rows > HMOE_MAX_TOKENS)
+    if (layer < 0 || layer >= c->L || e < 0 || e >= c->E || rows < 0 || rows > HMOE_MAX_TOKENS
+        || !hmoe__is_here(m, e))
         return HMOE__BAD(m->message, "no expert %d in layer %d, or not for %d "
                           "rows: there are %d in %d layers", e, layer, rows, c->E, c->L);
     H = c->H[e];

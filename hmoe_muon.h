@@ -92,7 +92,7 @@ static size_t hmoe__muon_group(hmoe_muon *muon, const hmoe_model *m, size_t *nex
         const hmoe_tensor *t = &m->tensors[*next];
         size_t small = (size_t)(t->rows < t->cols ? t->rows : t->cols);
         size_t size = (size_t)t->rows * t->cols, at[4] = { used, used + size, 0, 0 };
-        if (t->fixed != HMOE__MUONS) continue;
+        if (t->fixed != HMOE__MUONS || !hmoe__is_here(m, t->expert)) continue;
         at[2] = at[1] + size, at[3] = at[2] + small * small;
         used = at[3] + small * small;
         if (muon->scratch) {
@@ -209,9 +209,8 @@ static void hmoe__newton_schulz(const hmoe_model *m, hmoe_muon_matrix *q, int n)
     }
 }
 
-hmoe_status hmoe_muon_update(hmoe_muon *muon, hmoe_model *m) {
+static hmoe_status hmoe__muon_update(hmoe_muon *muon, hmoe_model *m) {
     size_t next = 0;
-    m->message[0] = 0;
     if (!(muon->lr >= 0 && muon->momentum >= 0 && muon->momentum < 1 && muon->weight_decay >= 0))
         return HMOE__BAD(m->message, "Muon with lr %g, momentum %g, decay %g: momentum must be "
                          "below 1, and nothing negative", muon->lr, muon->momentum,
@@ -234,6 +233,14 @@ hmoe_status hmoe_muon_update(hmoe_muon *muon, hmoe_model *m) {
             hmoe__muon_end(&muon->matrices[i], muon->lr, muon->weight_decay);
     }
     return HMOE_OK;
+}
+
+hmoe_status hmoe_muon_update(hmoe_muon *muon, hmoe_model *m) {
+    hmoe_status status;
+    m->message[0] = 0;
+    if (m->peers) m->peers->reduce(m);
+    status = hmoe__muon_update(muon, m);
+    return m->peers ? m->peers->agree(m, status, 0) : status;
 }
 
 #endif /* HMOE_MUON_IMPLEMENTED */

@@ -15,9 +15,7 @@
 #include "hmoe_muon.h"
 #include "cli.h"
 
-#define PATH_SIZE 1024
-#define BATCHES 1           /* what hmoe_random draws for: the places of a step's sequences, */
-#define SAMPLES 2           /*   and the samples shown on the way */
+enum { PATH_SIZE = 1024, BATCHES = 1, SAMPLES };   /* for the last two hmoe_random draws */
 
 static struct settings {
     const char *data, *out;
@@ -25,7 +23,7 @@ static struct settings {
     double min_lr, dropout;
     hmoe_adamw adamw;
     hmoe_muon muon;
-    cli_backend backend;
+    cli_backend backend; cli_peers peers;
 } set;
 
 static struct held {        /* what a checkpoint holds: a resumed run takes it from there */
@@ -75,7 +73,7 @@ static cli_option options[] = {
     { "--eval-tokens", CLI_INT, &set.eval_tokens, COUNT, "32768", "of text in an evaluation", 0 },
     { "--save-every", CLI_INT, &set.save_every, COUNT, "250", "steps between saves", 0 },
     { "--seed", CLI_SEED, &held.seed, "[0, 18446744073709551615]", "1337", "of all randomness", 0 },
-    CLI_BACKEND(set.backend),
+    CLI_PEERS(set.peers) CLI_BACKEND(set.backend),
 };
 enum { OPTIONS = sizeof options / sizeof *options };
 #define GIVEN(name) cli_given(options, name)      /* its value on the command line, or NULL */
@@ -84,12 +82,12 @@ typedef struct run {
     hmoe_model model;
     unsigned char *text;              /* tokens: n_train to learn from, then n_val to validate */
     size_t n_train, n_val;
-    int *inputs, *targets;            /* [batch, T] */
+    int *inputs, *targets;            /* [batch, T], a process's part of a micro-batch: sequences */
+    int batch, first;                 /*   first .. first + batch - 1 */
     FILE *log;
     int ours;                         /* is this run in --out by now, and not an older one? */
     int64_t first_step, first_tokens; /* where this program began, */
-    double first_seconds, began;      /*   and when */
-    double shown;                     /* when the progress line was last written */
+    double first_seconds, began, shown;   /*   and when; when the progress line was written */
 } run;
 
 /* --- the command line ------------------------------------------------------------------------ */
@@ -146,6 +144,7 @@ static const char *path_of(char *path, const char *name) {
 
 static void enter_directory(void) {
     char path[PATH_SIZE];
+    if (cli_rank > 0) return;                        /* files are the first process's work */
     if (set.resume && (access(path_of(path, "config.json"), F_OK)
                        || access(path_of(path, "training.safetensors"), F_OK)))
         cli_fail(1, "--resume: there is no run in %s: cannot find %s", set.out, path);
@@ -156,6 +155,7 @@ static void enter_directory(void) {
    renames it at once, a fresh one with its first save. */
 static void open_log(run *r) {
     char path[PATH_SIZE], new_path[PATH_SIZE], row[512];
+    if (cli_rank > 0) { r->log = stdout; return; }   /* it goes nowhere */
     FILE *old = r->ours ? fopen(path_of(path, "log.csv"), "rb") : NULL;
     if (r->ours && !old && errno != ENOENT) cli_cannot("read", path);
     r->log = fopen(path_of(new_path, "log.csv.new"), "wb");
@@ -172,7 +172,7 @@ static void open_log(run *r) {
 /* Before the first save of a fresh run: an older run in --out goes, config.json first, so that a
    crash before the new one is written leaves a directory that no reader takes for a run. Where it
    cannot go, config.json comes back. */
-static void replace_older_run(run *r) {
+static int replace_older_run(run *r) {
     static const char *const files[] = { "best/config.json", "best/model.safetensors",
         "best/tokenizer.json", "best/tokenizer_config.json", "training.safetensors", "config.old" };
     char path[PATH_SIZE], config[PATH_SIZE], old[PATH_SIZE], log[PATH_SIZE];
@@ -184,7 +184,7 @@ static void replace_older_run(run *r) {
         failed = unlink(path_of(path, files[i])) && errno != ENOENT;
     error = errno;
     rmdir(path_of(path, "best"));                    /* if it is empty now */
-    if (!failed) return;
+    if (!failed) return 1;
     if (was) hmoe__replace(old, config, set.out);
     hmoe_discard(&r->model, path_of(path, "best"), 0), hmoe_discard(&r->model, set.out, 1);
     cli_fail(1, "cannot replace the older run in %s: %s", set.out, strerror(error));
@@ -204,12 +204,12 @@ static void give_up(const run *r, hmoe_status status, int64_t step) {
 static void save(run *r, int best) {
     char path[PATH_SIZE], best_dir[PATH_SIZE];
     hmoe_model *m = &r->model;
-    if (!isfinite(m->steps->squared_norm(m->params, m->param_count))) give_up(r, 0, m->step);
-    cli_sync(r->log, path_of(path, r->ours ? "log.csv" : "log.csv.new"));
+    if (!cli_is_finite(m)) give_up(r, 0, m->step);
+    if (cli_rank == 0) cli_sync(r->log, path_of(path, r->ours ? "log.csv" : "log.csv.new"));
     path_of(best_dir, "best");
     hmoe_status status = best ? hmoe_prepare(m, best_dir, 0) : HMOE_OK;
     if (!status && (status = hmoe_prepare(m, set.out, 1))) hmoe_discard(m, best_dir, 0);
-    if (!status && !r->ours) replace_older_run(r), r->ours = 1;
+    if (!status && !r->ours) r->ours = cli_rank > 0 || replace_older_run(r);
     if (!status && best && (status = hmoe_commit(m, best_dir, 0))) hmoe_discard(m, set.out, 1);
     if (status || hmoe_commit(m, set.out, 1))
         cli_fail(1, "step %lld is not saved: %s", (long long)m->step, m->message);
@@ -219,7 +219,7 @@ static void save(run *r, int best) {
 static void read_text(run *r) {
     hmoe_config *c = set.resume ? &r->model.config : &held.config;
     size_t n, least = (((size_t)c->T + 1) * 10 + 8) / 9;    /* then 9n/10 is at least T + 1 */
-    r->text = cli_read(set.data, &n, GIVEN("--data") ? "" : "\n(`make data` fetches it)");
+    r->text = cli_read_once(set.data, &n, GIVEN("--data") ? "" : "\n(`make data` fetches it)");
     r->n_train = n / 10 * 9 + n % 10 * 9 / 10;
     r->n_val = n - r->n_train;
     if (r->n_train < (size_t)c->T + 1 || r->n_val < 2)
@@ -233,8 +233,8 @@ static void read_text(run *r) {
    alone, so however a step is cut, it has the same sequences. */
 static void fill_batch(run *r, int64_t step, int a) {
     size_t T = (size_t)r->model.config.T;
-    for (int b = 0; b < set.batch; b++) {
-        uint64_t s = (uint64_t)a * (uint64_t)set.batch + (uint64_t)b;
+    for (int b = 0; b < r->batch; b++) {
+        uint64_t s = (uint64_t)a * (uint64_t)set.batch + (uint64_t)(r->first + b);
         const unsigned char *x = r->text + hmoe_random(r->model.seed, BATCHES, (uint64_t)step, s)
                                            % (r->n_train - T);
         for (size_t t = 0, i = (size_t)b * T; t < T; t++, i++)
@@ -248,18 +248,16 @@ static void introduce(const run *r) {
     const hmoe_model *m = &r->model;
     const hmoe_config *c = &m->config;
     int top_p = c->routing == HMOE_TOP_P;
-    printf("model    %d layers of width %d, %d heads, context %d: %lu parameters, %.0f activated\n",
-           c->L, c->C, c->NH, c->T, (unsigned long)m->param_count, hmoe_activated(m));
-    printf("experts  %d per layer, top-%c %.9g; widths", c->E, top_p ? 'p' : 'k',
-           top_p ? c->top_p : c->K);
+    printf("model    %d layers of width %d, %d heads, context %d: %.0f parameters, ", c->L, c->C,
+           c->NH, c->T, hmoe_parameters(m));
+    printf("%.0f activated\nexperts  %d per layer, top-%c %.9g; widths", hmoe_activated(m), c->E,
+           top_p ? 'p' : 'k', top_p ? c->top_p : c->K);
     for (int e = 0; e < c->E; e++) printf(" %d", c->H[e]);
     printf("\ntext     %s: %lu bytes to learn from, %lu to validate on\n", set.data,
            (unsigned long)r->n_train, (unsigned long)r->n_val);
     printf("run      in %s, from step %lld to %d, each of %d x %d x %d tokens\n", set.out,
            (long long)m->step, set.steps, set.accum, set.batch, c->T);
-    if (set.backend.cuda) printf("backend  %s\n", m->steps->name);
-    else printf("threads  %d%s\n", cli_threads(0), CLI_OPENMP);
-    fflush(stdout);
+    cli_introduce(&set.peers, m);
 }
 
 /* One line, rewritten in place on a terminal; elsewhere printed every ten seconds. */
@@ -329,7 +327,7 @@ static double train_step(run *r, hmoe_losses *mean) {
     memset(mean, 0, sizeof *mean);
     for (int a = 0; a < set.accum && !status; a++) {
         fill_batch(r, step, a);
-        status = hmoe_forward(m, HMOE_TRAIN, r->inputs, r->targets, set.batch, m->config.T);
+        status = hmoe_forward(m, HMOE_TRAIN, r->inputs, r->targets, r->batch, m->config.T);
         if (status || !isfinite(m->losses.total)) give_up(r, status, step);
         status = hmoe_backward(m, part);
         mean->total += part * m->losses.total, mean->ce += part * m->losses.ce;
@@ -389,7 +387,7 @@ static int train(run *r) {
         int last = m->step == set.steps, best = 0;
         int due = last || m->step % set.eval_every == 0;
         log_step(r, &losses, lr);
-        stop = cli_interrupted || m->step == set.stop_at;
+        stop = cli_sum(m, cli_interrupted) > 0 || m->step == set.stop_at;
         show_progress(r, &losses, lr, due || stop);
         if (due) best = evaluate(r, &val_loss), fprintf(r->log, "%.6f", val_loss);
         fputc('\n', r->log);
@@ -402,18 +400,19 @@ static int train(run *r) {
 /* Makes the model, or takes it from --out, and room for its batches. */
 static void start(run *r) {
     hmoe_model *m = &r->model;
-    if (set.resume && hmoe_load(m, set.out, set.batch, 1)) cli_fail(1, "%s", m->message);
+    r->batch = set.batch / cli_ranks, r->first = r->batch * cli_rank;
+    if (set.resume && hmoe_load(m, set.out, r->batch, 1)) cli_fail(1, "%s", m->message);
     if (m->optimizer > 1) cli_fail(1, "%s: its optimizer is not one of this program's", set.out);
     if (set.resume) compare_with_run(m);
     r->ours = set.resume;
     read_text(r);
-    if (!set.resume && hmoe_create(m, &held.config, held.seed, set.batch, 1))
+    if (!set.resume && hmoe_create(m, &held.config, held.seed, r->batch, 1))
         cli_fail(1, "%s", m->message);
     if (!set.resume) m->optimizer = held.optimizer;
     if (m->optimizer && hmoe_muon_create(&set.muon, m)) cli_fail(1, "%s", m->message);
     m->dropout = set.dropout;
-    r->inputs = (int *)cli_alloc((size_t)set.batch * (size_t)m->config.T * 2 * sizeof *r->inputs);
-    r->targets = r->inputs + (size_t)set.batch * (size_t)m->config.T;
+    r->inputs = (int *)cli_alloc((size_t)r->batch * (size_t)m->config.T * 2 * sizeof *r->inputs);
+    r->targets = r->inputs + (size_t)r->batch * (size_t)m->config.T;
     r->first_step = m->step, r->first_tokens = m->tokens, r->first_seconds = m->seconds;
 }
 
@@ -432,9 +431,10 @@ static void finish(run *r) {
 
 int main(int argc, char **argv) {
     static run r;
-    cli_program = "train_tiny";
+    cli_begin("train_tiny", &argc, &argv);
     r.began = r.shown = cli_seconds();
     read_options(argc, argv);
+    r.model.peers = cli_join(&set.peers, options, OPTIONS);
     r.model.steps = cli_steps(&set.backend);
     enter_directory();
     start(&r);
@@ -442,7 +442,7 @@ int main(int argc, char **argv) {
     if (set.resume && r.model.step >= set.steps) finish(&r);
     else if (cli_catch_interrupts(1), open_log(&r), train(&r)) finish(&r);
     else {
-        printf("stopped after step %lld; to go on: ", (long long)r.model.step);
+        printf("stopped after step %lld; to go on: %s", (long long)r.model.step, cli_launcher());
         cli_repeat(argv[0], options, OPTIONS, &held, sizeof held);
     }
     if (fflush(stdout) || ferror(stdout)) cli_fail(1, "cannot write to standard output");

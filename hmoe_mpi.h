@@ -1,0 +1,81 @@
+/* hmoe_mpi.h - the network of hmoe_parallel.h over MPI: Open MPI, MPICH, and what else there is.
+   Include it after hmoe_parallel.h in one file, and compile that with mpicc.
+
+       MPI_Init(&argc, &argv);
+       hmoe_wire wire;
+       hmoe_parallel parallel;
+       if (hmoe_mpi(&wire, 2, message) || hmoe_join(&parallel, &wire, message)) ...
+       model.peers = &parallel.peers;                       in groups of two
+       ... hmoe_create, hmoe_forward, hmoe_backward, hmoe_update, hmoe_save, as with one process
+       hmoe_free(&model), hmoe_leave(&parallel), hmoe_mpi_free(&wire);
+       MPI_Finalize();
+
+   Errors of MPI itself end all processes, which is what MPI does unless it is told otherwise. All
+   machines must have numbers of the same layout. */
+#ifndef HMOE_MPI_H
+#define HMOE_MPI_H
+
+#include <mpi.h>
+
+#include "hmoe_parallel.h"
+
+/* A table for all processes of MPI_COMM_WORLD, in groups of expert_ranks neighbours; 0: in one. */
+static inline hmoe_status hmoe_mpi(hmoe_wire *wire, int expert_ranks, char *message);
+static inline void hmoe_mpi_free(hmoe_wire *wire);   /* before MPI_Finalize */
+
+/* What an exchange moves is one item of MPI's, a row: so counts stay int, however wide a row is. */
+static inline void hmoe__mpi_exchange(const hmoe_wire *wire, hmoe_among among,
+                                      const hmoe_parcels *out, const hmoe_parcels *in,
+                                      size_t item) {
+    const MPI_Comm *sets = (const MPI_Comm *)wire->self;
+    MPI_Datatype row;
+    MPI_Type_contiguous((int)item, MPI_BYTE, &row);
+    MPI_Type_commit(&row);
+    MPI_Alltoallv(out->array, out->count, out->at, row, in->array, in->count, in->at, row,
+                  sets[among]);
+    MPI_Type_free(&row);
+}
+
+enum { HMOE__MPI_BYTES = 1 << 30 };   /* at a time: MPI counts with ints */
+
+static inline void hmoe__mpi_send(const hmoe_wire *wire, int to, const void *bytes, size_t n) {
+    const char *at = (const char *)bytes;
+    for (size_t part; n > 0; at += part, n -= part) {
+        part = n < HMOE__MPI_BYTES ? n : HMOE__MPI_BYTES;
+        MPI_Send(at, (int)part, MPI_BYTE, to, 0, *(const MPI_Comm *)wire->self);
+    }
+}
+
+static inline void hmoe__mpi_receive(const hmoe_wire *wire, int from, void *bytes, size_t n) {
+    char *at = (char *)bytes;
+    for (size_t part; n > 0; at += part, n -= part) {
+        part = n < HMOE__MPI_BYTES ? n : HMOE__MPI_BYTES;
+        MPI_Recv(at, (int)part, MPI_BYTE, from, 0, *(const MPI_Comm *)wire->self,
+                 MPI_STATUS_IGNORE);
+    }
+}
+
+static inline hmoe_status hmoe_mpi(hmoe_wire *wire, int expert_ranks, char *message) {
+    MPI_Comm *sets = (MPI_Comm *)HMOE_MALLOC(3 * sizeof *sets);   /* in the order of hmoe_among */
+    memset(wire, 0, sizeof *wire);
+    if (!sets) return HMOE__FAIL(message, HMOE_OUT_OF_MEMORY, "out of memory for MPI");
+    MPI_Comm_rank(MPI_COMM_WORLD, &wire->rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &wire->size);
+    wire->expert_ranks = expert_ranks > 0 ? expert_ranks : wire->size;
+    MPI_Comm_dup(MPI_COMM_WORLD, &sets[HMOE_ALL]);
+    MPI_Comm_split(sets[0], wire->rank / wire->expert_ranks, wire->rank, &sets[HMOE_GROUP]);
+    MPI_Comm_split(sets[0], wire->rank % wire->expert_ranks, wire->rank, &sets[HMOE_COPIES]);
+    wire->self = sets;
+    wire->exchange = hmoe__mpi_exchange;
+    wire->send = hmoe__mpi_send, wire->receive = hmoe__mpi_receive;
+    return HMOE_OK;
+}
+
+static inline void hmoe_mpi_free(hmoe_wire *wire) {
+    MPI_Comm *sets = (MPI_Comm *)wire->self;
+    for (int i = 0; sets && i < 3; i++) MPI_Comm_free(&sets[i]);
+    HMOE_FREE(sets);
+    wire->self = NULL;
+}
+
+#endif

@@ -1,0 +1,622 @@
+/* hmoe_parallel.h - one model of hmoe.h in several processes: expert parallelism, and replicas.
+   Include it beside hmoe.h, in the same way. It knows no network: that is a table of three
+   functions, hmoe_wire, which hmoe_mpi.h fills for MPI.
+
+   R processes are R / D groups of D. Within a group every expert lies in one process: whole pairs,
+   a wide one with a narrow one (hmoe_place_experts). Each group has a copy of all of them, and each
+   process one of attention, norms, router, embedding and head. R = 4, D = 2:
+
+       group 0                                  group 1
+       process 0          process 1             process 2          process 3
+       sequences 0 1      2 3                   4 5                6 7           of a batch of 8
+       experts 0 3 4 7    1 2 5 6               0 3 4 7            1 2 5 6
+              <----- tokens ----->                     <----- tokens ----->
+              <----- gradients of the same experts --->
+       <------------------------- gradients of all else -------------------------->
+
+   A process routes its own tokens and sends each to where its experts are: first how many rows come
+   for which expert, then the rows. The outputs come back, and who sent the tokens adds them up: the
+   gates never travel. Backward it sends g dy and gets dx; its gate's gradient is dg = dy . y, of
+   the output y that it kept. There are as many rows as forward, in the same order, so nothing is
+   counted again. An expert sees the tokens of its whole group in the order in which one process
+   would have had them: its gradients are summed over its copies alone.
+
+   All sums are made in the order of the processes, whatever the network does: the same processes
+   give the same bits. */
+#ifndef HMOE_PARALLEL_H
+#define HMOE_PARALLEL_H
+
+#include "hmoe_checkpoint.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A set of processes: all, this one's group, or those with the same experts. */
+typedef enum hmoe_among { HMOE_ALL, HMOE_GROUP, HMOE_COPIES } hmoe_among;
+
+/* For each process r of a set: count[r] items, that lie in array from item at[r] on. */
+typedef struct hmoe_parcels {
+    void *array;
+    int *count, *at;
+} hmoe_parcels;
+
+/* The network. All functions wait until they are done; none returns where it failed. */
+typedef struct hmoe_wire {
+    int rank, size;                   /* this process is number `rank` of `size` */
+    int expert_ranks;                 /* D: the processes of a group are neighbours */
+    /* each process of the set sends parcels to all, itself too; items of so many bytes */
+    void (*exchange)(const struct hmoe_wire *wire, hmoe_among among, const hmoe_parcels *out,
+                     const hmoe_parcels *in, size_t item);
+    void (*send)(const struct hmoe_wire *wire, int to, const void *bytes, size_t n);
+    void (*receive)(const struct hmoe_wire *wire, int from, void *bytes, size_t n);
+    void *self;                       /* its own */
+} hmoe_wire;
+
+/* What went over it from here, for which purpose: to other processes, empty parcels not counted. */
+typedef enum hmoe_traffic {
+    HMOE_COUNTS, HMOE_ROWS, HMOE_GRADIENTS, HMOE_SUMS, HMOE_FILES, HMOE_KINDS
+} hmoe_traffic;
+
+typedef struct hmoe_parallel {
+    hmoe_peers peers;                 /* for a model's `peers`; first, so that it leads back here */
+    hmoe_placement placement;
+    int device[HMOE_MAX_EXPERTS];     /* which process of a group has expert e; HMOE_GIVEN: set */
+    double messages[HMOE_KINDS], bytes[HMOE_KINDS];
+    /* inside */
+    int64_t reduced;                  /* the step whose gradients are summed up, 0: none */
+    double norm;                      /* their squared norm */
+    const hmoe_wire *wire;
+    int mine, expert[HMOE_MAX_EXPERTS];   /* the experts here, ascending, */
+    int H[HMOE_MAX_EXPERTS], ldh;         /*   their widths, and the widest */
+    int order[HMOE_MAX_EXPERTS];          /* all experts, by process and then by number: */
+    int first[HMOE_MAX_EXPERTS + 1];      /*   process d has order[first[d]] .. [first[d+1]-1] */
+    hmoe_parcels out, in;                 /* [R] what goes where and comes from where */
+    int *everyones;                       /* [2 R] */
+    void *parts;                          /* what is to be added up */
+    struct hmoe__crossing *crossing;      /* [L], or one that all layers use in turn */
+    void *arena;
+    int *counts, *row;                    /* [E], [N * slots]: routes, in the order of sending */
+    hmoe_real *sent, *came, *gave;        /* [N * slots, C], [most, C] as they came, by expert */
+    hmoe_real *h, *dh, *dg, *ones;        /* [most, ldh], [most, ldh], [most], [most] by expert */
+} hmoe_parallel;
+
+/* Sets p up for a network, which must outlive it; placement and device may be changed after it. Set
+   m->peers = &p->peers before hmoe_create or hmoe_load; max_B is then the most sequences of this
+   process. From then on all processes make the same calls for m, with the same arguments but for
+   tokens, targets and B, which may be 0. Losses, usage and the gradients' norm are those of all
+   together. What hmoe_save writes is what a single process would write; the first one writes it,
+   and reads it for all. Failures are everyone's: the same status, the same message. */
+hmoe_status hmoe_join(hmoe_parallel *p, const hmoe_wire *wire, char *message);
+void hmoe_leave(hmoe_parallel *p);        /* when its model is freed */
+
+/* Bytes of the first process, for all. */
+void hmoe_share(hmoe_parallel *p, void *bytes, size_t n);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* HMOE_PARALLEL_H */
+
+#ifdef HMOE_IMPLEMENTATION
+#ifndef HMOE_PARALLEL_IMPLEMENTED
+#define HMOE_PARALLEL_IMPLEMENTED
+
+#include <limits.h>
+
+enum { HMOE__PIECE = 1 << 18 };   /* numbers added up at a time */
+
+/* What one layer keeps for its backward pass. Rows lie as they came (by process, then by expert) or
+   by expert (then by process), as products want them. */
+typedef struct hmoe__crossing {
+    int *got;                     /* [D, mine] rows that came from each process for each expert */
+    int *start;                   /* [mine + 1] where, by expert, those of each begin */
+    int *at;                      /* [most] by expert: which row as they came */
+    hmoe_real *x, *u;             /* [most, C] as they came; [most, 2 ldh] by expert */
+    hmoe_real *y;                 /* [N * slots, C] what experts gave, in the order of sending */
+} hmoe__crossing;
+
+static hmoe_parallel *hmoe__parallel(const hmoe_model *m) { return (hmoe_parallel *)m->peers; }
+
+static int hmoe__size_of(const hmoe_parallel *p, hmoe_among among) {
+    int D = p->wire->expert_ranks, R = p->wire->size;
+    return among == HMOE_ALL ? R : among == HMOE_GROUP ? D : R / D;
+}
+
+static int hmoe__rank_in(const hmoe_parallel *p, hmoe_among among) {
+    int D = p->wire->expert_ranks, rank = p->wire->rank;
+    return among == HMOE_ALL ? rank : among == HMOE_GROUP ? rank % D : rank / D;
+}
+
+/* ---------------------------------------------------------------------------------------------
+   Sums, and one failure for all. */
+
+static void hmoe__count(hmoe_parallel *p, hmoe_traffic kind, double bytes) {
+    p->messages[kind] += bytes > 0;
+    p->bytes[kind] += bytes;
+}
+
+/* Parcels from p->out to p->in. */
+static void hmoe__exchange(hmoe_parallel *p, hmoe_among among, const void *out, void *in,
+                           size_t item, hmoe_traffic kind) {
+    p->out.array = (void *)out, p->in.array = in;
+    for (int r = 0; r < hmoe__size_of(p, among); r++)
+        if (r != hmoe__rank_in(p, among)) hmoe__count(p, kind, (double)p->out.count[r] * item);
+    p->wire->exchange(p->wire, among, &p->out, &p->in, item);
+}
+
+/* all[r] receives `bytes` bytes of process r's `mine`. */
+static void hmoe__gather(hmoe_parallel *p, hmoe_among among, const void *mine, void *all,
+                         size_t bytes) {
+    for (int r = 0; r < hmoe__size_of(p, among); r++) {
+        p->out.count[r] = p->in.count[r] = 1;
+        p->out.at[r] = 0, p->in.at[r] = r;
+    }
+    hmoe__exchange(p, among, mine, all, bytes, HMOE_SUMS);
+}
+
+/* parts: [R, n], doubles or hmoe_reals. Their sum, in the order of R, replaces the first. */
+static void hmoe__add_up(void *parts, int R, int n, size_t size) {
+    for (int i = 0; i < n; i++) {
+        double sum = 0;
+        for (int r = 0; r < R; r++)
+            sum += size == sizeof(double) ? ((double *)parts)[(size_t)r * n + i]
+                                          : (double)((hmoe_real *)parts)[(size_t)r * n + i];
+        if (size == sizeof(double)) ((double *)parts)[i] = sum;
+        else ((hmoe_real *)parts)[i] = (hmoe_real)sum;
+    }
+}
+
+static int hmoe__slice(int n, int r, int R) { return (int)((int64_t)n * r / R); }
+
+/* x[0 .. n-1] becomes its sum over a set: each process adds up one slice and hands it round. */
+static void hmoe__sum(hmoe_parallel *p, hmoe_among among, void *x, size_t n, size_t size,
+                      hmoe_traffic kind) {
+    int R = hmoe__size_of(p, among), me = hmoe__rank_in(p, among);
+    for (size_t at = 0; R > 1 && at < n; at += HMOE__PIECE) {
+        int N = n - at < HMOE__PIECE ? (int)(n - at) : HMOE__PIECE;
+        int mine = hmoe__slice(N, me + 1, R) - hmoe__slice(N, me, R);
+        char *piece = (char *)x + at * size;
+        for (int r = 0; r < R; r++) {
+            p->out.at[r] = hmoe__slice(N, r, R);
+            p->out.count[r] = hmoe__slice(N, r + 1, R) - p->out.at[r];
+            p->in.count[r] = mine, p->in.at[r] = r * mine;
+        }
+        hmoe__exchange(p, among, piece, p->parts, size, kind);
+        hmoe__add_up(p->parts, R, mine, size);
+        for (int r = 0; r < R; r++) {
+            p->in.at[r] = p->out.at[r], p->in.count[r] = p->out.count[r];
+            p->out.at[r] = 0, p->out.count[r] = mine;
+        }
+        hmoe__exchange(p, among, p->parts, piece, size, kind);
+    }
+}
+
+static void hmoe__peers_sum(hmoe_model *m, double *x, int n) {
+    hmoe__sum(hmoe__parallel(m), HMOE_ALL, x, (size_t)n, sizeof *x, HMOE_SUMS);
+}
+
+static void hmoe__pass_on(hmoe_parallel *p, int from, void *bytes, size_t n) {
+    const hmoe_wire *w = p->wire;
+    if (w->rank != from) { w->receive(w, from, bytes, n); return; }
+    for (int r = 0; r < w->size; r++) {
+        if (r == from) continue;
+        w->send(w, r, bytes, n);
+        hmoe__count(p, HMOE_FILES, (double)n);
+    }
+}
+
+void hmoe_share(hmoe_parallel *p, void *bytes, size_t n) { hmoe__pass_on(p, 0, bytes, n); }
+
+static hmoe_status hmoe__peers_agree(hmoe_model *m, hmoe_status status, int N) {
+    hmoe_parallel *p = hmoe__parallel(m);
+    int mine[2], *all = p->everyones, first = 0;
+    double tokens = 0;
+    mine[0] = (int)status, mine[1] = N;
+    hmoe__gather(p, HMOE_ALL, mine, all, sizeof mine);
+    for (int r = p->wire->size; r-- > 0; tokens += all[2 * r + 1])
+        if (all[2 * r]) first = r, status = (hmoe_status)all[2 * r];
+    if (status) {
+        hmoe__pass_on(p, first, m->message, sizeof m->message);
+        return status;
+    }
+    if (tokens > INT_MAX)
+        return HMOE__BAD(m->message, "%.0f tokens in all processes: at most %d", tokens, INT_MAX);
+    m->all_tokens = (int)tokens, m->first_token = 0;
+    for (int r = 0; r < p->wire->rank; r++) m->first_token += all[2 * r + 1];
+    return HMOE_OK;
+}
+
+/* Has every process the same of what all have, and of the experts of which it has a copy? */
+static hmoe_status hmoe__check_copies(hmoe_model *m) {
+    hmoe_parallel *p = hmoe__parallel(m);
+    uint64_t hash[2] = { 0, 0 }, *all = (uint64_t *)p->parts;
+    double differ = 0;
+    for (size_t i = 0; i < m->tensor_count; i++) {
+        const hmoe_tensor *t = &m->tensors[i];
+        size_t n = hmoe__is_here(m, t->expert) ? (size_t)t->rows * t->cols : 0;
+        for (size_t k = 0; k < n; k++) {
+            uint64_t bits = 0, *of = &hash[t->expert >= 0];
+            memcpy(&bits, &m->params[t->offset + k], sizeof *m->params);
+            *of = hmoe__mix(*of ^ bits);
+        }
+    }
+    for (int experts = 0; experts < 2; experts++) {
+        hmoe_among among = experts ? HMOE_COPIES : HMOE_ALL;
+        hmoe__gather(p, among, &hash[experts], all, sizeof *all);
+        for (int r = 1; r < hmoe__size_of(p, among); r++) differ += all[r] != all[0];
+    }
+    hmoe__peers_sum(m, &differ, 1);
+    if (differ == 0) return HMOE_OK;
+    return HMOE__FAIL(m->message, HMOE_IO, "the processes no longer have the same weights: they "
+                      "were built differently, or memory or the network fails");
+}
+
+/* ---------------------------------------------------------------------------------------------
+   Who has which experts, and room for the rows that come to them. */
+
+static hmoe_status hmoe__place_here(hmoe_model *m) {
+    hmoe_parallel *p = hmoe__parallel(m);
+    const hmoe_config *c = &m->config;
+    int D = p->wire->expert_ranks, me = hmoe__rank_in(p, HMOE_GROUP), n = 0;
+    for (int e = 0; D == 1 && e < c->E; e++) p->device[e] = 0;
+    if (D > 1)
+        HMOE__TRY(hmoe_place_experts(p->device, c->H, c->E, D, p->placement, m->message));
+    p->mine = p->ldh = 0;
+    for (int d = 0; d < D; d++) {
+        p->first[d] = n;
+        for (int e = 0; e < c->E; e++) if (p->device[e] == d) p->order[n++] = e;
+    }
+    p->first[D] = n;
+    for (int e = 0; e < c->E; e++) {
+        p->peers.here[e] = p->device[e] == me;
+        if (!p->peers.here[e]) continue;
+        p->expert[p->mine] = e, p->H[p->mine++] = c->H[e];
+        p->ldh = c->H[e] > p->ldh ? c->H[e] : p->ldh;
+    }
+    return HMOE_OK;
+}
+
+/* The one walk over this memory, as hmoe__list_activations. `most` rows come if all tokens of a
+   group choose the experts here; memory that no row touches costs addresses alone. */
+static double hmoe__list_crossings(hmoe_parallel *p, const hmoe_config *c, double N, double most,
+                                   int training, char *base) {
+    hmoe__arena arena = { base, 0, 0 }, *a = &arena;
+    int layers = training ? c->L : 1, D = p->wire->expert_ranks;
+    double sent = N * hmoe__slots(c);
+    p->crossing = (hmoe__crossing *)hmoe__take(a, layers, 1, sizeof *p->crossing);
+    for (int l = 0; l < layers; l++) {
+        hmoe__crossing unused, *cross = base ? &p->crossing[l] : &unused;
+        cross->got = hmoe__ints(a, D, p->mine), cross->start = hmoe__ints(a, p->mine + 1, 1);
+        cross->at = hmoe__ints(a, most, 1);
+        cross->x = hmoe__reals(a, most, c->C), cross->u = hmoe__reals(a, most, 2 * p->ldh);
+        cross->y = hmoe__reals(a, sent, c->C);
+    }
+    p->counts = hmoe__ints(a, c->E, 1), p->row = hmoe__ints(a, sent, 1);
+    p->sent = hmoe__reals(a, sent, c->C);
+    p->came = hmoe__reals(a, most, c->C), p->gave = hmoe__reals(a, most, c->C);
+    p->h = hmoe__reals(a, most, p->ldh), p->dh = hmoe__reals(a, training ? most : 0, p->ldh);
+    p->dg = hmoe__reals(a, most, 1), p->ones = hmoe__reals(a, most, 1);
+    return a->most + 64;
+}
+
+static hmoe_status hmoe__peers_create(hmoe_model *m, int max_B, int training) {
+    hmoe_parallel *p = hmoe__parallel(m);
+    const hmoe_config *c = &m->config;
+    int slots = hmoe__slots(c);
+    double N = max_B ? (double)max_B * c->T : 1, most, bytes;
+    if (m->steps != hmoe__cpu())
+        return HMOE__BAD(m->message, "several processes compute on the CPU, not on the %s backend",
+                         m->steps->name);
+    HMOE__TRY(hmoe__place_here(m));
+    most = p->wire->expert_ranks * N * (slots < p->mine ? slots : p->mine);
+    if (most > INT_MAX)
+        return HMOE__BAD(m->message, "%.0f rows may come to the experts of one process: at most "
+                         "%d; a smaller batch, or fewer expert ranks", most, INT_MAX);
+    bytes = hmoe__list_crossings(p, c, N, most, training, NULL);
+    HMOE_FREE(p->arena);
+    p->arena = bytes < (double)((size_t)-1 / 4) ? HMOE_MALLOC((size_t)bytes) : NULL;
+    if (!p->arena) return hmoe__no_memory(m->message, bytes, "the rows of other processes");
+    hmoe__list_crossings(p, c, N, most, training,
+                         (char *)p->arena + (64 - (uintptr_t)p->arena % 64) % 64);
+    return HMOE_OK;
+}
+
+/* ---------------------------------------------------------------------------------------------
+   The experts' rows, there and back. */
+
+/* What goes where, in p->out and p->row, and comes from where, in p->in, start and at. Forward,
+   the counts travel first. */
+static void hmoe__plan(hmoe_parallel *p, hmoe__crossing *cross, const int *expert_start, int E,
+                       int forward) {
+    int D = p->wire->expert_ranks, n = 0, mine = p->mine, next[HMOE_MAX_EXPERTS], came = 0;
+    for (int i = 0; i < E; i++) {
+        int e = p->order[i];
+        p->counts[i] = expert_start[e + 1] - expert_start[e];
+        for (int row = expert_start[e]; row < expert_start[e + 1]; row++) p->row[n++] = row;
+    }
+    if (forward) {
+        for (int d = 0; d < D; d++) {
+            p->out.at[d] = p->first[d], p->out.count[d] = p->first[d + 1] - p->first[d];
+            p->in.at[d] = d * mine, p->in.count[d] = mine;
+        }
+        hmoe__exchange(p, HMOE_GROUP, p->counts, cross->got, sizeof(int), HMOE_COUNTS);
+    }
+    n = 0;
+    for (int d = 0; d < D; d++) {
+        p->out.at[d] = n, p->out.count[d] = p->in.count[d] = 0, p->in.at[d] = came;
+        for (int i = p->first[d]; i < p->first[d + 1]; i++) p->out.count[d] += p->counts[i];
+        for (int i = 0; i < mine; i++) p->in.count[d] += cross->got[d * mine + i];
+        n += p->out.count[d], came += p->in.count[d];
+    }
+    cross->start[0] = 0;
+    for (int i = 0; i < mine; i++) {
+        next[i] = cross->start[i + 1] = cross->start[i];
+        for (int d = 0; d < D; d++) cross->start[i + 1] += cross->got[d * mine + i];
+    }
+    for (int d = 0, row = 0; d < D; d++)
+        for (int i = 0; i < mine; i++)
+            for (int k = 0; k < cross->got[d * mine + i]; k++) cross->at[next[i]++] = row++;
+}
+
+/* Rows of C numbers, to[i] = from[at[i]] or (scatter) to[at[i]] = from[i]. */
+static void hmoe__move_rows(hmoe_real *to, const hmoe_real *from, const int *at, int n, int C,
+                            int scatter) {
+    HMOE__PARALLEL_FOR(n)
+    for (int i = 0; i < n; i++)
+        memcpy(to + (size_t)(scatter ? at[i] : i) * C, from + (size_t)(scatter ? i : at[i]) * C,
+               (size_t)C * sizeof *to);
+}
+
+static void hmoe__rows_to_experts(hmoe_parallel *p, hmoe_real *came, int C) {
+    hmoe__exchange(p, HMOE_GROUP, p->sent, came, (size_t)C * sizeof *came, HMOE_ROWS);
+}
+
+/* p->gave, by expert, to who sent its rows: received in the order of sending, then by route. */
+static void hmoe__rows_to_senders(hmoe_model *m, const hmoe__crossing *cross, hmoe_real *received,
+                                  int rows) {
+    hmoe_parallel *p = hmoe__parallel(m);
+    hmoe_parcels swap = p->out;
+    int C = m->config.C;
+    hmoe__move_rows(p->came, p->gave, cross->at, cross->start[p->mine], C, 1);
+    p->out = p->in, p->in = swap;
+    hmoe__exchange(p, HMOE_GROUP, p->came, received, (size_t)C * sizeof *received, HMOE_ROWS);
+    hmoe__move_rows(m->buffers->rows, received, p->row, rows, C, 1);
+}
+
+/* The products of the experts here, as in hmoe.h: x (or y) is read row by row as at[] says. */
+static void hmoe__my_up_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly,
+                             const hmoe__crossing *cross, hmoe_real *params, hmoe_real *x,
+                             const int *at) {
+    hmoe_parallel *p = hmoe__parallel(m);
+    int C = m->config.C;
+    for (int i = 0; i < p->mine; i++) {
+        hmoe_linear up = { x, params + ly->w13[p->expert[i]], cross->u, cross->start + i,
+                           C, 2 * p->H[i], C, 2 * p->ldh, NULL, at, NULL };
+        list[i] = up;
+    }
+}
+
+static void hmoe__my_down_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly,
+                               const hmoe__crossing *cross, hmoe_real *params, hmoe_real *h,
+                               hmoe_real *y, const int *at) {
+    hmoe_parallel *p = hmoe__parallel(m);
+    int C = m->config.C;
+    for (int i = 0; i < p->mine; i++) {
+        hmoe_linear down = { h, params + ly->w2[p->expert[i]], y, cross->start + i,
+                             p->H[i], C, p->ldh, C, NULL, NULL, at };
+        list[i] = down;
+    }
+}
+
+/* The rows as SwiGLU wants them: the gates are elsewhere. */
+static hmoe_routes hmoe__my_routes(hmoe_parallel *p, const hmoe__crossing *cross) {
+    hmoe_routes routes;
+    memset(&routes, 0, sizeof routes);
+    routes.expert_start = cross->start, routes.row_gate = p->ones;
+    for (int row = 0; row < cross->start[p->mine]; row++) p->ones[row] = 1;
+    return routes;
+}
+
+static void hmoe__peers_forward(hmoe_model *m, int l) {
+    hmoe_parallel *p = hmoe__parallel(m);
+    const hmoe_steps *s = m->steps;
+    hmoe__layer *ly = &m->layers[l];
+    hmoe__crossing *cross = &p->crossing[m->grads ? l : 0];
+    hmoe_linear list[HMOE_MAX_EXPERTS];
+    const int *row_token = ly->routes.row_token;
+    int C = m->config.C, E = m->config.E, rows = ly->routes.expert_start[E];
+    hmoe_routes routes;
+    hmoe__plan(p, cross, ly->routes.expert_start, E, 1);
+    HMOE__PARALLEL_FOR(rows)
+    for (int k = 0; k < rows; k++)
+        memcpy(p->sent + (size_t)k * C, ly->n2 + (size_t)row_token[p->row[k]] * C,
+               (size_t)C * sizeof *p->sent);
+    hmoe__rows_to_experts(p, cross->x, C);
+    routes = hmoe__my_routes(p, cross);
+    hmoe__my_up_list(list, m, ly, cross, m->params, cross->x, cross->at);
+    s->up_forward(p->h, list, &routes, p->H, p->mine, p->ldh);
+    hmoe__my_down_list(list, m, ly, cross, m->params, p->h, p->gave, NULL);
+    s->linear_forward(list, p->mine);
+    hmoe__rows_to_senders(m, cross, cross->y, rows);
+}
+
+/* Sent: g dy of each route; and dg = dy . y, from what is here. */
+static void hmoe__send_dy(hmoe_model *m, const hmoe__layer *ly, const hmoe__crossing *cross,
+                          const hmoe_real *dy, int rows) {
+    hmoe_parallel *p = hmoe__parallel(m);
+    int C = m->config.C;
+    HMOE__PARALLEL_FOR(rows)
+    for (int k = 0; k < rows; k++) {
+        int row = p->row[k];
+        const hmoe_real *dy_t = dy + (size_t)ly->routes.row_token[row] * C;
+        const hmoe_real *y_k = cross->y + (size_t)k * C;
+        hmoe_real *sent = p->sent + (size_t)k * C, g = ly->routes.row_gate[row], dg = 0;
+        HMOE__SIMD_SUM(dg)
+        for (int i = 0; i < C; i++) {
+            sent[i] = g * dy_t[i];
+            dg += dy_t[i] * y_k[i];
+        }
+        m->buffers->dgate[row] = dg;
+    }
+}
+
+static void hmoe__peers_backward(hmoe_model *m, int l, const hmoe_real *dy) {
+    hmoe_parallel *p = hmoe__parallel(m);
+    const hmoe_steps *s = m->steps;
+    hmoe__layer *ly = &m->layers[l];
+    hmoe__crossing *cross = &p->crossing[l];
+    hmoe_linear list[HMOE_MAX_EXPERTS];
+    int C = m->config.C, E = m->config.E, rows = ly->routes.expert_start[E];
+    hmoe_routes routes = hmoe__my_routes(p, cross);
+    p->reduced = 0;
+    hmoe__plan(p, cross, ly->routes.expert_start, E, 0);
+    hmoe__send_dy(m, ly, cross, dy, rows);
+    hmoe__rows_to_experts(p, p->came, C);
+    hmoe__my_down_list(list, m, ly, cross, m->params, p->dh, p->came, cross->at);
+    s->linear_backward_input(list, p->mine);               /* dh = g dy W2 */
+    s->swiglu_backward(cross->u, p->h, p->dg, p->dh, &routes, p->H, p->mine, p->ldh);
+    hmoe__my_down_list(list, m, ly, cross, m->grads, p->h, p->came, cross->at);
+    s->linear_backward_weight(list, p->mine);              /* dW2 += (g dy)^T h */
+    hmoe__my_up_list(list, m, ly, cross, m->grads, cross->x, cross->at);
+    s->linear_backward_weight(list, p->mine);              /* dW13 += du^T n */
+    hmoe__my_up_list(list, m, ly, cross, m->params, p->gave, NULL);
+    s->linear_backward_input(list, p->mine);               /* dn of each row = du W13 */
+    hmoe__rows_to_senders(m, cross, p->sent, rows);
+}
+
+/* Sums up the gradients of one step: an expert's over its copies, all others over everyone. What
+   lies side by side and goes the same way goes at once. The squared norm counts each once. */
+static double hmoe__peers_reduce(hmoe_model *m) {
+    hmoe_parallel *p = hmoe__parallel(m);
+    double norm[2] = { 0, 0 };   /* of what all have; of experts */
+    if (p->reduced == m->step + 1) return p->norm;   /* Muon asks, and then AdamW */
+    for (size_t i = 0, j; i < m->tensor_count; i = j) {
+        size_t at = m->tensors[i].offset, end;
+        int experts = m->tensors[i].expert >= 0;
+        for (j = i + 1; j < m->tensor_count && (m->tensors[j].expert >= 0) == experts; j++) { }
+        end = j < m->tensor_count ? m->tensors[j].offset : m->param_count;
+        hmoe__sum(p, experts ? HMOE_COPIES : HMOE_ALL, m->grads + at, end - at, sizeof *m->grads,
+                  HMOE_GRADIENTS);
+        norm[experts] += m->steps->squared_norm(m->grads + at, end - at);
+    }
+    hmoe__sum(p, HMOE_GROUP, &norm[1], 1, sizeof *norm, HMOE_SUMS);
+    p->reduced = m->step + 1;
+    return p->norm = norm[0] + norm[1];
+}
+
+/* ---------------------------------------------------------------------------------------------
+   Files. The first process reads or writes, and asks the others for what it lacks, or hands out
+   what they need, tensor by tensor. */
+
+/* What it asks of another one: n numbers of saved tensor `saved`, from number `at` on. */
+enum { HMOE__FETCH, HMOE__STORE, HMOE__DONE };
+typedef struct hmoe__order {
+    uint64_t what, saved, at, n;
+} hmoe__order;
+
+static hmoe_real *hmoe__saved(hmoe_model *m, uint64_t saved, uint64_t at) {
+    const hmoe_tensor *t = &m->tensors[saved % m->tensor_count];
+    return hmoe__saved_array(m, saved / m->tensor_count) + t->offset + at;
+}
+
+static void hmoe__send(hmoe_parallel *p, int to, const void *bytes, size_t n) {
+    p->wire->send(p->wire, to, bytes, n);
+    hmoe__count(p, HMOE_FILES, (double)n);
+}
+
+static void hmoe__peers_fetch(hmoe_model *m, hmoe_real *host, size_t saved, size_t at, size_t n) {
+    hmoe_parallel *p = hmoe__parallel(m);
+    int expert = m->tensors[saved % m->tensor_count].expert;
+    hmoe__order order = { HMOE__FETCH, saved, at, n };
+    if (hmoe__is_here(m, expert)) {
+        memcpy(host, hmoe__saved(m, saved, at), n * sizeof *host);
+        return;
+    }
+    hmoe__send(p, p->device[expert], &order, sizeof order);
+    p->wire->receive(p->wire, p->device[expert], host, n * sizeof *host);
+}
+
+static void hmoe__peers_store(hmoe_model *m, const hmoe_real *host, size_t saved, size_t at,
+                              size_t n) {
+    hmoe_parallel *p = hmoe__parallel(m);
+    int expert = m->tensors[saved % m->tensor_count].expert;
+    hmoe__order order = { HMOE__STORE, saved, at, n };
+    if (hmoe__is_here(m, expert)) memcpy(hmoe__saved(m, saved, at), host, n * sizeof *host);
+    for (int r = 1; r < p->wire->size; r++) {
+        if (expert >= 0 && p->device[expert] != r % p->wire->expert_ranks) continue;
+        hmoe__send(p, r, &order, sizeof order);
+        hmoe__send(p, r, host, n * sizeof *host);
+    }
+}
+
+static void hmoe__serve(hmoe_model *m) {
+    hmoe_parallel *p = hmoe__parallel(m);
+    hmoe__order order;
+    for (;;) {
+        p->wire->receive(p->wire, 0, &order, sizeof order);
+        if (order.what == HMOE__DONE) return;
+        hmoe_real *numbers = hmoe__saved(m, order.saved, order.at);
+        size_t bytes = order.n * sizeof *numbers;
+        if (order.what == HMOE__FETCH) hmoe__send(p, 0, numbers, bytes);
+        else p->wire->receive(p->wire, 0, numbers, bytes);
+    }
+}
+
+/* The first one works, the others serve; then all have its configuration, and its run's state. */
+static hmoe_status hmoe__peers_lead(hmoe_model *m, hmoe_work work, const char *dir, int training) {
+    hmoe_parallel *p = hmoe__parallel(m);
+    struct { hmoe_config config; uint64_t seed; int64_t step, tokens; double flops, seconds,
+             best_val_loss; int optimizer; } s;
+    hmoe__order done = { HMOE__DONE, 0, 0, 0 };
+    hmoe_status status = HMOE_OK;
+    if (m->params) HMOE__TRY(hmoe__check_copies(m));
+    if (p->wire->rank) hmoe__serve(m);
+    else {
+        status = work(m, dir, training);
+        for (int r = 1; r < p->wire->size; r++) hmoe__send(p, r, &done, sizeof done);
+    }
+    HMOE__TRY(hmoe__peers_agree(m, status, 0));
+    memset(&s, 0, sizeof s);
+    s.config = m->config, s.seed = m->seed, s.step = m->step, s.tokens = m->tokens;
+    s.flops = m->flops, s.seconds = m->seconds, s.best_val_loss = m->best_val_loss;
+    s.optimizer = m->optimizer;
+    hmoe_share(p, &s, sizeof s);
+    m->config = s.config, m->seed = s.seed, m->step = s.step, m->tokens = s.tokens;
+    m->flops = s.flops, m->seconds = s.seconds, m->best_val_loss = s.best_val_loss;
+    m->optimizer = s.optimizer;
+    return HMOE_OK;
+}
+
+hmoe_status hmoe_join(hmoe_parallel *p, const hmoe_wire *wire, char *message) {
+    size_t R = (size_t)wire->size, numbers = HMOE__PIECE + R;
+    memset(p, 0, sizeof *p);
+    if (wire->expert_ranks < 1 || wire->expert_ranks > HMOE_MAX_EXPERTS
+        || wire->size % wire->expert_ranks)
+        return HMOE__BAD(message, "%d processes in groups of %d: must be a multiple, and a group "
+                         "at most %d", wire->size, wire->expert_ranks, HMOE_MAX_EXPERTS);
+    p->wire = wire;
+    p->parts = hmoe__zeroed(numbers * sizeof(double) + 6 * R * sizeof(int), 1);
+    if (!p->parts) return hmoe__no_memory(message, (double)numbers * 8, "sums");
+    p->everyones = (int *)((double *)p->parts + numbers);
+    p->out.count = p->everyones + 2 * R, p->out.at = p->out.count + R;
+    p->in.count = p->out.at + R, p->in.at = p->in.count + R;
+    p->peers.rank = wire->rank, p->peers.size = wire->size;
+    p->peers.create = hmoe__peers_create, p->peers.agree = hmoe__peers_agree;
+    p->peers.sum = hmoe__peers_sum, p->peers.reduce = hmoe__peers_reduce;
+    p->peers.experts_forward = hmoe__peers_forward;
+    p->peers.experts_backward = hmoe__peers_backward;
+    p->peers.lead = hmoe__peers_lead;
+    p->peers.fetch = hmoe__peers_fetch, p->peers.store = hmoe__peers_store;
+    return HMOE_OK;
+}
+
+void hmoe_leave(hmoe_parallel *p) {
+    HMOE_FREE(p->parts);
+    HMOE_FREE(p->arena);
+    memset(p, 0, sizeof *p);
+}
+
+#endif /* HMOE_PARALLEL_IMPLEMENTED */
+#endif /* HMOE_IMPLEMENTATION */
