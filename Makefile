@@ -41,6 +41,7 @@ help:
 	@echo 'make test-everywhere  on other machines, under qemu and wine; and what analysers say'
 	@echo 'make fuzz         look for files that break the readers: SECONDS=60, with clang'
 	@echo 'make lab          are the papers right at this scale? An hour; QUICK=1: two minutes'
+	@echo 'make playground  a page that trains in any browser: $(BUILD)/playground.html, with clang'
 	@echo 'make interop      compare with numpy, safetensors and tokenizers, put under $(BUILD)/python'
 	@echo 'make bench        measure speed, a minute; PROFILE=1 adds where the time goes'
 	@echo 'make exercise-01  to 10: write a function of hmoe.h anew, and be told what is wrong with it'
@@ -154,10 +155,11 @@ SANITIZED = $(BUILD)/sanitized
 test-full: all
 	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) BIN=$(SANITIZED)/ all
 	@$(PYTHON_READY) || echo 'no Python environment: tests that need it are skipped'
+	@$(MAKE) --no-print-directory playground || echo 'no playground: its test is skipped'
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) \
 		tests/test_options.py tests/test_crashes.py PYTHON=$(PYTHON) tests/interop.py \
-		tests/test_page.py tests/test_lab.py PYTHON=python3 tests/test_mpi.sh \
-		tests/test_exercises.py tests/test_tour.py \
+		tests/test_page.py tests/test_lab.py tests/test_playground.py PYTHON=python3 \
+		tests/test_mpi.sh tests/test_exercises.py tests/test_tour.py \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
 		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/test_programs.sh tests/test_options.py \
 		tests/test_cuda_programs.sh tests/cuda_static.py FULL=1 tests/test_cuda.sh \
@@ -196,6 +198,15 @@ docs/router.png: $(PROGRAMS) lab/page.html
 	./$(BIN)generate out/best --score $(TINY) --page $(BUILD)/router.html
 	$(PYTHON) tests/test_page.py --picture $@ $(BUILD)/router.html
 
+# Trains in a browser, from a file: see playground/.
+playground: $(BUILD)/playground.html
+$(BUILD)/playground.html: $(wildcard playground/*) $(HEADERS) $(TINY)
+	@sh playground/build.sh $(@:.html=) $(TINY)
+
+docs/playground.png: $(BUILD)/playground.html
+	@$(PYTHON_NEEDED)
+	$(PYTHON) tests/test_playground.py --picture $@
+
 # Not one of the tests: a time is no proof, and other jobs disturb it.
 $(BUILD)/bench: tests/bench.c hmoe.h hmoe_inspect.h $(BUILD)/flags
 	$(COMPILE) -o $@ tests/bench.c $(LINK)
@@ -209,6 +220,6 @@ clean:
 always:
 
 .PHONY: help all cuda mpi data run test test-full test-long test-everywhere fuzz interop lab bench \
-	clean always
+	playground clean always
 
 include exercises/exercises.mk

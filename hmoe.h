@@ -650,7 +650,7 @@ enum { HMOE__MR = 6, HMOE__NR = 256 / sizeof(hmoe_real) };    /* 24 of 32 regist
 #elif defined(__AVX__) || defined(__aarch64__)
 enum { HMOE__MR = 6, HMOE__NR = 64 / sizeof(hmoe_real) };     /* AVX2: 12 of 16; NEON: 24 of 32 */
 #else
-enum { HMOE__MR = 6, HMOE__NR = 32 / sizeof(hmoe_real) };     /* 128 bits: 12 of 16 */
+enum { HMOE__MR = 2, HMOE__NR = 64 / sizeof(hmoe_real) };     /* 128 bits: 8 of 16 */
 #endif
 enum { HMOE__KC = 192,      /* so much of k at a time: the panel stays in the first cache */
        HMOE__ROWS = 1536 / sizeof(hmoe_real),   /* and so many rows that packing is worth it */
@@ -732,7 +732,7 @@ HMOE__INLINE void hmoe__store(hmoe_real *c, const hmoe_real *d, size_t c_row,
 HMOE__INLINE void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_row,
                              const hmoe_real *const *row, size_t a_k, const hmoe_real *panel, int m,
                              int n, int K, const int nr) {
-    hmoe_real sum[HMOE__MR][HMOE__NR];
+    hmoe_real sum[HMOE__MR][HMOE__NR], part[HMOE__MR][HMOE__NR];
     for (int i = 0; i < HMOE__MR; i++) {
         HMOE__SIMD
         for (int j = 0; j < nr; j++) sum[i][j] = 0;
@@ -747,7 +747,10 @@ HMOE__INLINE void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_row,
             for (int j = 0; j < nr; j++) sum[i][j] += a_ik * panel[k * nr + j];
         }
     if (m == HMOE__MR && n == nr) hmoe__store(c, d, c_row, sum, HMOE__MR, nr);
-    else hmoe__store(c, d, c_row, sum, m, n);
+    else {   /* a copy: clang keeps no array in registers of which any index varies */
+        for (int i = 0; i < HMOE__MR; i++) for (int j = 0; j < nr; j++) part[i][j] = sum[i][j];
+        hmoe__store(c, d, c_row, part, m, n);
+    }
 }
 
 /* The tile of rows i .. i+m-1 and columns j0 .. j0+n-1. block: their part of one, or NULL. */
@@ -859,13 +862,12 @@ static hmoe__product hmoe__product_of(const hmoe_linear *map, int form) {
 static void hmoe__multiply_list(const hmoe_linear *list, int n, int form) {
     hmoe__product product[HMOE_MAX_EXPERTS];
     double work = 0;
-    int parts;
     assert(n <= HMOE_MAX_EXPERTS);
     for (int i = 0; i < n; i++) {
         product[i] = hmoe__product_of(&list[i], form);
         work += (double)product[i].M * product[i].N * product[i].K;
     }
-    parts = work > 5e5 ? hmoe__threads() : 1;   /* for less, waking the threads costs more */
+    int parts = work > 5e5 ? hmoe__threads() : 1;   /* for less, waking the threads costs more */
     HMOE__PARALLEL_FOR(parts)
     for (int part = 0; part < parts; part++) {
         hmoe__part mine = hmoe__part_of(work, part, parts);
@@ -883,11 +885,9 @@ static void hmoe__multiply_list(const hmoe_linear *list, int n, int form) {
 static void hmoe__linear_forward(const hmoe_linear *list, int n) {
     hmoe__multiply_list(list, n, HMOE__FORWARD);
 }
-
 static void hmoe__linear_backward_input(const hmoe_linear *list, int n) {
     hmoe__multiply_list(list, n, HMOE__INPUT);
 }
-
 static void hmoe__linear_backward_weight(const hmoe_linear *list, int n) {
     hmoe__multiply_list(list, n, HMOE__WEIGHT);
 }
