@@ -41,7 +41,7 @@ help:
 	@echo 'make test-everywhere  on other machines, under qemu and wine; and what analysers say'
 	@echo 'make fuzz         look for files that break the readers: SECONDS=60, with clang'
 	@echo 'make lab          are the papers right at this scale? An hour; QUICK=1: two minutes'
-	@echo 'make playground  a page that trains in any browser: $(BUILD)/playground.html, with clang'
+	@echo 'make playground   a page that trains in any browser: $(BUILD)/playground.html, with clang'
 	@echo 'make interop      compare with numpy, safetensors and tokenizers, put under $(BUILD)/python'
 	@echo 'make bench        measure speed, a minute; PROFILE=1 adds where the time goes'
 	@echo 'make exercise-01  to 10: write a function of hmoe.h anew, and be told what is wrong with it'
