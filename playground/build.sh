@@ -3,7 +3,7 @@
 # file DIR/@NAME@ comes in: the worker, two WebAssembly modules (with vectors and without) and the
 # start of a text, all but the first in base64.
 dir=$1 text=$2 clang=${CLANG:-clang} here=$(dirname "$0")
-mkdir -p "$dir" || exit 1
+mkdir -p "$dir" && rm -f "$dir.html" || exit 1
 
 # module NAME FLAG...
 module() {

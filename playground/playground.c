@@ -45,7 +45,7 @@ static size_t to_tokens(unsigned char *bytes, size_t n) {
 static void choose_micro(const hmoe_config *c) {
     double widths = 0, share = c->routing == HMOE_TOP_K ? (double)c->K / c->E : c->top_p, flops;
     for (int e = 0; e < c->E; e++) widths += c->L * share * c->H[e];
-    flops = hmoe__training_flops(c, hmoe__activated_with(c, widths), c->T, c->T);
+    flops = 6.0 * c->T * (hmoe__activated_with(c, widths) + (double)c->L * c->C * (c->T + 1));
     for (micro = BATCH; micro > 1 && (BATCH % micro || micro * flops > SLICE);) micro--;
 }
 
