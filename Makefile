@@ -42,6 +42,7 @@ help:
 	@echo 'make fuzz         look for files that break the readers: SECONDS=60, with clang'
 	@echo 'make lab          are the papers right at this scale? An hour; QUICK=1: two minutes'
 	@echo 'make playground   a page that trains in any browser: $(BUILD)/playground.html, with clang'
+	@echo 'make scale        what 1 to 1,024 processes would send, and how long that would take'
 	@echo 'make interop      compare with numpy, safetensors and tokenizers, put under $(BUILD)/python'
 	@echo 'make bench        measure speed, a minute; PROFILE=1 adds where the time goes'
 	@echo 'make exercise-01  to 10: write a function of hmoe.h anew, and be told what is wrong with it'
@@ -158,8 +159,8 @@ test-full: all
 	@$(MAKE) --no-print-directory playground || echo 'no playground: its test is skipped'
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) \
 		tests/test_options.py tests/test_crashes.py PYTHON=$(PYTHON) tests/interop.py \
-		tests/test_page.py tests/test_lab.py tests/test_playground.py PYTHON=python3 \
-		tests/test_mpi.sh tests/test_exercises.py tests/test_tour.py \
+		tests/test_page.py tests/test_lab.py tests/test_playground.py tests/test_scale.py \
+		PYTHON=python3 tests/test_mpi.sh tests/test_exercises.py tests/test_tour.py \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
 		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/test_programs.sh tests/test_options.py \
 		tests/test_cuda_programs.sh tests/cuda_static.py FULL=1 tests/test_cuda.sh \
@@ -192,6 +193,10 @@ lab: $(PROGRAMS) $(if $(DATA),,data)
 	@$(PYTHON_NEEDED)
 	@BIN=$(BIN) QUICK=$(QUICK) DATA='$(DATA)' $(PYTHON) lab/lab.py
 
+scale: $(PROGRAMS) data
+	@$(PYTHON_NEEDED)
+	@BIN=$(BIN) BUILD=$(BUILD) DATA='$(DATA)' $(PYTHON) scale/scale.py $(ARGS)
+
 # A page of `generate --page`, as the README shows it.
 docs/router.png: $(PROGRAMS) lab/page.html
 	@$(PYTHON_NEEDED)
@@ -220,6 +225,6 @@ clean:
 always:
 
 .PHONY: help all cuda mpi data run test test-full test-long test-everywhere fuzz interop lab bench \
-	playground clean always
+	playground scale clean always
 
 include exercises/exercises.mk

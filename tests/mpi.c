@@ -401,12 +401,51 @@ static void what_travels(void) {
     unmake(&p);
 }
 
+/* `counts SIZES D PLACEMENT`: one step, and what test_scale.py predicts of it: of each process the
+   rows it has for each expert, and what hmoe_parallel counted. */
+static void print_counts(const char *sizes, int D, hmoe_placement placement) {
+    hmoe_config c = config_of(sizes, 8, HMOE_TOP_P);
+    hmoe_adamw adamw = hmoe_default_adamw();
+    both p;
+    CHECK_INT(hmoe_expert_sizes(c.H, 8, 8 * 344, sizes, NULL), HMOE_OK);
+    c.C = 64, c.T = 24;              /* a layer's experts are more than a HMOE__PIECE */
+    make(&p, &c, 4, D, placement);
+    check_ok(&p, forward_part(&p, HMOE_TRAIN, 4), &p.part);
+    memset(p.parallel.messages, 0, sizeof p.parallel.messages);
+    memset(p.parallel.bytes, 0, sizeof p.parallel.bytes);
+    check_ok(&p, forward_part(&p, HMOE_TRAIN, 4), &p.part);
+    check_ok(&p, hmoe_backward(&p.part, 1), &p.part);
+    check_ok(&p, hmoe_update(&p.part, &adamw), &p.part);
+    for (int r = 0; r < ranks; r++) {                      /* one after another */
+        MPI_Barrier(MPI_COMM_WORLD);
+        if (r != rank) continue;
+        printf("model %d %d %d %d", c.V, c.C, c.L, c.T);
+        for (int e = 0; e < 8; e++) printf(" %d", c.H[e]);
+        for (int l = 0; l < c.L; l++) {
+            const int *start = p.part.layers[l].routes.expert_start;
+            printf("\nroutes %d %d", rank, l);
+            for (int e = 0; e < 8; e++) printf(" %d", start[e + 1] - start[e]);
+        }
+        for (int kind = 0; kind < HMOE_FILES; kind++)
+            printf("\ncounted %d %d %.0f %.0f", rank, kind, p.parallel.messages[kind],
+                   p.parallel.bytes[kind]);
+        putchar('\n');
+        fflush(stdout);
+    }
+    unmake(&p);
+}
+
 int main(int argc, char **argv) {
     int bad, all;
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &ranks);
     threads(TEST_THREADS);
+    if (argc == 5 && !strcmp(argv[1], "counts")) {
+        print_counts(argv[2], atoi(argv[3]), (hmoe_placement)atoi(argv[4]));
+        MPI_Finalize();
+        return test_failed;
+    }
     TEST(arithmetic_top_k);
     TEST(arithmetic_top_p);
     TEST(modse);
