@@ -374,6 +374,10 @@ def check_failures(browser, work):
 
     bad("short text", [file("a.txt", b"short")], "needs at least 1,000")
     bad("long text", [file("a.txt", b"x" * 5000001)], "may have 5,000,000")
+    bad("not a text", [file("a.png", bytes(2000))], "is no text")
+    page.evaluate("scrollTo(0, 1e6)")
+    same("said where one looks", visitor.js(
+        "document.getElementById('says').getBoundingClientRect().top >= 0"), True)
     bad("cut zip", [file("a.zip", b"PK\x03\x04" + bytes(99))], "cut off")
     whole = open(os.path.join(work, "page.zip"), "rb").read()
     bad("damaged zip", [file("a.zip", whole[:9999] + b"!" + whole[10000:])], "is damaged")
