@@ -293,7 +293,8 @@ def main():
     set_ = ask.parse_args()
     for name, value in vars(set_).items():
         if value is not None and not 0 <= value < np.inf or value == 0 and name != "latency":
-            ask.error("--%s %g: must be positive (a latency: or 0)" % (name.replace("_", "-"), value))
+            ask.error("--%s %g: must be above 0 (latency: or 0)" % (
+                name.replace("_", "-"), value))
     os.makedirs(OUT, exist_ok=True)
     found = {name: trained(name, int(set_.steps)) for name in TOYS}
     toy = SHAPES[0]

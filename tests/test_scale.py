@@ -130,7 +130,7 @@ def whole():
     with open(os.path.join(here, "scale.svg"), encoding="utf-8") as picture:
         check("a picture", "</svg>" in picture.read())
     bad = run(sys.executable, "scale/scale.py", "--bandwidth", "0")
-    check("no bandwidth", bad.returncode == 2 and "--bandwidth 0: must be" in bad.stderr, bad)
+    check("no bandwidth", bad.returncode == 2 and "--bandwidth 0: must be above" in bad.stderr, bad)
 
 
 def by_hand():
