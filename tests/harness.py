@@ -15,6 +15,10 @@ def check(name, right, seen=""):
     return right
 
 
+def same(name, seen, wanted):
+    check(name, seen == wanted, "saw %.300r, not %.300r" % (seen, wanted))
+
+
 def done(name):
     """Ends the test; before any check: it was skipped."""
     print("%s: %d passed, %d failed" % (name, passed, failed))

@@ -14,6 +14,7 @@ import tempfile
 import time
 import xml.dom.minidom
 
+import browser
 from harness import check, done
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
@@ -322,23 +323,15 @@ def page(results):
                 lab.SCALE["seeds"][lab.VARIANTS[n]["many"]] for n in names) in file.read())
 
 
-# Contrast as WCAG defines it: of all text on the paper, in pictures too; maps have their own ink.
-LOOK = """() => {
-  const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const light = colour => {
-    pen.fillStyle = colour, pen.fillRect(0, 0, 1, 1);
-    const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map(x => x / 255).map(
-      x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
-    return .2126 * r + .7152 * g + .0722 * b;
-  };
+# Contrast of all text on the paper, in pictures too; maps have their own ink.
+LOOK = "() => {" + browser.COLOURS + """
   const paper = light(getComputedStyle(document.body).backgroundColor);
-  const contrast = c => (Math.max(c, paper) + .05) / (Math.min(c, paper) + .05);
   return {
     dark: paper < .2, wide: document.documentElement.scrollWidth - innerWidth,
     drawn: [...document.querySelectorAll("section svg")].map(s => s.getBoundingClientRect()).filter(
       r => r.width > 200 && r.height > 80).length,
     weak: [...document.querySelectorAll("h1, h2, p, a, td, th, small, figcaption, svg text")]
-      .map(e => [contrast(light(getComputedStyle(e)[e.closest("svg") ? "fill" : "color"])),
+      .map(e => [ratio(paper, light(getComputedStyle(e)[e.closest("svg") ? "fill" : "color"])),
                  e.outerHTML.slice(0, 80), getComputedStyle(e).fill])
       .filter(([c, html, fill]) => c < 4.5 && !/rgb\\((255, 255, 255|28, 39, 51)\\)/.test(fill)) };
 }"""
@@ -346,21 +339,15 @@ LOOK = """() => {
 
 def looks():
     """The report in a browser: light, dark, on a phone; nothing is asked for, nothing complains."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        chromium = None
-    if not chromium:
-        return print("no playwright or no Chromium here: how the report looks is skipped")
+    if browser.MISSING:
+        return print("no %s here: how the report looks is skipped" % browser.MISSING)
     address = "file://" + os.path.join(here, "report.html")
     with open(os.path.join(here, "report.html"), encoding="utf-8") as file:
         figures = file.read().count("<svg")
-    with sync_playwright() as play:
-        root = hasattr(os, "getuid") and os.getuid() == 0
-        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"] * root)
+    with browser.sync_playwright() as play:
+        chromium = browser.launch(play)
         for scheme, width in (("light", 1280), ("dark", 1280), ("light", 360), ("dark", 360)):
-            window = browser.new_page(viewport=dict(width=width, height=800), color_scheme=scheme)
+            window = chromium.new_page(viewport=dict(width=width, height=800), color_scheme=scheme)
             heard = []
             window.on("console", lambda m: heard.append(m.text))
             window.on("pageerror", lambda e: heard.append(str(e)))
@@ -377,7 +364,7 @@ def looks():
                 "document.querySelector(location.hash)?.getBoundingClientRect().top")
             check(name + "a link leads to its answer", top is not None and abs(top) < 5, top)
             window.close()
-        browser.close()
+        chromium.close()
 
 
 def refuses():

@@ -21,22 +21,11 @@ import tempfile
 import time
 import unicodedata
 
-from harness import check, done
+from browser import COLOURS, MISSING, launch, skip, sync_playwright
+from harness import check, done, same
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
-
-
-def skip(why):
-    print("no %s here: skipped" % why)
-    done("test_page")
-
-
-try:
-    from playwright.sync_api import sync_playwright
-except ImportError:
-    skip("playwright")
-if not BROWSER:
-    skip("Chromium")
+if MISSING:
+    skip("test_page", MISSING)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BIN = os.path.abspath(os.environ.get("BIN") or ".")
@@ -52,10 +41,6 @@ NASTY = (b"</script><!--<script>alert(1)</script>&lt;\"'`${1}\\ @DATA@\n"
          + "é€😀ß中 \u202eabc\u202c e\u0301\u200b\ufeff\u2028\u00a0\u0085 ".encode()
          + "\u05e9\u05dc\u05d5\u05dd\r\n\ttab  two\n\n".encode()
          + b"\xe2\x82 cut \xe2\x82\xac\nthe end \xf0\x9f\x98\x80")
-
-
-def same(name, seen, wanted):
-    check(name, seen == wanted, "saw %.300r, not %.300r" % (seen, wanted))
 
 
 # --- what the page should show, from the text and the CSV -----------------------------------------
@@ -439,18 +424,8 @@ def check_mouse(reader, routes):
             ([b["label"] for b in strip], shares))
 
 
-# Contrast as WCAG defines it, between an element's colour and what lies behind it.
-CONTRAST = """() => {
-  const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const light = colour => {
-    pen.clearRect(0, 0, 1, 1), pen.fillStyle = colour, pen.fillRect(0, 0, 1, 1);
-    const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map(x => x / 255).map(
-      x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
-    return .2126 * r + .7152 * g + .0722 * b;
-  };
-  const ratio = (a, b) => (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-  const behind = e => getComputedStyle(e).backgroundColor === "rgba(0, 0, 0, 0)" && e.parentNode !==
-    document ? behind(e.parentNode) : getComputedStyle(e).backgroundColor;
+# Contrast between an element's colour and what lies behind it.
+CONTRAST = "() => {" + COLOURS + """
   const text = e => ratio(light(getComputedStyle(e).color), light(behind(e)));
   const shades = [...document.querySelectorAll("#steps i")];
   return { shades: shades.map(e => light(behind(e))), on: shades.map(text),
@@ -590,8 +565,7 @@ def take_picture(browser, out, path):
 
 def main():
     with sync_playwright() as play:
-        flags = ["--no-sandbox"] if hasattr(os, "getuid") and os.getuid() == 0 else []
-        browser = play.chromium.launch(executable_path=BROWSER, args=flags)
+        browser = launch(play)
         if sys.argv[1:2] == ["--picture"]:
             return take_picture(browser, *sys.argv[2:])
         work = tempfile.mkdtemp(prefix="hmoe-page-")

@@ -19,40 +19,26 @@ import tempfile
 import time
 import zipfile
 
-from harness import check, done
+from browser import COLOURS, MISSING, launch, skip, sync_playwright
+from harness import check, done, same
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 HERE = os.path.dirname(os.path.abspath(__file__))
 BIN = os.path.abspath(os.environ.get("BIN") or ".")
 PAGE = os.path.abspath(os.path.join(os.environ.get("BUILD") or "build", "playground.html"))
 TINY = os.path.join(HERE, "..", "tinyshakespeare", "input.txt")
 
-
-def skip(why):
-    print("no %s here: skipped" % why)
-    done("test_playground")
-
-
-try:
-    from playwright.sync_api import sync_playwright
-except ImportError:
-    skip("playwright")
-if not BROWSER:
-    skip("Chromium")
+if MISSING:
+    skip("test_playground", MISSING)
 if not os.path.exists(PAGE):
     if os.path.exists(PAGE.replace(".html", "/probe.wasm")):   # what builds it is there
         check("make playground", False)
         done("test_playground")
-    skip("playground.html (make playground)")
+    skip("test_playground", "playground.html (make playground)")
 
 
 def near(name, seen, wanted, allowed):
     check(name, seen is not None and abs(seen - wanted) <= allowed,
           "saw %r, not %r within %g" % (seen, wanted, allowed))
-
-
-def same(name, seen, wanted):
-    check(name, seen == wanted, "saw %.300r, not %.300r" % (seen, wanted))
 
 
 class Visitor:
@@ -419,20 +405,10 @@ def check_failures(browser, work):
     near("without vectors: the same", losses[1][2], losses[0][2], 4e-3)
 
 
-CONTRAST = """() => {
-  const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const light = colour => {
-    pen.clearRect(0, 0, 1, 1), pen.fillStyle = colour, pen.fillRect(0, 0, 1, 1);
-    const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map(x => x / 255).map(
-      x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
-    return .2126 * r + .7152 * g + .0722 * b;
-  };
-  const behind = e => getComputedStyle(e).backgroundColor === "rgba(0, 0, 0, 0)" && e.parentNode !==
-    document ? behind(e.parentNode) : getComputedStyle(e).backgroundColor;
+CONTRAST = "() => {" + COLOURS + """
   return [...document.querySelectorAll("h1, h2, h3, p, b, small, button, dt, dd, label, th, pre," +
-    ".sizes i")].filter(e => e.textContent && !e.disabled).map(e => { const a = light(behind(e)),
-    b = light(getComputedStyle(e).color);
-    return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.outerHTML.slice(0, 60)]; })
+    ".sizes i")].filter(e => e.textContent && !e.disabled).map(
+      e => [ratio(light(behind(e)), light(getComputedStyle(e).color)), e.outerHTML.slice(0, 60)])
     .filter(([contrast]) => contrast < 4.5); }"""
 
 
@@ -500,8 +476,7 @@ def show_figures(browser):
 
 def main():
     with sync_playwright() as play:
-        flags = ["--no-sandbox"] if hasattr(os, "getuid") and os.getuid() == 0 else []
-        browser = play.chromium.launch(executable_path=BROWSER, args=flags)
+        browser = launch(play)
         if sys.argv[1:2] == ["--picture"]:
             return take_picture(browser, sys.argv[2])
         if sys.argv[1:2] == ["--figures"]:
