@@ -197,14 +197,15 @@ static void hmoe__peers_sum(hmoe_model *m, double *x, int n) {
     hmoe__sum(hmoe__parallel(m), HMOE_ALL, x, (size_t)n, sizeof *x, HMOE_SUMS);
 }
 
+static void hmoe__send(hmoe_parallel *p, int to, const void *bytes, size_t n) {
+    p->wire->send(p->wire, to, bytes, n);
+    hmoe__count(p, HMOE_FILES, (double)n);
+}
+
 static void hmoe__pass_on(hmoe_parallel *p, int from, void *bytes, size_t n) {
     const hmoe_wire *w = p->wire;
     if (w->rank != from) { w->receive(w, from, bytes, n); return; }
-    for (int r = 0; r < w->size; r++) {
-        if (r == from) continue;
-        w->send(w, r, bytes, n);
-        hmoe__count(p, HMOE_FILES, (double)n);
-    }
+    for (int r = 0; r < w->size; r++) if (r != from) hmoe__send(p, r, bytes, n);
 }
 
 void hmoe_share(hmoe_parallel *p, void *bytes, size_t n) { hmoe__pass_on(p, 0, bytes, n); }
@@ -385,28 +386,19 @@ static void hmoe__rows_to_senders(hmoe_model *m, const hmoe__crossing *cross, hm
     hmoe__move_rows(m->buffers->rows, received, p->row, rows, C, 1);
 }
 
-/* The products of the experts here, as in hmoe.h: x (or y) is read row by row as at[] says. */
-static void hmoe__my_up_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly,
-                             const hmoe__crossing *cross, hmoe_real *params, hmoe_real *x,
-                             const int *at) {
+/* The products of the experts here: of hmoe.h's list those members, on the rows that came. x (up)
+   or y (down) is read row by row as at[] says. */
+static void hmoe__my_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly,
+                          const hmoe__crossing *cross, int up, hmoe_real *params, hmoe_real *x,
+                          hmoe_real *y, const int *at) {
     hmoe_parallel *p = hmoe__parallel(m);
-    int C = m->config.C;
+    hmoe_linear all[HMOE_MAX_EXPERTS];
+    hmoe__expert_list(all, m, ly, up, params, x, y, at);
     for (int i = 0; i < p->mine; i++) {
-        hmoe_linear up = { x, params + ly->w13[p->expert[i]], cross->u, cross->start + i,
-                           C, 2 * p->H[i], C, 2 * p->ldh, NULL, at, NULL };
-        list[i] = up;
-    }
-}
-
-static void hmoe__my_down_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly,
-                               const hmoe__crossing *cross, hmoe_real *params, hmoe_real *h,
-                               hmoe_real *y, const int *at) {
-    hmoe_parallel *p = hmoe__parallel(m);
-    int C = m->config.C;
-    for (int i = 0; i < p->mine; i++) {
-        hmoe_linear down = { h, params + ly->w2[p->expert[i]], y, cross->start + i,
-                             p->H[i], C, p->ldh, C, NULL, NULL, at };
-        list[i] = down;
+        list[i] = all[p->expert[i]];
+        list[i].rows = cross->start + i;
+        if (up) list[i].ldy = 2 * p->ldh;
+        else list[i].ldx = p->ldh;
     }
 }
 
@@ -435,9 +427,9 @@ static void hmoe__peers_forward(hmoe_model *m, int l) {
                (size_t)C * sizeof *p->sent);
     hmoe__rows_to_experts(p, cross->x, C);
     routes = hmoe__my_routes(p, cross);
-    hmoe__my_up_list(list, m, ly, cross, m->params, cross->x, cross->at);
+    hmoe__my_list(list, m, ly, cross, 1, m->params, cross->x, cross->u, cross->at);
     s->up_forward(p->h, list, &routes, p->H, p->mine, p->ldh);
-    hmoe__my_down_list(list, m, ly, cross, m->params, p->h, p->gave, NULL);
+    hmoe__my_list(list, m, ly, cross, 0, m->params, p->h, p->gave, NULL);
     s->linear_forward(list, p->mine);
     hmoe__rows_to_senders(m, cross, cross->y, rows);
 }
@@ -474,14 +466,14 @@ static void hmoe__peers_backward(hmoe_model *m, int l, const hmoe_real *dy) {
     hmoe__plan(p, cross, ly->routes.expert_start, E, 0);
     hmoe__send_dy(m, ly, cross, dy, rows);
     hmoe__rows_to_experts(p, p->came, C);
-    hmoe__my_down_list(list, m, ly, cross, m->params, p->dh, p->came, cross->at);
+    hmoe__my_list(list, m, ly, cross, 0, m->params, p->dh, p->came, cross->at);
     s->linear_backward_input(list, p->mine);               /* dh = g dy W2 */
     s->swiglu_backward(cross->u, p->h, p->dg, p->dh, &routes, p->H, p->mine, p->ldh);
-    hmoe__my_down_list(list, m, ly, cross, m->grads, p->h, p->came, cross->at);
+    hmoe__my_list(list, m, ly, cross, 0, m->grads, p->h, p->came, cross->at);
     s->linear_backward_weight(list, p->mine);              /* dW2 += (g dy)^T h */
-    hmoe__my_up_list(list, m, ly, cross, m->grads, cross->x, cross->at);
+    hmoe__my_list(list, m, ly, cross, 1, m->grads, cross->x, cross->u, cross->at);
     s->linear_backward_weight(list, p->mine);              /* dW13 += du^T n */
-    hmoe__my_up_list(list, m, ly, cross, m->params, p->gave, NULL);
+    hmoe__my_list(list, m, ly, cross, 1, m->params, p->gave, cross->u, NULL);
     s->linear_backward_input(list, p->mine);               /* dn of each row = du W13 */
     hmoe__rows_to_senders(m, cross, p->sent, rows);
 }
@@ -519,11 +511,6 @@ typedef struct hmoe__order {
 static hmoe_real *hmoe__saved(hmoe_model *m, uint64_t saved, uint64_t at) {
     const hmoe_tensor *t = &m->tensors[saved % m->tensor_count];
     return hmoe__saved_array(m, saved / m->tensor_count) + t->offset + at;
-}
-
-static void hmoe__send(hmoe_parallel *p, int to, const void *bytes, size_t n) {
-    p->wire->send(p->wire, to, bytes, n);
-    hmoe__count(p, HMOE_FILES, (double)n);
 }
 
 static void hmoe__peers_fetch(hmoe_model *m, hmoe_real *host, size_t saved, size_t at, size_t n) {
