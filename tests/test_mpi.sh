@@ -84,11 +84,14 @@ no_place() {
         rm -r full/training.safetensors.tmp && run 2 $train --out full --resume --steps 12
 }
 
+await() {         # await FILE: the run $whole makes it; not 0 where the run ends without it
+    while [ ! -e "$1" ]; do kill -0 $whole 2>/dev/null || return 1; sleep 0.1; done
+}
 killed() {        # killed N WHICH: one of N processes, in the middle of a run; it is resumed by one
     rm -rf k
     run "$1" $train --out k --steps 100000000 --save-every 5 --warmup 1000 >/dev/null 2>&1 &
     whole=$!
-    while [ ! -e k/config.json ]; do sleep 0.1; done
+    await k/config.json || return 1
     kill -9 "$(pgrep -f "^$here/train_$mpi.*--steps 100000000" | sed -n "$2p")"
     if wait $whole; then echo 'mpirun ended well'; return 1; fi
     run 1 $train --out k --resume --steps 1 && [ -s k/best/model.safetensors ]
@@ -97,7 +100,7 @@ interrupted() {   # one of them is asked to stop: all do, and say how to go on
     rm -rf i
     run 4 $train --out i --steps 100000000 --warmup 1000 >i.out 2>&1 &
     whole=$!
-    while [ ! -e i/log.csv.new ]; do sleep 0.1; done
+    await i/log.csv || return 1
     sleep 1
     kill -TERM "$(pgrep -f "^$here/train_$mpi.*--steps 100000000" | sed -n 3p)"
     wait $whole && tail -n 1 i.out && tail -n 1 i.out | grep -q 'go on: mpirun -n 4 .*--resume' &&
