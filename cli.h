@@ -351,7 +351,11 @@ static inline int cli_parse(int argc, char **argv, cli_option *options, int n, c
     while ((c = getopt_long(argc, argv, letters, names, NULL)) != -1) {
         cli_option *o = options;
         int known = c == ':' || c == '?' ? optopt : c;
-        if (c == 256 + n) cli_help(usage, options, n), exit(0);
+        if (c == 256 + n) {
+            cli_help(usage, options, n);
+            if (cli_at_failure) cli_at_failure(0, "");   /* the others may not have been asked */
+            exit(0);
+        }
         while (o < options + n && known != 256 + (o - options) && known != o->name[1]) o++;
         if (c == '?' && known && known < 256)   /* a byte above 127 is negative */
             cli_fail(2, "-%c: no such option here (--help lists them)", known);

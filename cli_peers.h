@@ -51,11 +51,11 @@ static void cli_end_all(int status, const char *text) {
     MPI_Request all;
     double began = MPI_Wtime();
     int here = 0;
-    if (cli_rank == 0) fprintf(stderr, "%s: %s\n", cli_program, text);
+    if (cli_rank == 0 && *text) fprintf(stderr, "%s: %s\n", cli_program, text);
     MPI_Ibarrier(cli_end, &all);
     while (!here && MPI_Wtime() < began + 1) MPI_Test(&all, &here, MPI_STATUS_IGNORE);
     if (here) exit(status);
-    if (cli_rank > 0) fprintf(stderr, "%s: process %d: %s\n", cli_program, cli_rank, text);
+    if (cli_rank > 0 && *text) fprintf(stderr, "%s: process %d: %s\n", cli_program, cli_rank, text);
     MPI_Abort(MPI_COMM_WORLD, status);
 }
 
@@ -63,7 +63,8 @@ static void cli_finalize(void) { MPI_Finalize(); }
 
 static inline void cli_begin(const char *program, int *argc, char ***argv) {
     cli_program = program;
-    MPI_Init(argc, argv);
+    int threads;
+    MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &threads);   /* OpenMP's never call MPI */
     atexit(cli_finalize);
     MPI_Comm_rank(MPI_COMM_WORLD, &cli_rank);
     MPI_Comm_size(MPI_COMM_WORLD, &cli_ranks);
@@ -87,6 +88,7 @@ static inline void cli_same_options(const cli_option *options, int n) {
         memset(mine, 0, sizeof mine);
         if (o->kind == CLI_TEXT) snprintf(mine, sizeof mine, "%s", *(const char **)o->value);
         else cli_get(mine, sizeof mine, o, o->value);
+        if (!o->given && strlen(mine) < 900) strcat(mine, " by default");   /* may mean another */
         memcpy(first, mine, sizeof mine);
         MPI_Bcast(first, sizeof first, MPI_CHAR, 0, MPI_COMM_WORLD);
         if (strcmp(mine, first) && strcmp(o->name, "--threads")) other = cli_rank;

@@ -224,6 +224,7 @@ static hmoe_status hmoe__peers_agree(hmoe_model *m, hmoe_status status, int N) {
     }
     if (tokens > INT_MAX)
         return HMOE__BAD(m->message, "%.0f tokens in all processes: at most %d", tokens, INT_MAX);
+    if (tokens == 0) return HMOE_OK;   /* a pass that waits for its backward keeps its own */
     m->all_tokens = (int)tokens, m->first_token = 0;
     for (int r = 0; r < p->wire->rank; r++) m->first_token += all[2 * r + 1];
     return HMOE_OK;
@@ -261,9 +262,8 @@ static hmoe_status hmoe__place_here(hmoe_model *m) {
     hmoe_parallel *p = hmoe__parallel(m);
     const hmoe_config *c = &m->config;
     int D = p->wire->expert_ranks, me = hmoe__rank_in(p, HMOE_GROUP), n = 0;
-    for (int e = 0; D == 1 && e < c->E; e++) p->device[e] = 0;
-    if (D > 1)
-        HMOE__TRY(hmoe_place_experts(p->device, c->H, c->E, D, p->placement, m->message));
+    hmoe_placement how = D == 1 && p->placement == HMOE_PAIRS ? HMOE_CONTIGUOUS : p->placement;
+    HMOE__TRY(hmoe_place_experts(p->device, c->H, c->E, D, how, m->message));   /* alone: any E */
     p->mine = p->ldh = 0;
     for (int d = 0; d < D; d++) {
         p->first[d] = n;
@@ -554,8 +554,6 @@ static void hmoe__serve(hmoe_model *m) {
 /* The first one works, the others serve; then all have its configuration, and its run's state. */
 static hmoe_status hmoe__peers_lead(hmoe_model *m, hmoe_work work, const char *dir, int training) {
     hmoe_parallel *p = hmoe__parallel(m);
-    struct { hmoe_config config; uint64_t seed; int64_t step, tokens; double flops, seconds,
-             best_val_loss; int optimizer; } s;
     hmoe__order done = { HMOE__DONE, 0, 0, 0 };
     hmoe_status status = HMOE_OK;
     if (m->params) HMOE__TRY(hmoe__check_copies(m));
@@ -565,14 +563,9 @@ static hmoe_status hmoe__peers_lead(hmoe_model *m, hmoe_work work, const char *d
         for (int r = 1; r < p->wire->size; r++) hmoe__send(p, r, &done, sizeof done);
     }
     HMOE__TRY(hmoe__peers_agree(m, status, 0));
-    memset(&s, 0, sizeof s);
-    s.config = m->config, s.seed = m->seed, s.step = m->step, s.tokens = m->tokens;
-    s.flops = m->flops, s.seconds = m->seconds, s.best_val_loss = m->best_val_loss;
-    s.optimizer = m->optimizer;
-    hmoe_share(p, &s, sizeof s);
-    m->config = s.config, m->seed = s.seed, m->step = s.step, m->tokens = s.tokens;
-    m->flops = s.flops, m->seconds = s.seconds, m->best_val_loss = s.best_val_loss;
-    m->optimizer = s.optimizer;
+    hmoe_share(p, &m->config, sizeof m->config);
+    hmoe_share(p, (char *)m + offsetof(hmoe_model, seed),   /* the state of a run lies together */
+               offsetof(hmoe_model, max_tokens) - offsetof(hmoe_model, seed));
     return HMOE_OK;
 }
 

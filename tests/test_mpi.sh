@@ -35,6 +35,7 @@ gives() {         # gives STATUS LINE COMMAND...: the trainer says one line, onc
     [ "$got" -eq "$status" ] && [ "$(grep -c '^train_tiny: ' "$here/stderr")" -eq 1 ] &&
         grep -q -e "^train_tiny: .*$line" "$here/stderr"
 }
+help_to_one() { run 1 $train --help : -n 1 $train --out e | grep -q -e --expert-ranks; }
 build() {         # build PROGRAM SOURCE FLAGS...: with every warning an error
     program=$1 source=$2; shift 2
     "mpicc.$mpi" -std=c99 -O2 -ffp-contract=fast -fno-math-errno -fopenmp -I"$root" -Wall -Wextra \
@@ -68,8 +69,11 @@ failures() {
             run $n $train --out e --lr 1e30 --clip 0 --warmup 0
         check "no room" gives 1 'out of memory' run $n $train --out e --width 65536 --hidden 100000
     done
-    check "unequal options" gives 2 '--lr: process 0 has 0.002 and process 1 0.003' \
+    check "unequal options" gives 2 '--lr: process 0 has 0.002 by default and process 1 0.003' \
         run 1 $train --out e : -n 1 $train --out e --lr 0.003
+    check "a default against the same value" gives 2 '--k: process 0 has 2 by default' \
+        run 1 $train --out e : -n 1 $train --out e --k 2
+    check "help to one: no hang" help_to_one
     [ "$(id -u)" -eq 0 ] || { mkdir e2; chmod 555 e2
         check "a directory of others" gives 1 'cannot write' run 2 $train --out e2; }
 }
