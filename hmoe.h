@@ -179,11 +179,12 @@ hmoe_config hmoe_default_config(void);
    Widths are multiples of 8 where the total allows it. */
 hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strategy, char *message);
 
+typedef enum hmoe_placement { HMOE_PAIRS, HMOE_CONTIGUOUS, HMOE_GIVEN } hmoe_placement;
+
 /* Places E experts on D devices: device[e] receives 0 .. D-1. HMOE_PAIRS (MoDSE section 3.2, HMoE
    appendix D): the widest with the narrowest, the next with the next, and so on; whole pairs to a
    device, so that E must be a multiple of 2 D. HMOE_CONTIGUOUS: E / D neighbours each. HMOE_GIVEN:
    as device[] has it already, which is only checked. */
-typedef enum hmoe_placement { HMOE_PAIRS, HMOE_CONTIGUOUS, HMOE_GIVEN } hmoe_placement;
 hmoe_status hmoe_place_experts(int *device, const int *H, int E, int D, hmoe_placement placement,
                                char *message);
 
@@ -934,12 +935,11 @@ static void hmoe__rmsnorm_forward(hmoe_real *y, hmoe_real *rrms, const hmoe_real
 
 /* With the normalised row n = x / rms(x):
      dx += (w dy - n mean(w dy n)) / rms(x)     the mean is what moving x does to its own rms
-     dw += sum over t of dy n
-   dy is used up: the sum is made in blocks of 32 tokens, each in the row of its first, so that its
-   order does not depend on the threads. */
+     dw += sum over t of dy n                    dy may be used up */
 static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
                                    const hmoe_real *x, const hmoe_real *w, const hmoe_real *rrms,
                                    int N, int C) {
+    /* dw: in blocks of 32 tokens, each in dy's row of its first; so threads change no order */
     HMOE__PARALLEL_FOR(N)
     for (int block = 0; block < N; block += 32)
         for (int t = block; t < N && t < block + 32; t++) {

@@ -53,6 +53,33 @@ def without_comments(text):
                   lambda m: re.sub(r"[^\n]", " ", m.group()), text, flags=re.S)
 
 
+def code(text):
+    """What is left of it without comments and white space."""
+    return "".join(without_comments(text).split())
+
+
+def unbalanced(text):
+    """What to say of a brace without a partner, "" where each has one. Which { of several lacks
+    its }, only the indentation can tell: the first whose } stands further to the left."""
+    waiting, suspect, parentheses, indent = [], "", 0, 0    # waiting: (line, indent) of each {
+    for number, line in enumerate(without_comments(text).splitlines(), 1):
+        here = len(line) - len(line.lstrip())
+        indent = indent if parentheses else here     # where the statement begins
+        for at, char in enumerate(line):
+            parentheses = 0 if char in "{}" else parentheses + {"(": 1, ")": -1}.get(char, 0)
+            if char == "{":
+                waiting.append((number, indent))
+            elif char == "}":
+                if not waiting:
+                    return "the } in line %d has no {: one too many, or a { is missing" % number
+                if at == here < waiting[-1][1] and not suspect:
+                    suspect = "line %d, before line %d" % (waiting[-1][0], number)
+                waiting.pop()
+    if not waiting:
+        return ""
+    return "a } is missing: for the { in " + (suspect or "line %d" % waiting[-1][0])
+
+
 class Function:
     """A function of this name in a text: where it stands, what declares it, and its comment."""
 
@@ -152,13 +179,11 @@ class Exercise:
         return text
 
     def missing(self, mine):
-        """The names of functions that are not written yet. None: the file is as it was."""
-        if mine == self.hole():
-            return None
+        """The names of functions that are not written yet; comments are no lines."""
         hole, missing = self.hole(), []
         for f in self.functions:
             at = find(mine, f.name)
-            if not at or not at.defined or at.body == Function(hole, f.name).body:
+            if not at or not at.defined or code(at.body) == code(Function(hole, f.name).body):
                 missing.append(f.name)
         return missing
 
@@ -267,7 +292,7 @@ def check(exercise, path, quick=False):
         return "part", ("%s: %s has no function %s: its first line must be as it was made. Without "
                         "the file, `make exercise-%s` makes it anew." % (
                             name, shown, " or ".join(lost), exercise.name[:2]))
-    if missing is None or len(missing) == len(exercise.functions):
+    if len(missing) == len(exercise.functions):
         return "untouched", ("%s: nothing is written in %s yet.\nRead %s, put the body of %s "
                              "there, and say `make exercise-%s` again." % (
                                  name, shown, os.path.relpath(exercise.path) + "/README.md",
@@ -285,7 +310,8 @@ def check(exercise, path, quick=False):
                      % ", ".join(missing))
         if how not in ("ok", "part") and warnings:
             text += "\nThe compiler had warned:\n" + first_lines("\n".join(warnings), 8)
-        return how, "%s: %s\n\n%s" % (name, "passed" if how == "ok" else "not yet", text)
+        return how, "%s: %s\n\n%s" % (name, "passed" if how == "ok" else "not yet",
+                                        text.lstrip("\n"))
     except DoesNotCompile as problem:
         return "compile", "%s: %s does not compile:\n\n%s" % (name, shown, problem)
     finally:
@@ -312,9 +338,27 @@ def build(exercise, path, missing, here):
         raise DoesNotCompile("the compiler took more than three minutes")
     shown = os.path.relpath(path)
     said = re.sub(r"\byour_(hmoe_|my_)", r"\1", said).replace(os.path.abspath(path), shown)
+    about = about_file(said, shown)
     if status or why:
-        raise DoesNotCompile(first_lines(said, 25))
-    return [line for line in said.splitlines() if line.startswith(shown)]
+        brace = unbalanced(read(path))
+        hint = ("%s: %s.\n\n" % (shown, brace) if brace else "" if about else
+                "The compiler noticed it only behind the end of the file: what is not finished "
+                "there?\n\n")
+        raise DoesNotCompile((hint + first_lines(about if about or brace else said, 25)).rstrip())
+    return [line for line in about.splitlines() if line.startswith(shown)]
+
+
+def about_file(said, shown):
+    """Of what a compiler and its linker say, all but what is about other files of source."""
+    kept, keep = [], True
+    for line in said.splitlines():
+        place = re.match(r"(?:In file included from |\s+from )?([^\s:][^:\n]*):(?:\d+[:,]| In )",
+                         line)
+        if place:
+            keep = place.group(1) == shown
+        if keep:
+            kept.append(line)
+    return "\n".join(kept)
 
 
 def judge(here, quick=False, answer=1):

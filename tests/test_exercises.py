@@ -185,6 +185,7 @@ def case(name, how, says, body, before="", ex=ALL[2]):
     check("%s: reported" % name, found == how, (found, said))
     check("%s: in words" % name, re.search(says, said), said)
     check("%s: in few lines" % name, len(said) < 20000 and "Traceback" not in said, len(said))
+    check("%s: no two blank lines" % name, "\n\n\n" not in said, said)
     return said
 
 
@@ -194,7 +195,12 @@ def bad_programs():
     whole = body(ALL[2].functions[0])[1:-1]
     said = case("syntax", "compile", "does not compile", "int x = ;")
     check("a compiler's message names file and line", re.search(r"bad/syntax\.c:\d+", said), said)
-    case("wrong signature", "compile", "does not compile", "",
+    said = case("missing brace", "compile", r"missing-brace\.c: a } is missing: for the { in line",
+                "    for (int t = 0; t < N; t++) {   /* } */\n        dx[t] += '}';")
+    check("a missing brace is not blamed on other files", not re.search(r"(main\.c|\.h):\d", said),
+          said)
+    case("comments alone", "untouched", "nothing is written", "/* first dx */  // then dw")
+    case("wrong signature", "compile", "does not compile", "dx[0] = 1;",
          "static int hmoe__rmsnorm_backward(int x);\n")
     case("no function", "part", "has no function", "", ex=None)
     case("the built-in", "compile", "write your own",

@@ -7,7 +7,7 @@ static int make_case(int i) {
         { 1, 1, 1, "a width of 1" }, { 1, 2, 1, "one token" }, { 2, 3, 1, "two tokens" },
         { 3, 1, 1, "a width of 1, three tokens" }, { 1, 4, 0, "a row of zeros" },
         { 2, 5, 1e6, "large numbers" }, { 2, 4, 1e-3, "numbers as small as eps allows" },
-        { 33, 3, 1, "more tokens than a block of 32" }, { 70, 2, 1, "three blocks" },
+        { 33, 3, 1, "many tokens" }, { 70, 2, 1, "more tokens" },
     };
     if (i >= 30) return 0;
     c.N = i < 9 ? cases[i].N : pick(1, 40), c.C = i < 9 ? cases[i].C : pick(1, 12);
