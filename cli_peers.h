@@ -106,7 +106,7 @@ static inline void cli_place(cli_peers *p) {
     int word = cli_choice("pairs|contiguous", at);
     p->parallel.placement = word < 0 ? HMOE_GIVEN : word ? HMOE_CONTIGUOUS : HMOE_PAIRS;
     for (int e = 0; word < 0 && e < HMOE_MAX_EXPERTS; e++) p->parallel.device[e] = -1;
-    for (int e = 0; word < 0 && *at; e++) {
+    for (int e = 0; word < 0; e++) {
         char *end;
         long rank = strtol(at, &end, 10);
         if (end == at || (*end && *end != ',') || rank < 0 || rank >= p->wire.expert_ranks
@@ -114,7 +114,8 @@ static inline void cli_place(cli_peers *p) {
             cli_fail(2, "--place %s: needs pairs, contiguous, or for each expert a rank from 0 to "
                      "%d", p->place, p->wire.expert_ranks - 1);
         p->parallel.device[e] = (int)rank, p->placed = e + 1;
-        at = *end ? end + 1 : end;
+        if (!*end) break;
+        at = end + 1;
     }
 }
 

@@ -392,7 +392,7 @@ typedef struct hmoe_peers {
    nothing is left to free. */
 hmoe_status hmoe_create(hmoe_model *m, const hmoe_config *config, uint64_t seed, int max_B,
                         int training);
-void hmoe_free(hmoe_model *m);  /* also of a model that is zero, or freed already */
+void hmoe_free(hmoe_model *m);  /* all but its message; also of a model that is zero, or freed */
 
 typedef enum hmoe_mode { HMOE_EVALUATE, HMOE_TRAIN } hmoe_mode;
 
@@ -1257,8 +1257,8 @@ hmoe_status hmoe_place_experts(int *device, const int *H, int E, int D, hmoe_pla
     int by_width[HMOE_MAX_EXPERTS], pairs = placement == HMOE_PAIRS;
     for (int e = 0; placement == HMOE_GIVEN && e < E; e++)
         if (device[e] < 0 || device[e] >= D)
-            return HMOE__BAD(message, "expert %d is on device %d: must be on one from 0 to %d", e,
-                             device[e], D - 1);
+            return HMOE__BAD(message, "expert %d of %d is on device %d: must be from 0 to %d", e,
+                             E, device[e], D - 1);
     if (placement == HMOE_GIVEN) return HMOE_OK;
     if (E < 1 || E > HMOE_MAX_EXPERTS || D < 1 || D > E || E % (D << pairs))
         return HMOE__BAD(message, "%d experts on %d devices: %s each, so a multiple of %.0f", E, D,
@@ -1413,10 +1413,8 @@ static size_t hmoe__sum_count(const hmoe_config *c) { return 2 * (size_t)c->E + 
    of the entropies, of lse^2 and of |S|. */
 static void hmoe__router_sums(double *sums, const hmoe_routes *routes, int N, int E) {
     double *P_sum = sums + E, entropy = 0, lse2 = 0;
-    for (int e = 0; e < E; e++) {
-        sums[e] = routes->expert_start[e + 1] - routes->expert_start[e];
-        P_sum[e] = 0;
-    }
+    for (int e = 0; e < E; e++)
+        sums[e] = routes->expert_start[e + 1] - routes->expert_start[e], P_sum[e] = 0;
     for (int t = 0; t < N; t++) {
         for (int e = 0; e < E; e++) P_sum[e] += routes->P[(size_t)t * E + e];
         entropy += routes->entropy[t];
@@ -1658,6 +1656,11 @@ hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
 /* Does this process have it? An expert of another one is listed, and takes no room. */
 static int hmoe__is_here(const hmoe_model *m, int expert) {
     return expert < 0 || !m->peers || m->peers->here[expert];
+}
+
+/* Where a call may fail in one process alone, all meet here, and all fail. N: as in hmoe_peers. */
+static hmoe_status hmoe__agree(hmoe_model *m, hmoe_status status, int N) {
+    return m->peers ? m->peers->agree(m, status, N) : status;
 }
 
 /* Adds one tensor to the table (in a first walk there is none: it only counts), and notes in *at
@@ -1903,15 +1906,10 @@ static hmoe_status hmoe__create(hmoe_model *m, const hmoe_config *config, uint64
     return hmoe__create_arrays(m, max_B, training, draw);
 }
 
-/* Frees what a failed creation left, here or in another process, and keeps its message. */
+/* Frees what a failed creation left, here or in another process. */
 static hmoe_status hmoe__created(hmoe_model *m, hmoe_status status) {
-    char message[HMOE_MESSAGE_SIZE];
-    if (m->peers) status = m->peers->agree(m, status, 0);
-    memcpy(message, m->message, sizeof message);
-    if (status) {
-        hmoe_free(m);
-        memcpy(m->message, message, sizeof message);
-    }
+    status = hmoe__agree(m, status, 0);
+    if (status) hmoe_free(m);
     return status;
 }
 
@@ -1922,16 +1920,16 @@ hmoe_status hmoe_create(hmoe_model *m, const hmoe_config *config, uint64_t seed,
 }
 
 void hmoe_free(hmoe_model *m) {
-    const hmoe_steps *s = m->steps;
-    hmoe_peers *peers = m->peers;
+    const hmoe_model old = *m;
     void *arrays[5] = { m->params, m->grads, m->exp_avg, m->exp_avg_sq, m->arena };
-    for (int i = 0; s && i < 5; i++) s->give_back(arrays[i]);
+    for (int i = 0; m->steps && i < 5; i++) m->steps->give_back(arrays[i]);
     HMOE_FREE(m->tensors);
     HMOE_FREE(m->layers);
     HMOE_FREE(m->buffers);
     HMOE_FREE(m->usage);
     memset(m, 0, sizeof *m);
-    m->steps = s, m->peers = peers;
+    memcpy(m->message, old.message, sizeof m->message);
+    m->steps = old.steps, m->peers = old.peers;
 }
 
 /* ---------------------------------------------------------------------------------------------
@@ -2126,14 +2124,12 @@ static hmoe_status hmoe__check_batch(hmoe_model *m, hmoe_mode mode, const int *t
 
 hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const int *targets,
                          int B, int T) {
-    hmoe_status status;
     int rows[2] = { 0, 0 };
     m->message[0] = 0;
     m->mode = -1;
-    status = hmoe__check_batch(m, mode, tokens, targets, B, T);
+    hmoe_status status = hmoe__check_batch(m, mode, tokens, targets, B, T);
     if (!status) m->all_tokens = rows[1] = B * T;
-    if (m->peers) status = m->peers->agree(m, status, rows[1]);
-    if (status) return status;
+    HMOE__TRY(hmoe__agree(m, status, rows[1]));
     m->steps->store(m->buffers->all_rows, rows, sizeof rows);
     m->steps->store(m->buffers->tokens, tokens, (size_t)rows[1] * sizeof *tokens);
     if (targets) m->steps->store(m->buffers->targets, targets, (size_t)rows[1] * sizeof *targets);
@@ -2225,14 +2221,13 @@ hmoe_status hmoe_backward(hmoe_model *m, double scale) {
     const hmoe_steps *s = m->steps;
     const hmoe_config *c = &m->config;
     hmoe__buffers *b = m->buffers;
-    hmoe__layer *last;
     int B = m->B, T = m->sequence_length, N = B * T;
     m->message[0] = 0;
     if (m->mode != HMOE_TRAIN)
         return HMOE__BAD(m->message, "hmoe_backward needs a successful hmoe_forward in mode "
                          "HMOE_TRAIN just before it, once");
     m->mode = -1;   /* the activations turn into gradients */
-    last = &m->layers[c->L];
+    hmoe__layer *last = &m->layers[c->L];
     for (int i = 0; i < c->L * c->E; i++) b->host_dP[i] *= (hmoe_real)scale;
     s->store(b->dP_all, b->host_dP, (size_t)c->L * c->E * sizeof *b->host_dP);
     s->cross_entropy_backward(b->logits, b->targets, scale / m->all_tokens, N, c->V);
@@ -2337,13 +2332,21 @@ void hmoe_zero_gradients(hmoe_model *m) {
     m->mode = -1;
 }
 
+/* Adds up the gradients of all processes; clears them where their norm is not finite. */
+static hmoe_status hmoe__gradient_norm(hmoe_model *m) {
+    m->grad_norm = sqrt(m->peers ? m->peers->reduce(m)
+                                 : m->steps->squared_norm(m->grads, m->param_count));
+    if (isfinite(m->grad_norm)) return HMOE_OK;
+    hmoe_zero_gradients(m);
+    return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "the gradients' norm is %f", m->grad_norm);
+}
+
 hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
     double t = (double)m->step + 1, clip = 1;
     hmoe_rates rates;
     m->message[0] = 0;
     if (!m->grads) return HMOE__BAD(m->message, "this model was not made for training");
-    rates.beta1 = (hmoe_real)a->beta1;
-    rates.beta2 = (hmoe_real)a->beta2;
+    rates.beta1 = (hmoe_real)a->beta1, rates.beta2 = (hmoe_real)a->beta2;
     rates.step = (hmoe_real)(a->lr / (1 - pow(a->beta1, t)));
     rates.root = (hmoe_real)(1 / sqrt(1 - pow(a->beta2, t)));
     rates.decay = (hmoe_real)(a->lr * a->weight_decay);
@@ -2353,12 +2356,7 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
                          "bytes betas must be below 1, lr and lr * decay finite, none negative",
                          a->lr, a->beta1, a->beta2, a->weight_decay, a->clip,
                          (int)sizeof rates.step);
-    m->grad_norm = sqrt(m->peers ? m->peers->reduce(m)
-                                 : m->steps->squared_norm(m->grads, m->param_count));
-    if (!isfinite(m->grad_norm)) {
-        hmoe_zero_gradients(m);
-        return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "the gradients' norm is %f", m->grad_norm);
-    }
+    HMOE__TRY(hmoe__gradient_norm(m));
     if (a->clip > 0 && m->grad_norm > a->clip) clip = a->clip / m->grad_norm;
     rates.scale = (hmoe_real)clip;
     for (size_t i = 0, j; i < m->tensor_count; i = j) {   /* neighbours of one kind in one call */
@@ -2391,12 +2389,12 @@ hmoe_status hmoe_cache_create(hmoe_cache *cache, hmoe_model *m) {
         return HMOE__BAD(m->message, "token-by-token generation runs on the CPU: load the model "
                          "without the %s backend", m->steps->name);
     if (bytes < (double)((size_t)-1 / 4)) cache->keys = (hmoe_real *)HMOE_MALLOC((size_t)bytes);
-    if (!cache->keys)
-        return hmoe__no_memory(m->message, bytes, "the keys and values of T tokens in L layers");
-    cache->values = cache->keys + (size_t)half;
-    cache->angles = cache->values + (size_t)half;
+    hmoe_status status = hmoe__agree(m, cache->keys ? HMOE_OK : hmoe__no_memory(m->message, bytes,
+                                     "the keys and values of T tokens in L layers"), 0);
     cache->L = c->L, cache->T = c->T, cache->C = c->C;
-    return HMOE_OK;
+    if (status) hmoe_cache_free(cache);
+    else cache->values = cache->keys + (size_t)half, cache->angles = cache->values + (size_t)half;
+    return status;
 }
 
 void hmoe_cache_free(hmoe_cache *cache) {
@@ -2432,10 +2430,11 @@ static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int 
 hmoe_status hmoe_next(hmoe_model *m, hmoe_cache *cache, int token, hmoe_real *logits) {
     hmoe__buffers *b = m->buffers;
     const hmoe_config *c = &m->config;
+    int fits = cache->keys && cache->L == c->L && cache->T == c->T && cache->C == c->C;
     m->message[0] = 0;
-    HMOE__TRY(hmoe__check_tokens(m, "token", &token, 1));
-    if (!cache->keys || cache->L != c->L || cache->T != c->T || cache->C != c->C)
-        return HMOE__BAD(m->message, "this cache was not made for this model: hmoe_cache_create");
+    hmoe_status status = fits ? hmoe__check_tokens(m, "token", &token, 1) : HMOE__BAD(m->message,
+                         "this cache was not made for this model: hmoe_cache_create");
+    HMOE__TRY(hmoe__agree(m, status, 0));
     m->mode = -1;   /* what the last hmoe_forward left is overwritten */
     hmoe__rope_angles(cache->angles, cache->position, c->C / c->NH, c->rope_theta);
     b->all_rows[0] = 0, b->all_rows[1] = 1, b->tokens[0] = token;
@@ -2444,9 +2443,9 @@ hmoe_status hmoe_next(hmoe_model *m, hmoe_cache *cache, int token, hmoe_real *lo
     memcpy(logits, b->logits, (size_t)c->V * sizeof *logits);
     for (int i = 0; i < c->V; i++)
         if (!isfinite(logits[i]))
-            return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "the logits are not finite: the weights "
-                              "are not those of a trained model");
-    return HMOE_OK;
+            status = HMOE__FAIL(m->message, HMOE_NOT_FINITE, "the logits are not finite: the "
+                                "weights are not those of a trained model");
+    return hmoe__agree(m, status, 0);
 }
 
 int hmoe_sample(hmoe_real *logits, int V, double temperature, int top_k, double top_p,

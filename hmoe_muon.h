@@ -59,7 +59,7 @@ hmoe_status hmoe_muon_create(hmoe_muon *muon, hmoe_model *m);
 void hmoe_muon_free(hmoe_muon *muon);
 
 /* One step for these matrices, before hmoe_update, which counts it. HMOE_NOT_FINITE: a gradient is
-   not finite, and no weight of any matrix after it was changed; all gradients are cleared. */
+   not finite; no weight was changed, and all gradients are cleared. */
 hmoe_status hmoe_muon_update(hmoe_muon *muon, hmoe_model *m);
 
 #ifdef __cplusplus
@@ -109,6 +109,7 @@ static size_t hmoe__muon_group(hmoe_muon *muon, const hmoe_model *m, size_t *nex
 
 hmoe_status hmoe_muon_create(hmoe_muon *muon, hmoe_model *m) {
     size_t most = 1, next = 0;
+    hmoe_status status;
     int n;
     m->message[0] = 0;
     muon->scratch = NULL, muon->matrices = NULL;
@@ -124,13 +125,14 @@ hmoe_status hmoe_muon_create(hmoe_muon *muon, hmoe_model *m) {
     }
     muon->matrices = (hmoe_muon_matrix *)hmoe__zeroed(HMOE__GROUP, sizeof *muon->matrices);
     muon->scratch = (hmoe_real *)hmoe__zeroed(most, sizeof *muon->scratch);
-    if (!muon->matrices || !muon->scratch) {
+    status = hmoe__agree(m, muon->matrices && muon->scratch ? HMOE_OK : hmoe__no_memory(
+                         m->message, (double)most * sizeof(hmoe_real), "Muon's products"), 0);
+    if (status) {
         for (size_t i = 0; i < m->tensor_count; i++)
             if (m->tensors[i].fixed == HMOE__MUONS) m->tensors[i].fixed = 0;
         hmoe_muon_free(muon);
-        return hmoe__no_memory(m->message, (double)most * sizeof(hmoe_real), "Muon's products");
     }
-    return HMOE_OK;
+    return status;
 }
 
 void hmoe_muon_free(hmoe_muon *muon) {
@@ -144,8 +146,8 @@ static size_t hmoe__muon_at(const hmoe_muon_matrix *q, int i, int j) {
     return q->rows > q->cols ? (size_t)j * q->rows + i : (size_t)i * q->cols + j;
 }
 
-/* M = momentum M + G,  X = (G + momentum M) / its norm; returns that norm. */
-static double hmoe__muon_start(const hmoe_muon_matrix *q, hmoe_real momentum) {
+/* M = momentum M + G,  X = (G + momentum M) / its norm. */
+static void hmoe__muon_start(const hmoe_muon_matrix *q, hmoe_real momentum) {
     size_t size = (size_t)q->rows * q->cols;
     double sum = 0, norm;
     for (size_t k = 0; k < size; k++) {
@@ -153,7 +155,6 @@ static double hmoe__muon_start(const hmoe_muon_matrix *q, hmoe_real momentum) {
         sum += (double)u * u;
     }
     norm = sqrt(sum);
-    if (!isfinite(norm)) return norm;
     for (int i = 0; i < q->rows; i++)
         for (int j = 0; j < q->cols; j++) {
             size_t k = (size_t)i * q->cols + j;
@@ -161,7 +162,6 @@ static double hmoe__muon_start(const hmoe_muon_matrix *q, hmoe_real momentum) {
             q->X[hmoe__muon_at(q, i, j)] = (q->g[k] + momentum * q->M[k])
                                            / (hmoe_real)(norm + 1e-30);
         }
-    return norm;
 }
 
 /* B = a I + b A + c A A, of which B holds the last product. */
@@ -209,38 +209,26 @@ static void hmoe__newton_schulz(const hmoe_model *m, hmoe_muon_matrix *q, int n)
     }
 }
 
-static hmoe_status hmoe__muon_update(hmoe_muon *muon, hmoe_model *m) {
+hmoe_status hmoe_muon_update(hmoe_muon *muon, hmoe_model *m) {
     size_t next = 0;
+    m->message[0] = 0;
     if (!(muon->lr >= 0 && muon->momentum >= 0 && muon->momentum < 1 && muon->weight_decay >= 0))
         return HMOE__BAD(m->message, "Muon with lr %g, momentum %g, decay %g: momentum must be "
                          "below 1, and nothing negative", muon->lr, muon->momentum,
                          muon->weight_decay);
+    HMOE__TRY(hmoe__gradient_norm(m));   /* one process may not change what another cannot */
     while (next < m->tensor_count) {
-        double norm[HMOE__GROUP];
         int n;
         hmoe__muon_group(muon, m, &next, &n);
         HMOE__PARALLEL_FOR(n)
         for (int i = 0; i < n; i++)
-            norm[i] = hmoe__muon_start(&muon->matrices[i], (hmoe_real)muon->momentum);
-        for (int i = 0; i < n; i++)
-            if (!isfinite(norm[i])) {
-                hmoe_zero_gradients(m);
-                return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "a gradient's norm is %f", norm[i]);
-            }
+            hmoe__muon_start(&muon->matrices[i], (hmoe_real)muon->momentum);
         hmoe__newton_schulz(m, muon->matrices, n);
         HMOE__PARALLEL_FOR(n)
         for (int i = 0; i < n; i++)
             hmoe__muon_end(&muon->matrices[i], muon->lr, muon->weight_decay);
     }
     return HMOE_OK;
-}
-
-hmoe_status hmoe_muon_update(hmoe_muon *muon, hmoe_model *m) {
-    hmoe_status status;
-    m->message[0] = 0;
-    if (m->peers) m->peers->reduce(m);
-    status = hmoe__muon_update(muon, m);
-    return m->peers ? m->peers->agree(m, status, 0) : status;
 }
 
 #endif /* HMOE_MUON_IMPLEMENTED */

@@ -428,7 +428,7 @@ static void hmoe__peers_forward(hmoe_model *m, int l) {
     hmoe__rows_to_experts(p, cross->x, C);
     routes = hmoe__my_routes(p, cross);
     hmoe__my_list(list, m, ly, cross, 1, m->params, cross->x, cross->u, cross->at);
-    s->up_forward(p->h, list, &routes, p->H, p->mine, p->ldh);
+    if (p->mine) s->up_forward(p->h, list, &routes, p->H, p->mine, p->ldh);
     hmoe__my_list(list, m, ly, cross, 0, m->params, p->h, p->gave, NULL);
     s->linear_forward(list, p->mine);
     hmoe__rows_to_senders(m, cross, cross->y, rows);

@@ -1,14 +1,20 @@
 /* mpi.c - several processes against one. Each of those that mpirun starts also computes the whole
    batch alone, with the model that hmoe.h makes without peers, and compares. tests/test_mpi.sh runs
    it; files go under $MPI_DIR. */
+#include <stddef.h>
+static void *get(size_t n);
+#define HMOE_MALLOC(n) get(n)
+#define HMOE_FREE(p) free(p)
 #define HMOE_IMPLEMENTATION
 #include "../hmoe_checkpoint.h"
+#include "../hmoe_muon.h"
 #include "../hmoe_parallel.h"
 #include "../hmoe_mpi.h"
 #include "test.h"
 #include "small.h"
 
-static int rank, ranks;
+static int rank, ranks, no_memory;       /* this one of how many; has it no more? */
+static void *get(size_t n) { return no_memory ? NULL : malloc(n); }
 
 /* One model twice: in this process alone, and with its peers. */
 typedef struct both {
@@ -26,7 +32,7 @@ static void check_ok(both *p, hmoe_status status, const hmoe_model *m) {
 
 static void join(both *p, int D, hmoe_placement placement) {
     char message[HMOE_MESSAGE_SIZE] = "";
-    static const int list[8] = { 0, 0, 1, 0, 0, 2, 3, 0 };     /* uneven */
+    static const int list[8] = { 0, 0, 1, 0, 0, 2, 1, 0 };     /* uneven; a fourth has none */
     CHECK_INT(hmoe_mpi(&p->wire, D, message), HMOE_OK);
     CHECK_INT(hmoe_join(&p->parallel, &p->wire, message), HMOE_OK);
     p->parallel.placement = placement;
@@ -304,6 +310,51 @@ static void failures_are_everyones(void) {
     unmake(&p);
 }
 
+/* The same for calls that some programs make. */
+static void other_failures(void) {
+    hmoe_config c = config_of("arithmetic", 8, HMOE_TOP_K);
+    hmoe_muon muon = hmoe_default_muon();
+    hmoe_cache cache;
+    hmoe_real logits[16], *before;
+    int last = rank == ranks - 1;
+    size_t bytes, at;
+    both p;
+    make(&p, &c, 8, ranks, HMOE_CONTIGUOUS);
+    no_memory = last;
+    all_say(&p.part, hmoe_cache_create(&cache, &p.part), HMOE_OUT_OF_MEMORY, "keys and values");
+    all_say(&p.part, hmoe_muon_create(&muon, &p.part), HMOE_OUT_OF_MEMORY, "Muon's products");
+    no_memory = 0;
+    CHECK(!cache.keys && !muon.scratch && !muon.matrices);
+    for (size_t i = 0; i < p.part.tensor_count; i++) CHECK_INT(p.part.tensors[i].fixed, 0);
+    CHECK_INT(hmoe_cache_create(&cache, &p.part), HMOE_OK);
+    all_say(&p.part, hmoe_next(&p.part, &cache, last ? 77 : 1, logits), HMOE_BAD_ARGUMENT, "is 77");
+    CHECK_INT(hmoe_next(&p.part, &cache, 1, logits), HMOE_OK);
+
+    CHECK_INT(hmoe_muon_create(&muon, &p.part), HMOE_OK);   /* one expert's gradient, in one */
+    CHECK_INT(forward_part(&p, HMOE_TRAIN, 8), HMOE_OK);
+    CHECK_INT(hmoe_backward(&p.part, 1), HMOE_OK);
+    bytes = p.part.param_count * sizeof *before;
+    before = reals(p.part.param_count);
+    memcpy(before, p.part.params, bytes);
+    if (last)
+        p.part.grads[named(&p.part, "model.layers.0.block_sparse_moe.experts.7.w2.weight")->offset]
+            = (hmoe_real)NAN;
+    all_say(&p.part, hmoe_muon_update(&muon, &p.part), HMOE_NOT_FINITE, "norm is");
+    CHECK(!memcmp(before, p.part.params, bytes));
+    for (size_t i = 0; i < p.part.param_count; i++) CHECK(p.part.grads[i] == 0);
+    free(before);
+
+    at = named(&p.part, "lm_head.weight")->offset;
+    if (last) p.part.params[at] = (hmoe_real)NAN;
+    all_say(&p.part, hmoe_next(&p.part, &cache, 1, logits), HMOE_NOT_FINITE, "logits");
+    hmoe_cache_free(&cache), hmoe_muon_free(&muon);
+    hmoe_free(&p.part);
+    no_memory = last;
+    all_say(&p.part, hmoe_create(&p.part, &c, 5, 8, 1), HMOE_OUT_OF_MEMORY, "out of memory");
+    no_memory = 0;
+    unmake(&p);
+}
+
 static int same_files(const char *a, const char *b, const char *name) {
     char path[2][160];
     FILE *f[2];
@@ -339,6 +390,13 @@ static void one_checkpoint(void) {
         CHECK(same_files(one, many, "model.safetensors"));
         CHECK(same_files(one, many, "config.json"));
     }
+    check_ok(&p, hmoe_forward(&p.one, HMOE_TRAIN, p.tokens, p.targets, 8, p.T), &p.one);
+    check_ok(&p, forward_part(&p, HMOE_TRAIN, 8), &p.part);
+    check_ok(&p, hmoe_save(&p.part, many, 1), &p.part);  /* saving disturbs no pass */
+    check_ok(&p, hmoe_backward(&p.one, 1), &p.one);
+    check_ok(&p, hmoe_backward(&p.part, 1), &p.part);
+    hmoe__peers_reduce(&p.part);
+    compare(&p, p.part.grads, p.one.grads, GRADIENTS);
     for (int D = 1; D <= ranks; D *= 2) {
         hmoe_free(&p.part), hmoe_leave(&p.parallel), hmoe_mpi_free(&p.wire);
         join(&p, D, HMOE_CONTIGUOUS);
@@ -455,6 +513,7 @@ int main(int argc, char **argv) {
     TEST(empty_exchanges);
     TEST(without_training);
     TEST(failures_are_everyones);
+    TEST(other_failures);
     TEST(one_checkpoint);
     TEST(again_the_same_bits);
     TEST(what_travels);

@@ -61,7 +61,9 @@ failures() {
         check "more expert ranks than pairs" gives 1 'whole pairs each, so a multiple of' \
             run $n $train --out e --experts $n
         check "no such group" gives 2 'no multiple' run $n $train --out e --expert-ranks 3
-        check "a short list" gives 1 'expert 2 is on device -1' run $n $train --out e --place 0,1
+        check "a short list" gives 1 'expert 2 of 8 is on device -1' run $n $train --out e --place 0,1
+        check "a list with a comma too many" gives 2 'needs pairs, contiguous, or' \
+            run $n $train --out e --place 0,1,0,1,0,1,0,1,
         check "a long list" gives 2 'only 8 experts' run $n $train --out e --place 0,1,0,1,0,1,0,1,0
         check "no list" gives 2 'needs pairs, contiguous, or' run $n $train --out e --place 0,1,9
         check "a GPU" gives 2 'compute on the cpu only' run $n $train --out e --backend cuda
