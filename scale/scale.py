@@ -11,7 +11,8 @@ rows to where the experts are. Every rank has as many tokens as before when rank
     time of work      FLOPs / speed, in each layer of the rank with the most; then the update, a
                       time for each parameter that a rank holds
 
-It leaves out what a network does when all send at once, and what sums cost beside their sending.
+It leaves out what a network does when all send at once, what sums cost beside their sending, and
+what train_tiny adds: one number of each rank in each step (is it to stop?), and files.
 Speed and update are measured on this machine by one thread, at two sizes of batch."""
 
 import argparse
@@ -357,6 +358,8 @@ def main():
                                       12 * R)
             print("ranks %d, experts over %d: %.1f, %.1f" % (R, D, 1e3 * seconds, 1e3 * sum(
                 predict(toy, counts, D, "pairs", here)[0].values())))
+    elif set_.speed is None:
+        print("\nnot measured: there is no mpirun, or no %s: `make mpi` makes it" % mpi[1])
     picture(lines, OUT + ".svg")
     print("\n%s.svg shows the same" % OUT)
 

@@ -113,6 +113,19 @@ interrupted() {   # one of them is asked to stop: all do, and say how to go on
         run 2 $train --out i --resume --steps 1
 }
 
+ended() {         # mpirun itself is: the step of that moment is saved, as it does not take a second
+    rm -rf i
+    run 2 $train --out i --steps 100000000 --warmup 1000 --eval-every 100000000 >i.out 2>&1 &
+    whole=$!
+    await i/log.csv || return 1
+    sleep 1
+    pkill -TERM -P $whole
+    wait $whole
+    tail -n 1 i.out
+    tail -n 1 i.out | grep -q 'go on: mpirun -n 2 .*--resume' &&
+        run 1 $train --out i --resume --steps 1 | grep "from step $(sed -n '$s/,.*//p' i/log.csv) "
+}
+
 curves() {        # as one process alone, for the ways to train that there are
     set -- "--sizes modse --noisy --expert-ranks 2" "--optimizer muon --place 0,1,1,1,1,0,0,0"
     [ -z "${FULL:-}" ] || set -- "$@" "" "--pp 0 --lb 0.01 --place contiguous" \
@@ -181,6 +194,7 @@ for mpi in openmpi mpich; do
         check "$mpi: $n processes, float" run $n ./float
     done
     check "$mpi: one of them killed" killed 2 2
+    check "$mpi: mpirun ended" ended
     if [ $mpi = mpich ] && [ -z "${FULL:-}" ]; then continue; fi   # all else is the same code
     check "resumed by fewer" resumed
     curves
