@@ -1,7 +1,7 @@
 /* hmoe_mpi.h - the network of hmoe_parallel.h over MPI: Open MPI, MPICH, and what else there is.
    Include it after hmoe_parallel.h in one file, and compile that with mpicc.
 
-       MPI_Init(&argc, &argv);
+       MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);   OpenMP's never call MPI
        hmoe_wire wire;
        hmoe_parallel parallel;
        if (hmoe_mpi(&wire, 2, message) || hmoe_join(&parallel, &wire, message)) ...
@@ -23,48 +23,56 @@
 static inline hmoe_status hmoe_mpi(hmoe_wire *wire, int expert_ranks, char *message);
 static inline void hmoe_mpi_free(hmoe_wire *wire);   /* before MPI_Finalize */
 
+typedef struct hmoe__mpi_sets { MPI_Comm of[3]; } hmoe__mpi_sets;   /* in hmoe_among's order */
+
+static inline MPI_Comm hmoe__mpi_set(const hmoe_wire *wire, hmoe_among among) {
+    return ((const hmoe__mpi_sets *)wire->self)->of[among];
+}
+
 /* What an exchange moves is one item of MPI's, a row: so counts stay int, however wide a row is. */
 static inline void hmoe__mpi_exchange(const hmoe_wire *wire, hmoe_among among,
                                       const hmoe_parcels *out, const hmoe_parcels *in,
                                       size_t item) {
-    const MPI_Comm *sets = (const MPI_Comm *)wire->self;
     MPI_Datatype row;
     MPI_Type_contiguous((int)item, MPI_BYTE, &row);
     MPI_Type_commit(&row);
     MPI_Alltoallv(out->array, out->count, out->at, row, in->array, in->count, in->at, row,
-                  sets[among]);
+                  hmoe__mpi_set(wire, among));
     MPI_Type_free(&row);
 }
 
-enum { HMOE__MPI_BYTES = 1 << 30 };   /* at a time: MPI counts with ints */
+/* Of n bytes so many at a time: MPI counts with ints. */
+static inline size_t hmoe__mpi_part(size_t n) { return n < 1u << 30 ? n : 1u << 30; }
 
 static inline void hmoe__mpi_send(const hmoe_wire *wire, int to, const void *bytes, size_t n) {
     const char *at = (const char *)bytes;
     for (size_t part; n > 0; at += part, n -= part) {
-        part = n < HMOE__MPI_BYTES ? n : HMOE__MPI_BYTES;
-        MPI_Send(at, (int)part, MPI_BYTE, to, 0, *(const MPI_Comm *)wire->self);
+        part = hmoe__mpi_part(n);
+        MPI_Send(at, (int)part, MPI_BYTE, to, 0, hmoe__mpi_set(wire, HMOE_ALL));
     }
 }
 
 static inline void hmoe__mpi_receive(const hmoe_wire *wire, int from, void *bytes, size_t n) {
     char *at = (char *)bytes;
     for (size_t part; n > 0; at += part, n -= part) {
-        part = n < HMOE__MPI_BYTES ? n : HMOE__MPI_BYTES;
-        MPI_Recv(at, (int)part, MPI_BYTE, from, 0, *(const MPI_Comm *)wire->self,
+        part = hmoe__mpi_part(n);
+        MPI_Recv(at, (int)part, MPI_BYTE, from, 0, hmoe__mpi_set(wire, HMOE_ALL),
                  MPI_STATUS_IGNORE);
     }
 }
 
 static inline hmoe_status hmoe_mpi(hmoe_wire *wire, int expert_ranks, char *message) {
-    MPI_Comm *sets = (MPI_Comm *)HMOE_MALLOC(3 * sizeof *sets);   /* in the order of hmoe_among */
+    hmoe__mpi_sets *sets = (hmoe__mpi_sets *)HMOE_MALLOC(sizeof *sets);
     memset(wire, 0, sizeof *wire);
     if (!sets) return HMOE__FAIL(message, HMOE_OUT_OF_MEMORY, "out of memory for MPI");
     MPI_Comm_rank(MPI_COMM_WORLD, &wire->rank);
     MPI_Comm_size(MPI_COMM_WORLD, &wire->size);
     wire->expert_ranks = expert_ranks > 0 ? expert_ranks : wire->size;
-    MPI_Comm_dup(MPI_COMM_WORLD, &sets[HMOE_ALL]);
-    MPI_Comm_split(sets[0], wire->rank / wire->expert_ranks, wire->rank, &sets[HMOE_GROUP]);
-    MPI_Comm_split(sets[0], wire->rank % wire->expert_ranks, wire->rank, &sets[HMOE_COPIES]);
+    MPI_Comm_dup(MPI_COMM_WORLD, &sets->of[HMOE_ALL]);
+    MPI_Comm_split(sets->of[HMOE_ALL], wire->rank / wire->expert_ranks, wire->rank,
+                   &sets->of[HMOE_GROUP]);
+    MPI_Comm_split(sets->of[HMOE_ALL], wire->rank % wire->expert_ranks, wire->rank,
+                   &sets->of[HMOE_COPIES]);
     wire->self = sets;
     wire->exchange = hmoe__mpi_exchange;
     wire->send = hmoe__mpi_send, wire->receive = hmoe__mpi_receive;
@@ -72,8 +80,8 @@ static inline hmoe_status hmoe_mpi(hmoe_wire *wire, int expert_ranks, char *mess
 }
 
 static inline void hmoe_mpi_free(hmoe_wire *wire) {
-    MPI_Comm *sets = (MPI_Comm *)wire->self;
-    for (int i = 0; sets && i < 3; i++) MPI_Comm_free(&sets[i]);
+    hmoe__mpi_sets *sets = (hmoe__mpi_sets *)wire->self;
+    for (int i = 0; sets && i < 3; i++) MPI_Comm_free(&sets->of[i]);
     HMOE_FREE(sets);
     wire->self = NULL;
 }

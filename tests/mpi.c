@@ -495,7 +495,7 @@ static void print_counts(const char *sizes, int D, hmoe_placement placement) {
 
 int main(int argc, char **argv) {
     int bad, all;
-    MPI_Init(&argc, &argv);
+    MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &all);
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &ranks);
     threads(TEST_THREADS);
