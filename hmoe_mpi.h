@@ -4,8 +4,9 @@
        MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);   OpenMP's never call MPI
        hmoe_wire wire;
        hmoe_parallel parallel;
-       if (hmoe_mpi(&wire, 2, message) || hmoe_join(&parallel, &wire, message)) ...
-       model.peers = &parallel.peers;                       in groups of two
+       if (hmoe_mpi(&wire, 2, message) || hmoe_join(&parallel, &wire, message))   groups of two
+           MPI_Abort(MPI_COMM_WORLD, 1);
+       model.peers = &parallel.peers;
        ... hmoe_create, hmoe_forward, hmoe_backward, hmoe_update, hmoe_save, as with one process
        hmoe_free(&model), hmoe_leave(&parallel), hmoe_mpi_free(&wire);
        MPI_Finalize();

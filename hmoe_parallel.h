@@ -86,7 +86,8 @@ typedef struct hmoe_parallel {
    process. From then on all processes make the same calls for m, with the same arguments but for
    tokens, targets and B, which may be 0. Losses, usage and the gradients' norm are those of all
    together. What hmoe_save writes is what a single process would write; the first one writes it,
-   and reads it for all. Failures are everyone's: the same status, the same message. */
+   and reads it for all. Failures are everyone's: the same status, the same message; but where
+   hmoe_join itself fails it is this process's alone, and the others must be ended. */
 hmoe_status hmoe_join(hmoe_parallel *p, const hmoe_wire *wire, char *message);
 void hmoe_leave(hmoe_parallel *p);        /* when its model is freed */
 

@@ -121,6 +121,9 @@ static void same_losses(both *p, double to) {
         CHECK_NEAR(p->part.usage[i], p->one.usage[i], to, to);
 }
 
+/* Routes are not replayed. A row of a product is the same numbers however many rows there are, but
+   where there are fewer than four: so the last bit of a logit may differ, and no two of these are as
+   near as that; an expert exchanged for another would be off by far more than this. */
 #define GRADIENTS (sizeof(hmoe_real) == 8 ? 1e-12 : 1e-5)
 
 /* A step of two micro-batches, the second of another size, then the update, as often as asked. */
