@@ -165,7 +165,7 @@ static void look(hmoe_model *m, size_t first, size_t n) {
 /* Were the experts on so many devices (MoDSE section 3.2), what would each have had to do? */
 static void show_devices(const hmoe_model *m) {
     const hmoe_config *c = &m->config;
-    int device[HMOE_MAX_EXPERTS], D = set.devices;
+    int device[HMOE_MAX_EXPERTS] = { 0 }, D = set.devices;
     char why[HMOE_MESSAGE_SIZE];
     hmoe_device of[HMOE_MAX_EXPERTS], uneven;
     for (int contiguous = 0; contiguous < 2; contiguous++) {

@@ -2109,7 +2109,7 @@ static hmoe_status hmoe__check_tokens(hmoe_model *m, const char *what, const int
 
 static hmoe_status hmoe__check_batch(hmoe_model *m, hmoe_mode mode, const int *tokens,
                                      const int *targets, int B, int T) {
-    if (B < !m->peers || T < 1 || T > m->config.T || B > m->max_tokens / T)
+    if (B < (m->peers ? 0 : 1) || T < 1 || T > m->config.T || B > m->max_tokens / T)
         return HMOE__BAD(m->message, "a batch of %d x %d tokens: the model was made for sequences "
                          "of 1 to %d, and %d tokens in all", B, T, m->config.T, m->max_tokens);
     if (!tokens) return HMOE__BAD(m->message, "tokens are missing");

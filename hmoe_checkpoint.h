@@ -1119,7 +1119,7 @@ static hmoe_status hmoe__read_files(hmoe_model *m, hmoe__input *in, const char *
     HMOE__TRY(hmoe__count_shards(in, dir, m->message));
     hmoe__close_input(in);
     in->places = missing;
-    in->place = (hmoe__place *)hmoe__zeroed(2 * in->places, sizeof *in->place);
+    in->place = (hmoe__place *)hmoe__zeroed(in->places, 2 * sizeof *in->place);
     if (!in->place) return hmoe__no_memory(m->message, 2.0 * (double)(in->places
                                            * sizeof *in->place), "a header");
     in->here = in->place + in->places;
