@@ -22,9 +22,11 @@ static int steps, micro, part;        /* sequences in a micro-batch; how many of
 static unsigned char *text;           /* tokens: n_train to learn from, then n_val to validate on */
 static size_t n_train, n_val;
 static int *x, *y;                    /* inputs and targets of a batch */
-static double ce, total, reported;    /* sums since the last report(), over so many steps */
+static double ce, reported;           /* sum since the last report(), over so many steps */
 static double windows_loss, loss;     /* of an evaluation so far; of the last one */
 static size_t window;
+static double *found;                 /* what report() and route() answer */
+static hmoe_real *nll;                /* of the tokens of a line */
 
 EXPORT(message) const char *message(void) { return m.message; }
 EXPORT(room) void *room(size_t bytes) { return malloc(bytes); }
@@ -58,9 +60,12 @@ static const int *begin(unsigned char *bytes, size_t n) {
     text = bytes, n = to_tokens(text, n);
     n_train = n / 10 * 9 + n % 10 * 9 / 10, n_val = n - n_train;
     x = (int *)malloc(batch * 2 * sizeof *x), y = x + batch;
+    nll = (hmoe_real *)malloc((size_t)c->T * sizeof *nll);
+    found = (double *)malloc((8 + (size_t)c->T * (2 + 2 * (size_t)c->L * (size_t)c->E))
+                             * sizeof *found);
     shape[0] = c->C, shape[1] = c->L, shape[2] = c->T, shape[3] = c->E, shape[4] = micro;
     memcpy(shape + 5, c->H, (size_t)c->E * sizeof *shape);
-    return !x || hmoe_cache_create(&cache, &m) ? NULL : shape;
+    return !x || !nll || !found || hmoe_cache_create(&cache, &m) ? NULL : shape;
 }
 
 /* A new run. s: width layers experts hidden routing k p gate pp lb ent z lr steps seed, choices
@@ -109,7 +114,7 @@ EXPORT(train) int train(void) {
         }
         if (hmoe_forward(&m, HMOE_TRAIN, x, y, micro, (int)T) || hmoe_backward(&m, share))
             return -1;
-        ce += share * m.losses.ce, total += share * m.losses.total, reported += share;
+        ce += share * m.losses.ce, reported += share;
         if ((part += micro) < BATCH || micro < BATCH) return 0;
     }
     part = 0;
@@ -134,16 +139,12 @@ EXPORT(evaluate) int evaluate(void) {
     return window = 0, windows_loss = 0, 1;
 }
 
-/* What has happened since the last call: step, cross-entropy, loss, gradient norm, activated
-   parameters, all parameters, experts per token, validation loss; then by layer f_e of all experts,
-   and their shares of the compute. */
+/* What has happened since the last call: step, cross-entropy, gradient norm, activated parameters,
+   all parameters, experts per token, validation loss; then by layer f_e of all experts, and their
+   shares of the compute. */
 EXPORT(report) const double *report(void) {
-    static double *to;
     const hmoe_config *c = &m.config;
-    double *next, experts = 0;
-    if (!to) to = (double *)malloc((8 + 2 * (size_t)c->L * (size_t)c->E) * sizeof *to);
-    if (!to) return NULL;
-    next = to + 8;
+    double *next = found + 7, experts = 0;
     for (int l = 0; l < c->L; l++) {
         hmoe_usage u;
         hmoe_get_usage(&m, l, &u);
@@ -151,11 +152,11 @@ EXPORT(report) const double *report(void) {
         for (int e = 0; e < c->E; e++) *next++ = u.share[e];
         for (int e = 0; e < c->E; e++) *next++ = u.compute[e];
     }
-    to[0] = (double)m.step, to[1] = ce / reported, to[2] = total / reported, to[3] = m.grad_norm;
-    to[4] = hmoe_activated(&m), to[5] = (double)m.param_count, to[6] = experts, to[7] = loss;
-    ce = total = reported = 0;
+    found[0] = (double)m.step, found[1] = ce / reported, found[2] = m.grad_norm;
+    found[3] = hmoe_activated(&m), found[4] = (double)m.param_count, found[5] = experts;
+    found[6] = loss, ce = reported = 0;
     hmoe_reset_usage(&m);
-    return to;
+    return found;
 }
 
 /* The next n bytes of a sample, for which `bytes` has room; it starts anew where first is 1. */
@@ -178,20 +179,16 @@ EXPORT(speak) int speak(unsigned char *bytes, int n, int first) {
    left, these, and for each the nats of the one after it (the last has none); then by byte, layer
    and expert its gate (0: not chosen) and its P. */
 EXPORT(route) const double *route(unsigned char *bytes, int n) {
-    static double *to, *gate;
-    static hmoe_real *nll;
     const hmoe_config *c = &m.config;
-    size_t T = (size_t)c->T, L = (size_t)c->L, E = (size_t)c->E;
-    if (!to) to = (double *)malloc((1 + T * (2 + 2 * L * E)) * sizeof *to);
-    if (!nll) nll = (hmoe_real *)malloc(T * sizeof *nll);
-    if (!to || !nll) return NULL;
-    to[0] = n = (int)to_tokens(bytes, (size_t)n);
-    if (n == 0) return to;
+    size_t E = (size_t)c->E;
+    double *gate;
+    found[0] = n = (int)to_tokens(bytes, (size_t)n);
+    if (n == 0) return found;
     for (int t = 0; t < n; t++) x[t] = bytes[t], y[t] = bytes[t + 1 < n ? t + 1 : t];
     if (hmoe_forward(&m, HMOE_EVALUATE, x, y, 1, n) || hmoe_get_token_losses(&m, nll)) return NULL;
-    gate = to + 1 + 2 * n;
+    gate = found + 1 + 2 * n;
     for (int t = 0; t < n; t++) {
-        to[1 + t] = c->vocab[bytes[t]], to[1 + n + t] = (double)nll[t];
+        found[1 + t] = c->vocab[bytes[t]], found[1 + n + t] = (double)nll[t];
         for (int l = 0; l < c->L; l++, gate += 2 * E) {
             hmoe_route r;
             if (hmoe_get_route(&m, l, t, &r)) return NULL;
@@ -200,5 +197,5 @@ EXPORT(route) const double *route(unsigned char *bytes, int n) {
             memcpy(gate + E, r.P, E * sizeof *gate);
         }
     }
-    return to;
+    return found;
 }

@@ -100,7 +100,7 @@ function start(message) {
 }
 
 function report(evaluated) {
-  const found = numbers(good(lib.report() || -1), 8 + 2 * shape.L * shape.E).slice();
+  const found = numbers(good(lib.report()), 7 + 2 * shape.L * shape.E).slice();
   postMessage({ report: found, rate: tokens / (spent || 1), evaluated });
   tokens = spent = 0, reported = performance.now();
 }

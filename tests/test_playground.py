@@ -10,12 +10,14 @@ the system's Chromium, `make playground`, and BIN, where the programs are. It as
 
 import atexit
 import csv
+import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 
@@ -44,7 +46,9 @@ def near(name, seen, wanted, allowed):
 class Visitor:
     """A tab with the page; what it complains of, and what it asks for, fails."""
 
-    def __init__(self, browser, address="", width=1200, height=900, scheme="light", script=None):
+    def __init__(self, browser, address="", width=1200, height=900, scheme="light", script=None,
+                 root="file://" + os.path.dirname(PAGE) + "/"):
+        self.root = root + os.path.basename(PAGE)
         self.context = browser.new_context(viewport={"width": width, "height": height},
                                            color_scheme=scheme, accept_downloads=True)
         self.page, self.complaints = self.context.new_page(), []
@@ -54,13 +58,13 @@ class Visitor:
         self.page.on("request", lambda r: self.complaints.append(r.url))
         if script:
             self.page.add_init_script(script)
-        self.page.goto("file://" + PAGE + address)
+        self.page.goto(self.root + address)
         self.js, self.press = self.page.evaluate, self.page.keyboard.press
         if not script or "WebAssembly = " not in script:
             self.ready()
 
     def close(self, name):
-        asked = [c for c in self.complaints if not c.startswith(("file://" + PAGE, "blob:"))]
+        asked = [c for c in self.complaints if not c.startswith((self.root, "blob:"))]
         same(name + ": no complaint, no request", asked, [])
         self.context.close()
 
@@ -180,10 +184,48 @@ def check_training(browser, work, data):
     visitor.wait("runs[0].files && runs[0].valid.length")
     near("the zip, opened here", visitor.validation(), last, 1e-6)
     check("is named", "hmoe" in visitor.js("runs[0].title.textContent"))
+    same("only what is known of it", visitor.js(
+        "[...document.querySelectorAll('dt')].map(e => e.textContent)"),
+        ["Validation", "Activated", "Parameters", "Experts a token"])
+    page.check("#two")
+    visitor.ready()
+    page.fill("#seed", "2")
+    page.press("#seed", "Tab")
+    visitor.wait("runs[1].shape && runs[1].sample.textContent")
+    same("beside another run it stays", visitor.js("runs.map(r => !!r.files)"), [True, False])
+    page.click("#step")
+    visitor.wait("runs[1].losses.length")
+    page.uncheck("#two")
     page.click("#reset")
+    visitor.ready()
+    page.fill("#seed", "1337")
+    page.press("#seed", "Tab")
     visitor.ready()
     near("Reset: the settings again", visitor.validation(), first, 1e-9)
     visitor.close("training")
+
+
+def drop(visitor, path):
+    """As a hand does it."""
+    mouse = visitor.context.new_cdp_session(visitor.page)
+    for what in "dragEnter", "dragOver", "drop":
+        mouse.send("Input.dispatchDragEvent", {"type": what, "x": 9, "y": 9, "data": {
+            "items": [], "files": [path], "dragOperationsMask": 1}})
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    def __init__(self, *args):
+        super().__init__(*args, directory=os.path.dirname(PAGE))
+
+    def do_GET(self):
+        if self.path.startswith("/favicon"):     # browsers ask for it, the page does not
+            self.send_response(204)
+            self.end_headers()
+        else:
+            super().do_GET()
+
+    def log_message(self, *args):
+        pass
 
 
 def check_native(browser, work, data):
@@ -210,7 +252,19 @@ def check_native(browser, work, data):
         same(how + ": layers", visitor.page.locator(".use").count(), 3)
         visitor.wait("runs[0].sample.textContent.length > 100")
         same(how + ": nothing to train", visitor.page.is_disabled("#go"), True)
+    drop(visitor, best)                     # Chromium lets no page from the disk read a folder
+    visitor.wait("document.getElementById('says').textContent.includes('folders are not read')")
     visitor.close("native")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    visitor = Visitor(browser, ADDRESS, root="http://127.0.0.1:%d/" % server.server_port)
+    visitor.page.set_input_files("#files", data)
+    visitor.ready()
+    drop(visitor, best)
+    visitor.wait("runs[0].files && runs[0].valid.length")
+    near("folder: its loss", visitor.validation(), score(best, part), 1e-4)
+    visitor.close("served")
+    server.shutdown()
 
 
 CONTROLS = [   # a control, a value, what train_tiny calls it
@@ -325,9 +379,17 @@ def check_hands(browser):
     visitor.set("pp", 5, run=1)
     check("B's own", "b.pp=5" in js("location.hash") and "&pp" not in js("location.hash"))
     link = js("location.hash")
+    same("no preset is like that", page.input_value("#preset"), "")
     for preset in js("Object.keys(PRESETS)"):
         page.select_option("#preset", preset)
         visitor.ready()
+        same(preset + " is shown", page.input_value("#preset"), preset)
+        visitor.steps(1)
+        visitor.set("layers", 2)
+        same(preset + " is not", page.input_value("#preset"), "")
+        page.select_option("#preset", preset)
+        visitor.ready()
+        same(preset + ": again", js("runs[0].settings.layers"), 3)
         visitor.steps(1)
         same(preset + ": runs", (js("runs.length"), js("runs.map(r => r.problem.textContent)")),
              (1, [""]) if preset == "one model" else (2, ["", ""]))
@@ -367,15 +429,18 @@ def check_failures(browser, work):
     bad("cut zip", [file("a.zip", b"PK\x03\x04" + bytes(99))], "cut off")
     whole = open(os.path.join(work, "page.zip"), "rb").read()
     bad("damaged zip", [file("a.zip", whole[:9999] + b"!" + whole[10000:])], "is damaged")
-    bad("no config", [file("model.safetensors", bytes(9)), file("b", b"b")], "has a config.json")
+    bad("no config", [file("model.safetensors", bytes(9)), file("b", b"b")], "no config.json")
+    bad("two texts", [file("a.txt", b"a" * 2000), file("b.txt", b"b")], "a text comes alone")
     page.set_input_files("#files", [file("config.json", b"{}"), file("model.safetensors", b"")])
     visitor.wait("runs[0].state === 'failed'")
     check("bad config: which, and why", "config.json: " in visitor.problem(), visitor.problem())
+    same("nothing to download", page.is_disabled("text=Download the checkpoint"), True)
     page.click("#reset")
     visitor.ready()
     visitor.set("experts", 3)
     visitor.set("sizes", "modse")
     check("impossible sizes: why", "even" in visitor.problem(), visitor.problem())
+    check("and Reset would not help", "Reset" not in visitor.problem(), visitor.problem())
     visitor.set("sizes", "arithmetic")
     same("mended", visitor.problem(), "")
     page.evaluate("""() => { const data = new DataTransfer();
@@ -388,9 +453,15 @@ def check_failures(browser, work):
     visitor.js("runs[0].worker.terminate()")
     visitor.wait("runs[0].state === 'failed'")
     check("a lost worker: a line", "does not answer" in visitor.problem(), visitor.problem())
+    check("and Reset helps", "Reset" in visitor.problem(), visitor.problem())
+    same("its model is lost", page.is_disabled("text=Download the checkpoint"), True)
     page.click("#reset")
     visitor.ready()
     visitor.steps(1)
+    visitor.js("() => { for (let i = 2; i < 1500; i++) "
+               "runs[0].report(new Float64Array(100).fill(i)); }")
+    check("a long curve is thinned, and has its newest point", visitor.js("runs[0].losses.length")
+          < 1000 and visitor.js("runs[0].losses.pop()") == [1499, 1499])
     visitor.close("failures")
     without = Visitor(browser, script="delete window.WebAssembly; window.WebAssembly = undefined;")
     check("no WebAssembly: a line", "no WebAssembly" in without.says(), without.says())
@@ -432,7 +503,7 @@ def check_file():
 # --- not tests ------------------------------------------------------------------------------------
 
 def take_picture(browser, out):
-    visitor = Visitor(browser, width=1080, height=960)
+    visitor = Visitor(browser, width=1160, height=900)
     visitor.page.set_default_timeout(1e6)
     visitor.page.select_option("#preset", "HMoE: with and without the penalty")
     visitor.ready()
@@ -440,7 +511,7 @@ def take_picture(browser, out):
     visitor.wait("runs.every(r => r.valid.length > 8)")
     visitor.page.click("#go")
     visitor.page.wait_for_timeout(500)
-    visitor.js("scrollTo(0, runs[0].sizes.getBoundingClientRect().top - 180)")
+    visitor.js("scrollTo(0, runs[0].sizes.getBoundingClientRect().top - 100)")
     os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
     visitor.page.screenshot(path=out)
 
