@@ -111,7 +111,7 @@ static inline void cli_place(cli_peers *p) {
         long rank = strtol(at, &end, 10);
         if (end == at || (*end && *end != ',') || rank < 0 || rank >= p->wire.expert_ranks
             || e == HMOE_MAX_EXPERTS)
-            cli_fail(2, "--place %s: needs pairs, contiguous, or for each expert a rank from 0 to "
+            cli_fail(2, "--place %.80s: needs pairs, contiguous, or for each expert a rank from 0 to "
                      "%d", p->place, p->wire.expert_ranks - 1);
         p->parallel.device[e] = (int)rank, p->placed = e + 1;
         if (!*end) break;
@@ -153,7 +153,7 @@ static inline unsigned char *cli_read_once(const char *path, size_t *size, const
 static inline void cli_introduce_peers(const cli_peers *p, const hmoe_model *m) {
     int D = p->wire.expert_ranks;
     if (p->placed > m->config.E)
-        cli_fail(2, "--place %s: there are only %d experts", p->place, m->config.E);
+        cli_fail(2, "--place %.80s: there are only %d experts", p->place, m->config.E);
     printf("ranks    %d: experts over %d, %d cop%s; expert parameters of each:", cli_ranks, D,
            cli_ranks / D, cli_ranks == D ? "y" : "ies");
     for (int d = 0; d < D; d++) {
