@@ -40,7 +40,7 @@ help:
 	@echo 'make test-long    train with six seeds, and take out each barrier of the GPU: 15 minutes'
 	@echo 'make test-everywhere  on other machines, under qemu and wine; and what analysers say'
 	@echo 'make fuzz         look for files that break the readers: SECONDS=60, with clang'
-	@echo 'make lab          are the papers right at this scale? An hour; QUICK=1: two minutes'
+	@echo 'make lab          are the papers right at this scale? 45 minutes; QUICK=1: two'
 	@echo 'make playground   a page that trains in any browser: $(BUILD)/playground.html, with clang'
 	@echo 'make scale        what 1 to 1,024 processes would send, and how long that would take'
 	@echo 'make interop      compare with numpy, safetensors and tokenizers, put under $(BUILD)/python'
