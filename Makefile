@@ -35,7 +35,7 @@ LINK = $(LDFLAGS) `cat $(BUILD)/libraries` -lm
 help:
 	@echo 'make run          fetch a text, train on it for a minute or two, and let the model write'
 	@echo 'make run DATA=F   the same with a text of your own; ARGS="--steps 500" for more options'
-	@echo 'make test         prove that the mathematics is right: less than a minute, no network'
+	@echo 'make test         prove that the mathematics is right: about a minute, no network'
 	@echo 'make test-full    the same, and once more under the address and undefined sanitizers'
 	@echo 'make test-long    train with six seeds, and take out each barrier of the GPU: 15 minutes'
 	@echo 'make test-everywhere  on other machines, under qemu and wine; and what analysers say'
