@@ -9,7 +9,8 @@
    tells of the smallest input where they differ, and finds out whether a wrong answer does just the
    same. Where none differs, it trains with both. hmoe_real is double here.
 
-   Arrays lie in one stretch of memory, between fences, and every answer starts from the same. */
+   Arrays lie in one stretch of memory, between fences, and every answer starts from the same.
+   Before and after that stretch nothing is, so that who writes far beside an array crashes. */
 
 #include <math.h>
 #include <signal.h>
@@ -50,8 +51,7 @@ typedef struct check_array {
     size_t at, bytes;
 } check_array;
 
-static double check_room[CHECK_ROOM / sizeof(double)];
-static unsigned char *const check_memory = (unsigned char *)check_room;
+static unsigned char *check_memory;     /* [CHECK_ROOM] */
 static unsigned char check_before[CHECK_ROOM], check_right[CHECK_ROOM], check_yours[CHECK_ROOM];
 static check_array check_list[CHECK_ARRAYS];
 static int check_arrays;
@@ -63,6 +63,14 @@ static unsigned check_wrong_parts;    /* of which the learner's gave other resul
 static int check_learner = 1;         /* the answer that is judged; tests judge wrong ones */
 static const double check_unset = -7.0e77;      /* what outputs hold before */
 static const int check_unset_int = -777777;
+
+static void check_get_memory(void) {
+    const size_t nothing = 1 << 24;
+    void *all = mmap(NULL, CHECK_ROOM + 2 * nothing, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (all == MAP_FAILED) abort();
+    check_memory = (unsigned char *)all + nothing;
+    if (mprotect(check_memory, CHECK_ROOM, PROT_READ | PROT_WRITE)) abort();
+}
 
 /* --- for check.c: an input ------------------------------------------------------------------- */
 
@@ -316,6 +324,9 @@ static void check_print_difference(const char *trespass) {
         if (++shown == 3) break;
     }
     if (trespass) printf("\n    %s\n", trespass);
+    else if (!shown)
+        printf("\n    Asked about it once more, it is right: does it keep something from one call to "
+               "the\n    next, or read what was never written?\n");
 }
 
 /* Do two results differ in what an answer writes, or (with clues) in what tells answers apart? */
@@ -480,6 +491,7 @@ int main(int argc, char **argv) {
     fclose(f);
     setvbuf(stdout, NULL, _IOLBF, 4096);
     check_catch();
+    check_get_memory();
     all = check_all(&wrong, &smallest);
     if (wrong) return check_report(wrong, smallest, all);
     printf("All %d inputs give the right results.\n", all);
