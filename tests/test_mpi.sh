@@ -89,6 +89,7 @@ failures() {
 
 # A directory where a file is to be: the first process cannot write, and the older run stays.
 no_place() {
+    rm -rf full before
     run 2 $train --out full >/dev/null 2>&1
     cp -r full before
     mkdir -p full/training.safetensors.tmp/x
