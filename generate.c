@@ -131,11 +131,14 @@ static struct report {
 } report;
 
 /* A row for a token in a layer. Positions count the file's bytes from 0; nll is that of the byte
-   after this one, which is what was asked of these experts. In the lists of experts, widths, gates
+   after this one, which is what was asked of these experts, and entropy that of the model's
+   softmax over this byte: the nll that it expected. In the lists of experts, widths, gates
    (by falling P) and of the whole softmax there are blanks. */
-static void write_row(const hmoe_config *c, size_t at, double nll, int layer, const hmoe_route *r) {
+static void write_row(const hmoe_config *c, size_t at, double nll, double entropy, int layer,
+                      const hmoe_route *r) {
     FILE *f = report.routes.file;
-    fprintf(f, "%lu,%d,%.6f,%d", (unsigned long)at, c->vocab[report.text[at]], nll, layer);
+    fprintf(f, "%lu,%d,%.6f,%.6f,%d", (unsigned long)at, c->vocab[report.text[at]], nll, entropy,
+            layer);
     for (int i = 0; i < r->count; i++) fprintf(f, "%c%d", i ? ' ' : ',', r->expert[i]);
     for (int i = 0; i < r->count; i++) fprintf(f, "%c%d", i ? ' ' : ',', c->H[r->expert[i]]);
     for (int i = 0; i < r->count; i++) fprintf(f, "%c%.6f", i ? ' ' : ',', r->gate[i]);
@@ -143,19 +146,35 @@ static void write_row(const hmoe_config *c, size_t at, double nll, int layer, co
     putc('\n', f);
 }
 
+/* Entropy in nats of the softmax of V logits:  -sum of p ln p = ln Z - sum of p x,
+   with x = logit - the largest, Z = sum of exp(x), p = exp(x) / Z. */
+static double entropy_of(const hmoe_real *logits, int V) {
+    double max = (double)logits[0], Z = 0, mean = 0;
+    for (int i = 1; i < V; i++) max = fmax(max, (double)logits[i]);
+    for (int i = 0; i < V; i++) {
+        double x = (double)logits[i] - max, z = exp(x);
+        Z += z;
+        if (z > 0) mean += z * x;
+    }
+    return log(Z) - mean / Z;
+}
+
 /* Called with each stretch of the text when its forward pass is made. */
 static void look(hmoe_model *m, size_t first, size_t n) {
     const hmoe_config *c = &m->config;
-    hmoe_real *nll = (hmoe_real *)cli_alloc(n * sizeof *nll);
+    hmoe_real *nll = (hmoe_real *)cli_alloc(n * (1 + (size_t)c->V) * sizeof *nll);
+    hmoe_real *logits = nll + n;
     hmoe_route route;
-    if (hmoe_get_token_losses(m, nll)) cli_fail(1, "%s", m->message);
+    if (hmoe_get_token_losses(m, nll) || hmoe_get_logits(m, logits)) cli_fail(1, "%s", m->message);
     for (size_t t = 0; t < n; t++) {
         int on_page = first + t < report.page.tokens;
         if (!set.routes && !on_page) break;
-        if (on_page) page_token(&report.page, c->vocab[report.text[first + t]], (double)nll[t]);
+        double entropy = entropy_of(logits + t * (size_t)c->V, c->V);
+        if (on_page)
+            page_token(&report.page, c->vocab[report.text[first + t]], (double)nll[t], entropy);
         for (int l = 0; l < c->L; l++) {
             if (hmoe_get_route(m, l, (int)t, &route)) cli_fail(1, "%s", m->message);
-            if (set.routes) write_row(c, first + t, (double)nll[t], l, &route);
+            if (set.routes) write_row(c, first + t, (double)nll[t], entropy, l, &route);
             if (on_page) page_layer(&report.page, c, &route);
         }
     }
@@ -197,7 +216,8 @@ static void score(hmoe_model *m, const char *dir, int batch) {
     report.text = text;
     if (set.show_tiles) show_tiles(m, text, n, batch);
     if (set.routes) cli_open(&report.routes, set.routes);
-    if (set.routes) fputs("position,byte,nll,layer,experts,widths,gates,P\n", report.routes.file);
+    if (set.routes)
+        fputs("position,byte,nll,entropy,layer,experts,widths,gates,P\n", report.routes.file);
     if (set.page) {
         cli_open(&report.page_file, set.page);
         page_begin(&report.page, report.page_file.file, &m->config, dir, set.score, n - 1);

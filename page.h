@@ -6,7 +6,8 @@
        4 bytes each   tokens on the page, tokens in all, T, L, E, slots, 1 for Top-P else 0,
                       H[0 .. E-1]
        twice          4 bytes of length, and a name: of the model's directory, of the text's file
-       per token      1 its byte, 4 the bits of a float: cross-entropy of the byte after it
+       per token      1 its byte; of the byte after it, 4 bytes each, the bits of a float:
+                      cross-entropy, and the entropy of what the model expected
          per layer    1 |S| (256 is 0)
            per slot   1 expert, 2 its gate * 65535: by falling P, zeros behind the last
            per expert 2 P * 65535
@@ -51,7 +52,7 @@ static void page_name(page *p, const char *name) {
 static void page_begin(page *p, FILE *file, const hmoe_config *c, const char *model,
                        const char *text, size_t tokens) {
     int top_p = c->routing == HMOE_TOP_P;
-    size_t each = 5 + (size_t)c->L * (1 + 3 * (size_t)(top_p ? c->E : c->K) + 2 * (size_t)c->E);
+    size_t each = 9 + (size_t)c->L * (1 + 3 * (size_t)(top_p ? c->E : c->K) + 2 * (size_t)c->E);
     p->file = file, p->bits = p->held = 0, p->slots = top_p ? c->E : c->K;
     p->tokens = tokens < PAGE_TOKENS ? tokens : PAGE_TOKENS;
     if (p->tokens > PAGE_BYTES / each) p->tokens = PAGE_BYTES / each;
@@ -63,11 +64,16 @@ static void page_begin(page *p, FILE *file, const hmoe_config *c, const char *mo
     page_name(p, model), page_name(p, text);
 }
 
-static void page_token(page *p, int byte, double nll) {
-    float x = (float)nll;
+static void page_float(page *p, double value) {
+    float x = (float)value;
     unsigned bits;
     memcpy(&bits, &x, sizeof bits);
-    page_add(p, 1, (unsigned)byte), page_add(p, 4, bits);
+    page_add(p, 4, bits);
+}
+
+static void page_token(page *p, int byte, double nll, double entropy) {
+    page_add(p, 1, (unsigned)byte);
+    page_float(p, nll), page_float(p, entropy);
 }
 
 static void page_layer(page *p, const hmoe_config *c, const hmoe_route *r) {

@@ -188,8 +188,8 @@ def routes(path, E):
     """[position, layer, E]: 1 where an expert was chosen, from `generate --routes`."""
     with open(path, encoding="ascii") as file:
         head = file.readline().split(",")
-        chosen = [line.split(",", 5)[3:5] for line in file]
-    assert head[3:5] == ["layer", "experts"], head
+        chosen = [line.split(",", 6)[4:6] for line in file]
+    assert head[4:6] == ["layer", "experts"], head
     table = np.zeros((len(chosen), E), np.int16)
     for row, (_, experts) in enumerate(chosen):
         table[row, [int(e) for e in experts.split()]] = 1

@@ -72,14 +72,14 @@ class Routes:
     """The CSV, and the text: layers[l][i] is (experts, gates, P) of token i."""
 
     def __init__(self, path, text, shown=None):
-        self.text, self.nll, self.widths = text, {}, {}
+        self.text, self.nll, self.entropy, self.widths = text, {}, {}, {}
         self.layers = collections.defaultdict(list)
         for row in csv.DictReader(open(path)):
             i, layer = int(row["position"]), int(row["layer"])
             if shown and i >= shown:
                 break
             experts = [int(e) for e in row["experts"].split()]
-            self.nll[i] = float(row["nll"])
+            self.nll[i], self.entropy[i] = float(row["nll"]), float(row["entropy"])
             self.widths.update(zip(experts, map(int, row["widths"].split())))
             self.layers[layer].append((experts, [float(g) for g in row["gates"].split()],
                                        [float(p) for p in row["P"].split()]))
@@ -92,9 +92,10 @@ class Routes:
 
     def values(self, colour, layers):
         """Of each character, or None: the sum of its bytes' nats, or the mean of their widths."""
+        in_nats = {"loss": self.nll, "entropy": self.entropy}.get(colour)
         for at, n, _ in self.chars:
-            if colour == "loss":
-                yield sum(self.nll[i - 1] for i in range(at, at + n)) if at else None
+            if in_nats:
+                yield sum(in_nats[i - 1] for i in range(at, at + n)) if at else None
             else:
                 own = [self.width(i, layers) for i in range(at, at + n) if i < self.n]
                 yield sum(own) / len(own) if own else None
@@ -210,7 +211,7 @@ def check_colours(name, reader, routes, colour, layers):
     """Each character's shade is one of 16, from the lowest value to the highest, or 5 nats."""
     values = list(routes.values(colour, layers))
     known = [v for v in values if v is not None]
-    low, high = (0, 5) if colour == "loss" else (min(known), max(known))
+    low, high = (0, 5) if colour != "width" else (min(known), max(known))
     wrong = []
     for k, (value, (text, kind, _)) in enumerate(zip(values, reader.spans())):
         shade = re.search(r"\bq(\d+)", kind)
@@ -232,8 +233,9 @@ def check_token(name, panel, routes, i, layers):
     before, after = panel["said"].split("these experts had to foresee")
     check(name + ": byte read", called((at, n, text)) in before, panel["said"])
     check(name + ": byte foreseen", called(following) in after, panel["said"])
-    nats, chance = after.rsplit(":", 1)[1].split(",")
+    nats, chance, expected = re.split(r",|The model had expected", after.rsplit(":", 1)[1])
     check(name + ": nats", near(nats, routes.nll[i]), (panel["said"], routes.nll[i]))
+    check(name + ": entropy", near(expected, routes.entropy[i]), (expected, routes.entropy[i]))
     check(name + ": chance", near(chance, 100 * 2.718281828459045 ** -routes.nll[i]), chance)
     if n > 1:
         part = "byte %d of %d of .?%s" % (i - at + 1, n, text)
@@ -354,7 +356,9 @@ def check_keys(reader, routes):
         same("key %s: the menu" % key, reader.js("document.getElementById('layer').value"),
              str(layers[0]) if len(layers) == 1 else "-1")
     press("c")
-    check_colours("key c, layer 1", reader, routes, "width", [0])
+    check_colours("key c, layer 1", reader, routes, "entropy", [0])
+    press("c")
+    check_colours("key c twice, layer 1", reader, routes, "width", [0])
     at("the token stays", 3)
     press("0")
     check_colours("key 0", reader, routes, "width", [0, 1, 2])
@@ -406,6 +410,8 @@ def check_mouse(reader, routes):
     reader.page.select_option("#layer", index=0)
     reader.page.select_option("#colour", "width")
     check_colours("width by the mouse", reader, routes, "width", [0, 1, 2])
+    reader.page.select_option("#colour", "entropy")
+    check_colours("entropy by the mouse", reader, routes, "entropy", [0, 1, 2])
     reader.page.select_option("#colour", "loss")
     check_colours("cross-entropy by the mouse", reader, routes, "loss", [0, 1, 2])
     reader.page.locator(".chips").nth(2).locator("button").first.click()
@@ -437,7 +443,7 @@ CONTRAST = "() => {" + COLOURS + """
 def check_looks(browser, path, routes):
     for scheme in "light", "dark":
         reader = Reader(browser, path, scheme=scheme)
-        for colour in "loss", "width":
+        for colour in "loss", "entropy", "width":
             look = reader.js(CONTRAST)
             check("%s, %s: readable" % (scheme, colour), min(look["on"]) >= 4.5, look["on"])
             order = sorted(look["shades"], reverse=scheme == "light")
@@ -531,7 +537,8 @@ def test(browser, work):
         check_text(model, reader, routes)
         check_colours(model, reader, routes, "loss", range(3))
         reader.press("c")
-        if model == "topp":
+        reader.press("c")
+        if model != "one":
             check_colours(model, reader, routes, "width", range(3))
         for k in 0, 77, len(routes.chars) - 2:
             reader.click(k)

@@ -350,16 +350,16 @@ look() { write --score validation "$@"; }
 check "--routes" gives 0 "^nll $nll nats/token over 299 tokens$" look --routes r.csv --devices 2
 sed -n 's/.*, \([0-9]*\) tokens, .*/\1/p' stdout >by_device
 check "routes: columns" [ "$(head -n 1 r.csv)" = \
-    "position,byte,nll,layer,experts,widths,gates,P" ]
+    "position,byte,nll,entropy,layer,experts,widths,gates,P" ]
 check "routes: a row per token and layer" [ "$(wc -l <r.csv)" -eq $((1 + 299 * 2)) ]
 check "routes: the losses" near "$nll" \
-    "$(awk -F , 'NR > 1 && $4 == 0 { x += $3; n++ } END { printf "%.9f", x / n }' r.csv)"
-check "routes: the bytes" [ "$(awk -F , 'NR > 1 && $4 == 1 { printf "%c", $2 }' r.csv | cksum)" = \
+    "$(awk -F , 'NR > 1 && $5 == 0 { x += $3; n++ } END { printf "%.9f", x / n }' r.csv)"
+check "routes: the bytes" [ "$(awk -F , 'NR > 1 && $5 == 1 { printf "%c", $2 }' r.csv | cksum)" = \
     "$(head -c 299 validation | cksum)" ]
 widths=$(sed -n 's/.*"expert_sizes": \[\(.*\)\].*/\1/p' a/config.json | tr -d ,)
 check "routes: shares" awk -F , -v widths="$widths" 'function off(x) { return x * x > 1e-10 }
     BEGIN { split(widths, H, " ") }
-    NR > 1 { n = split($5, e, " "); split($6, w, " "); split($7, g, " "); m = split($8, P, " ")
+    NR > 1 { n = split($6, e, " "); split($7, w, " "); split($8, g, " "); m = split($9, P, " ")
         sum = all = chosen = 0
         for (i = 1; i <= m; i++) all += P[i]
         for (i = 1; i <= n; i++) { chosen += P[e[i] + 1]; sum += g[i]; bad += w[i] != H[e[i] + 1] }
@@ -368,7 +368,7 @@ check "routes: shares" awk -F , -v widths="$widths" 'function off(x) { return x 
         bad += larger > 1; larger = 0
         bad += n != 2 || m != 4 || off(sum - 1) || off(all - 1) }
     END { exit bad > 0 }' r.csv
-awk -F , 'NR > 1 { n = split($5, e, " "); for (i = 1; i <= n; i++) t[e[i] == 0 || e[i] == 3]++
+awk -F , 'NR > 1 { n = split($6, e, " "); for (i = 1; i <= n; i++) t[e[i] == 0 || e[i] == 3]++
     for (i = 1; i <= n; i++) s[e[i] >= 2]++ } END { print t[1] "\n" t[0] "\n" s[0] "\n" s[1] }' r.csv >counted
 check "--devices: tokens as the routes have them, in pairs and side by side" same by_device counted
 check "--devices: pairs do not fit" gives 0 "^in pairs: 4 experts on 4 devices" look --devices 4
