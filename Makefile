@@ -23,7 +23,7 @@ HEADERS = hmoe.h hmoe_checkpoint.h hmoe_inspect.h hmoe_muon.h hmoe_cuda.h hmoe_p
 	hmoe_mpi.h cli.h cli_peers.h
 PROGRAMS = $(BIN)train_tiny $(BIN)generate
 DOUBLE_TESTS = $(BUILD)/test_gradients $(BUILD)/test_equivalence $(BUILD)/test_numbers \
-	$(BUILD)/test_muon
+	$(BUILD)/test_muon $(BUILD)/test_steering
 FLOAT_TESTS = $(BUILD)/test_float $(BUILD)/test_errors $(BUILD)/test_mutations \
 	$(BUILD)/test_extremes
 BOTH = $(BUILD)/test_equivalence_float

@@ -214,6 +214,24 @@ static inline void cli_cannot(const char *what, const char *path) {
     cli_fail(1, "cannot %s %s: %s", what, path, strerror(errno));
 }
 
+/* What went wrong without ending the program: a line, and perhaps "(a hint)". The first process of
+   several says it. */
+#if defined(__GNUC__)
+__attribute__((format(printf, 1, 2)))
+#endif
+static inline void cli_warn(const char *format, ...) {
+    va_list arguments;
+    if (cli_rank) return;
+    if (cli_line_is_open) putchar('\n');
+    cli_line_is_open = 0;
+    fflush(stdout);
+    fprintf(stderr, "%s: warning: ", cli_program);
+    va_start(arguments, format);
+    vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    fputc('\n', stderr);
+}
+
 static inline void *cli_alloc(size_t bytes) {
     void *p = malloc(bytes + !bytes);
     if (!p) cli_fail(1, "out of memory: %lu bytes were needed", (unsigned long)bytes);

@@ -144,6 +144,15 @@ typedef enum hmoe_gate {
     HMOE_GATE_RAW          /* g = P */
 } hmoe_gate;
 
+/* Bias balancing (Wang et al., arXiv 2408.15664): each layer has a bias b for each expert. Experts
+   are ordered by P + b; gates use P alone. After each update b_e moves by balance_rate, up if the
+   load of expert e is below the mean load, down if it is above. */
+typedef enum hmoe_balance {
+    HMOE_BALANCE_OFF,
+    HMOE_BALANCE_TOKENS,   /* load of expert e: f_e, its share of the tokens */
+    HMOE_BALANCE_WORK      /* f_e H[e], its share of the work. The b of a null expert stays 0 */
+} hmoe_balance;
+
 typedef struct hmoe_config {
     int V;                        /* vocabulary: tokens are 0 .. V-1. No default */
     int T;                        /* context: the longest sequence */
@@ -153,10 +162,17 @@ typedef struct hmoe_config {
     int E;                        /* experts per layer, 1 .. HMOE_MAX_EXPERTS; 1 is a dense model */
     int K;                        /* experts per token under Top-K, 1 .. E */
     int H[HMOE_MAX_EXPERTS];      /* hidden width of each expert (hmoe_expert_sizes); same in every
-                                     layer */
+                                     layer. 0: a null expert, which has no parameters, costs nothing
+                                     and adds 0. At least one width is above 0 */
     hmoe_routing routing;
     double top_p;                 /* under Top-P: from 1e-9 to 1, which takes all experts */
+    double budget;                /* 0: top_p is fixed. Otherwise, under Top-P only: each layer has
+                                     its own top_p, which starts at the value above and moves after
+                                     each update until a token's experts have, on average, this
+                                     share of the layer's total width. In (0, 1] */
     hmoe_gate gate;
+    hmoe_balance balance;
+    double balance_rate;          /* how far b moves in one update, from 0 to 1 */
     int noisy_gating;             /* 1: MoDSE eq. 3 to 5, noise on the logits while training */
     double lb_coef;               /* coefficients of the router's losses: load balancing, */
     double pp_coef;               /*   parameter penalty, */
@@ -176,7 +192,8 @@ hmoe_config hmoe_default_config(void);
      "homogeneous"   all equal                             "arithmetic"  9 11 13 ... 23   (HMoE)
      "geometric"     1 2 4 8 ...                 (HMoE)    "hybrid"      1 1 1 1 2 2 4 4  (HMoE)
      "modse"         4.5 0.5 4 1 ..., pairs      (MoDSE)   "3,1,2.5"     E ratios of one's own
-   Widths are multiples of 8 where the total allows it. */
+   A ratio of 0 makes a null expert, of width 0; the others share the total. Widths are multiples
+   of 8 where the total allows it. */
 hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strategy, char *message);
 
 typedef enum hmoe_placement { HMOE_PAIRS, HMOE_CONTIGUOUS, HMOE_GIVEN } hmoe_placement;
@@ -202,13 +219,16 @@ typedef struct hmoe_routes {
     hmoe_real *lse;           /* [N]         log of the sum of exp(r), for the z-loss */
     hmoe_real *entropy;       /* [N]         -sum over e of P ln P, in nats */
     int *count;               /* [N]         |S[t]|, 1 .. slots */
-    int *expert;              /* [N, slots]  S[t], by descending P; the first `count` are set */
+    int *expert;              /* [N, slots]  S[t], by descending P + b; the first `count` are set */
     hmoe_real *gate;          /* [N, slots]  g of those experts */
     /* the same, seen from the experts: rows, sorted by expert and then by token */
     int *expert_start;        /* [E + 1]     expert e works on rows expert_start[e] .. [e+1]-1 */
     int *row_token;           /* [N * slots] the token of each row */
     hmoe_real *row_gate;      /* [N * slots] its gate */
     int *row;                 /* [N, slots]  and back: where slot s of token t has its row */
+    /* what choose reads besides P: state of the layer, in m->params */
+    const hmoe_real *bias;    /* [E]         b of bias balancing; NULL: 0 */
+    const hmoe_real *top_p;   /* [1]         the layer's own top_p; NULL: config.top_p */
 } hmoe_routes;
 
 /* ---------------------------------------------------------------------------------------------
@@ -315,6 +335,9 @@ typedef struct hmoe_tensor {
     double mean, std;             /* initial values are mean + std * N(0, 1) */
     int fixed;                    /* the program's to set; not 0: hmoe_update clears its gradients
                                      and leaves it as it is, frozen (1) or for Muon (2) */
+    int state;                    /* 1: no parameter but state of a layer, b or top_p. Its gradient
+                                     is always 0, so AdamW leaves it as it is; hmoe_update moves it
+                                     by what the step's tokens chose */
 } hmoe_tensor;
 
 /* The loss and its parts: total = ce + lb_coef * lb + pp_coef * pp + ent_coef * ent + z_coef * z.
@@ -359,6 +382,7 @@ typedef struct hmoe_model {
     double pass_flops;                /* what it will have cost, when its backward pass is made */
     int64_t step_tokens;              /* passed backward since the last update: number the noise */
     double *usage;                    /* for hmoe_inspect.h: the routers' sums, and tokens */
+    double *chosen;                   /* [L, E] tokens that chose each expert since hmoe_update */
     struct hmoe__layer *layers;       /* per layer: where its tensors start, its activations */
     struct hmoe__buffers *buffers;    /* the other activations */
     void *arena;                      /* the backend's memory behind all activations */
@@ -781,7 +805,7 @@ static void hmoe__multiply_rows(const hmoe__product *p, int first, int end) {
     enum { MR = HMOE__MR, NR = HMOE__NR, Q = HMOE__NR / 4 };
     hmoe_real panel[HMOE__KC * NR] HMOE__ALIGNED, block[HMOE__KC * HMOE__BLOCK_ROW] HMOE__ALIGNED;
     for (int i0 = first; i0 < end; i0 += HMOE__ROWS)
-        for (int k0 = 0; k0 < p->K; k0 += HMOE__KC) {
+        for (int k0 = 0; k0 == 0 || k0 < p->K; k0 += HMOE__KC) {   /* K = 0: an empty sum */
             int rows = end - i0 < HMOE__ROWS ? end - i0 : HMOE__ROWS;
             int K = p->K - k0 < HMOE__KC ? p->K - k0 : HMOE__KC;
             if (p->a_k != 1) hmoe__pack_block(block, p, i0, rows, k0, K);
@@ -862,11 +886,13 @@ static hmoe__product hmoe__product_of(const hmoe_linear *map, int form) {
 /* The members' outputs are one line of work, of which each thread makes one part. */
 static void hmoe__multiply_list(const hmoe_linear *list, int n, int form) {
     hmoe__product product[HMOE_MAX_EXPERTS];
-    double work = 0;
+    double cost[HMOE_MAX_EXPERTS], work = 0;   /* of one output, of all */
     assert(n <= HMOE_MAX_EXPERTS);
     for (int i = 0; i < n; i++) {
         product[i] = hmoe__product_of(&list[i], form);
-        work += (double)product[i].M * product[i].N * product[i].K;
+        cost[i] = (double)product[i].K;
+        if (!list[i].in || !list[i].out) cost[i] = 1;   /* a null expert gives rows of zeros */
+        work += cost[i] * product[i].M * product[i].N;
     }
     int parts = work > 5e5 ? hmoe__threads() : 1;   /* for less, waking the threads costs more */
     HMOE__PARALLEL_FOR(parts)
@@ -875,8 +901,7 @@ static void hmoe__multiply_list(const hmoe_linear *list, int n, int form) {
         for (int i = 0; i < n; i++) {   /* an expert without tokens: no rows, or a sum of nothing */
             const hmoe__product *p = &product[i];
             int first, end, few = hmoe__few(p);
-            end = hmoe__next_of(&mine, few ? p->N : p->M, (double)p->K * (few ? p->M : p->N),
-                                &first);
+            end = hmoe__next_of(&mine, few ? p->N : p->M, cost[i] * (few ? p->M : p->N), &first);
             if (few) hmoe__multiply_few(p, first, end);
             else hmoe__multiply_rows(p, first, end);
         }
@@ -1206,19 +1231,24 @@ static int hmoe__named_ratios(double *ratio, int E, const char *strategy) {
     return 1;
 }
 
-/* Ratios written as "9,11,13": exactly E of them, each from 1e-9 to 1e9. */
+/* Ratios written as "9,11,13": exactly E of them, each 0 or from 1e-9 to 1e9, and not all 0. */
 static hmoe_status hmoe__listed_ratios(double *ratio, int E, const char *list, char *message) {
     const char *at = list;
+    double sum = 0;
     for (int n = 0;; n++) {
         char *end;
         double value = strtod(at, &end);
         if (end == at || (*end && *end != ','))
             return HMOE__BAD(message, "sizes '%.200s': not a strategy (homogeneous, arithmetic, "
                              "geometric, hybrid, modse), nor ratios such as 9,11,13", list);
-        if (!(value >= 1e-9 && value <= 1e9))
-            return HMOE__BAD(message, "ratio %g in '%.200s' must be from 1e-9 to 1e9", value, list);
+        if (value != 0 && !(value >= 1e-9 && value <= 1e9))
+            return HMOE__BAD(message, "ratio %g in '%.200s' must be 0, or from 1e-9 to 1e9", value,
+                             list);
         if (n < E) ratio[n] = value;
-        if (!*end && n + 1 == E) return HMOE_OK;
+        sum += value;
+        if (!*end && n + 1 == E)
+            return sum > 0 ? HMOE_OK : HMOE__BAD(message, "'%.200s': all ratios are 0: at least "
+                                                 "one expert must have a width", list);
         if (!*end || n + 1 > E)
             return HMOE__BAD(message, "'%.200s' has %s than %d ratios, one for each expert", list,
                              n + 1 < E ? "fewer" : "more", E);
@@ -1229,17 +1259,21 @@ static hmoe_status hmoe__listed_ratios(double *ratio, int E, const char *list, c
 hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strategy, char *message) {
     double ratio[HMOE_MAX_EXPERTS] = { 0 }, pair[HMOE_MAX_EXPERTS] = { 0 };
     long long width[HMOE_MAX_EXPERTS], pairs[HMOE_MAX_EXPERTS], unit;
-    int equal = 1;
+    int of[HMOE_MAX_EXPERTS], n = 0, equal = 1;
     if (E < 1 || E > HMOE_MAX_EXPERTS)
         return HMOE__BAD(message, "%d experts: must be 1 to %d", E, HMOE_MAX_EXPERTS);
-    if (total < E || total > HMOE_MAX_DIM)
-        return HMOE__BAD(message, "a total width of %lld for %d experts: must be from %d, one for "
-                         "each, to %d", total, E, E, HMOE_MAX_DIM);
     if (!hmoe__named_ratios(ratio, E, strategy))
         HMOE__TRY(hmoe__listed_ratios(ratio, E, strategy, message));
-    for (int e = 1; e < E; e++) equal &= ratio[e] == ratio[0];
-    unit = equal ? (total % (8LL * E) == 0 ? 8 : 1) : total % 8 == 0 && total >= 8LL * E ? 8 : 1;
-    if (strcmp(strategy, "modse")) hmoe__share(width, ratio, E, total / unit);
+    for (int e = 0; e < E; e++) {   /* null experts stand aside: n experts share the total */
+        H[e] = 0;
+        if (ratio[e] > 0) of[n] = e, ratio[n++] = ratio[e];
+    }
+    if (total < n || total > HMOE_MAX_DIM)
+        return HMOE__BAD(message, "a total width of %lld for %d experts: must be from %d, one for "
+                         "each, to %d", total, n, n, HMOE_MAX_DIM);
+    for (int i = 1; i < n; i++) equal &= ratio[i] == ratio[0];
+    unit = equal ? (total % (8LL * n) == 0 ? 8 : 1) : total % 8 == 0 && total >= 8LL * n ? 8 : 1;
+    if (strcmp(strategy, "modse")) hmoe__share(width, ratio, n, total / unit);
     else {   /* among the pairs first, so that all of them are as large */
         if (E % 2)
             return HMOE__BAD(message, "modse makes pairs: the number of experts must be even, not "
@@ -1248,7 +1282,7 @@ hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strate
         hmoe__share(pairs, pair, E / 2, total / unit);
         for (int i = 0; i < E / 2; i++) hmoe__share(width + 2 * i, ratio + 2 * i, 2, pairs[i]);
     }
-    for (int e = 0; e < E; e++) H[e] = (int)(width[e] * unit);
+    for (int i = 0; i < n; i++) H[of[i]] = (int)(width[i] * unit);
     return HMOE_OK;
 }
 
@@ -1351,23 +1385,27 @@ static void hmoe__router_softmax(const hmoe_routes *routes, int N, int E) {
     }
 }
 
-/* S[t] and g. Experts are taken by descending P, ties by ascending index, until there are enough:
+/* S[t] and g. Experts are taken by descending P + b (b: bias balancing's, or 0), ties by ascending
+   index, until there are enough:
      Top-K   K of them                          HMoE eq. 8, MoDSE eq. 2
      Top-P   their P add up to top_p            HMoE eq. 9 to 11; at 1 all, whatever rounding says
-   norm: gates are divided by their sum. The next in that order is the largest P that comes after
-   the last one taken; where P is NaN there is none, and any expert will do: the pass is refused. */
+   Gates are P, without b; norm: divided by their sum. The next in that order is the largest P + b
+   that comes after the last one taken; where P is NaN there is none, and any expert will do: the
+   pass is refused. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {
+    if (routes->top_p) top_p = (double)*routes->top_p;
     HMOE__PARALLEL_FOR(N)
     for (int t = 0; t < N; t++) {
         const hmoe_real *P = routes->P + (size_t)t * E;
         int *S = routes->expert + (size_t)t * routes->slots, n = 0, last = -1, enough = 0;
-        hmoe_real *g = routes->gate + (size_t)t * routes->slots, sum = 0;
+        hmoe_real *g = routes->gate + (size_t)t * routes->slots, sum = 0, x[HMOE_MAX_EXPERTS];
+        for (int e = 0; e < E; e++) x[e] = P[e] + (routes->bias ? routes->bias[e] : 0);
         while (!enough) {
             int next = -1;
             for (int e = 0; e < E; e++) {
-                int after = last < 0 || P[e] < P[last] || (P[e] == P[last] && e > last);
-                if (after && (next < 0 || P[e] > P[next])) next = e;
+                int after = last < 0 || x[e] < x[last] || (x[e] == x[last] && e > last);
+                if (after && (next < 0 || x[e] > x[next])) next = e;
             }
             if (next < 0) next = n;
             S[n] = last = next;
@@ -1474,12 +1512,12 @@ static void hmoe__swiglu_backward(hmoe_real *u, hmoe_real *h, hmoe_real *dgate,
     const int *start = routes->expert_start;
     int parts = start[E] > 32 ? hmoe__threads() : 1;
     double work = 0;
-    for (int e = 0; e < E; e++) work += (double)H[e] * (start[e + 1] - start[e]);
+    for (int e = 0; e < E; e++) work += (H[e] + 1.0) * (start[e + 1] - start[e]);
     HMOE__PARALLEL_FOR(parts)
     for (int part = 0; part < parts; part++) {
         hmoe__part mine = hmoe__part_of(work, part, parts);
         for (int e = 0; e < E; e++) {
-            int first, end = hmoe__next_of(&mine, start[e + 1] - start[e], H[e], &first);
+            int first, end = hmoe__next_of(&mine, start[e + 1] - start[e], H[e] + 1, &first);
             for (int row = start[e] + first; row < start[e] + end; row++) {
                 hmoe_real *u_row = u + (size_t)row * 2 * ldh, *h_row = h + (size_t)row * ldh;
                 if (!dh) hmoe__swiglu_row(h_row, u_row, H[e]);
@@ -1570,6 +1608,7 @@ static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sum
 typedef struct hmoe__layer {
     size_t w_norm1, w_qkv, w_o;         /* q, k, v lie side by side: one [3C, C] */
     size_t w_norm2, w_router, w_noise, w_noise_gain;
+    size_t bias, top_p;                 /* state, where config has balance, and budget */
     size_t w13[HMOE_MAX_EXPERTS];       /* W1 and W3 side by side: one [2 H[e], C] */
     size_t w2[HMOE_MAX_EXPERTS];        /* [C, H[e]] */
     hmoe_real *x, *rrms1, *n1;          /* [N, C] input; [N]; [N, C] RMSNorm(x) */
@@ -1599,7 +1638,7 @@ hmoe_config hmoe_default_config(void) {
     memset(&c, 0, sizeof c);
     c.T = 64, c.C = 128, c.L = 4, c.NH = 4, c.E = 8, c.K = 2;
     hmoe_expert_sizes(c.H, c.E, 8 * 172, "arithmetic", NULL);
-    c.top_p = 0.6, c.pp_coef = 0.01;
+    c.top_p = 0.6, c.pp_coef = 0.01, c.balance_rate = 0.001;
     c.rms_norm_eps = 1e-5, c.rope_theta = 10000;
     return c;
 }
@@ -1628,7 +1667,10 @@ hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
         { "experts per token K", (double)c->K, 1, (double)c->E },
         { "routing", (double)c->routing, HMOE_TOP_K, HMOE_TOP_P },
         { "gate", (double)c->gate, HMOE_GATE_DEFAULT, HMOE_GATE_RAW },
-        { "top_p", c->top_p, 1e-9, 1 }, { "noisy_gating", (double)c->noisy_gating, 0, 1 },
+        { "top_p", c->top_p, 1e-9, 1 }, { "budget", c->budget, 0, 1 },
+        { "balance", (double)c->balance, HMOE_BALANCE_OFF, HMOE_BALANCE_WORK },
+        { "balance_rate", c->balance_rate, 0, 1 },
+        { "noisy_gating", (double)c->noisy_gating, 0, 1 },
         { "lb_coef", c->lb_coef, 0, 1e6 }, { "pp_coef", c->pp_coef, 0, 1e6 },
         { "ent_coef", c->ent_coef, 0, 1e6 }, { "z_coef", c->z_coef, 0, 1e6 },
         { "rms_norm_eps", c->rms_norm_eps, 0, 1 }, { "rope_theta", c->rope_theta, 1, 1e12 },
@@ -1641,9 +1683,14 @@ hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
         return HMOE__BAD(message, "width C is %d and heads NH %d: C must be NH times an even head "
                          "size", c->C, c->NH);
     for (int e = 0; e < c->E; e++)
-        if (c->H[e] < 1 || c->H[e] > HMOE_MAX_DIM || hmoe__total_width(c) > HMOE_MAX_DIM)
-            return HMOE__BAD(message, "expert_sizes: expert %d is %d wide: must be from 1 to %d, "
-                             "as must be all of them together", e, c->H[e], HMOE_MAX_DIM);
+        if (c->H[e] < 0 || c->H[e] > HMOE_MAX_DIM || hmoe__total_width(c) > HMOE_MAX_DIM
+            || hmoe__total_width(c) < 1)
+            return HMOE__BAD(message, "expert_sizes: expert %d is %d wide: must be from 0 to %d, "
+                             "and all of them together from 1 to %d", e, c->H[e], HMOE_MAX_DIM,
+                             HMOE_MAX_DIM);
+    if (c->budget > 0 && c->routing != HMOE_TOP_P)
+        return HMOE__BAD(message, "budget %.9g: steers top_p, so it needs Top-P routing: Top-K "
+                         "takes K experts whatever they cost", c->budget);
     if (c->vocab_size != 0 && (c->vocab_size != c->V || c->V > 256))
         return HMOE__BAD(message, "vocab: %d bytes, V: %d, must be equal", c->vocab_size, c->V);
     for (int i = 1; i < c->vocab_size; i++)
@@ -1682,6 +1729,13 @@ static void hmoe__add_tensor(hmoe_model *m, size_t *at, int expert, int rows, in
     if (hmoe__is_here(m, expert)) m->param_count += (size_t)rows * (cols ? cols : 1);
 }
 
+/* The same for a layer's state: n numbers that all start at `value`. */
+static void hmoe__add_state(hmoe_model *m, size_t *at, int n, double value, const char *moe,
+                            const char *name) {
+    hmoe__add_tensor(m, at, -1, n, 0, value, 0, "%s.%s", moe, name);
+    if (m->tensors) m->tensors[m->tensor_count - 1].state = 1;
+}
+
 /* The one walk over all parameters, in the order in which they lie. Matrices start as N(0, 0.02);
    the two that write to the residual stream are smaller by sqrt(2L), the number of such writes. */
 static void hmoe__list_tensors(hmoe_model *m, hmoe__layer *layers) {
@@ -1706,12 +1760,16 @@ static void hmoe__list_tensors(hmoe_model *m, hmoe__layer *layers) {
         hmoe__add_tensor(m, &ly->w_norm2, -1, c->C, 0, 1, 0, "%s.post_attention_layernorm.weight",
                          layer);
         hmoe__add_tensor(m, &ly->w_router, -1, c->E, c->C, 0, std, "%s.gate.weight", moe);
+        if (c->balance)
+            hmoe__add_state(m, &ly->bias, c->E, 0, moe, "gate.e_score_correction_bias");
+        if (c->budget > 0) hmoe__add_state(m, &ly->top_p, 1, c->top_p, moe, "top_p");
         if (c->noisy_gating) {
             hmoe__add_tensor(m, &ly->w_noise, -1, c->E, c->C, 0, 0, "%s.noise.weight", moe);
             hmoe__add_tensor(m, &ly->w_noise_gain, -1, c->E, 0, 1, 0, "%s.noise_norm.weight", moe);
         }
         for (int e = 0; e < c->E; e++) {
             int H = c->H[e], C = c->C;
+            if (!H) { ly->w13[e] = ly->w2[e] = 0; continue; }   /* a null expert has no tensors */
             hmoe__add_tensor(m, &ly->w13[e], e, H, C, 0, std, "%s.experts.%d.w1.weight", moe, e);
             hmoe__add_tensor(m, &inside, e, H, C, 0, std, "%s.experts.%d.w3.weight", moe, e);
             hmoe__add_tensor(m, &ly->w2[e], e, C, H, 0, std_out, "%s.experts.%d.w2.weight", moe, e);
@@ -1834,14 +1892,15 @@ static hmoe_status hmoe__create_tables(hmoe_model *m) {
     m->tensors = (hmoe_tensor *)hmoe__zeroed(m->tensor_count, sizeof *m->tensors);
     m->layers = (hmoe__layer *)hmoe__zeroed((size_t)c->L + 1, sizeof *m->layers);
     m->buffers = b = (hmoe__buffers *)hmoe__zeroed(1, sizeof *m->buffers);
-    /* usage, and after it the host's three arrays */
-    m->usage = (double *)hmoe__zeroed(2 * (sums + 1) + (size_t)c->L * c->E + m->max_tokens + 1,
+    /* usage, and after it the host's other arrays */
+    m->usage = (double *)hmoe__zeroed(2 * (sums + 1) + 2 * (size_t)c->L * c->E + m->max_tokens + 1,
                                       sizeof *m->usage);
     if (!m->tensors || !m->layers || !m->usage || !b)
         return hmoe__no_memory(m->message, (double)m->tensor_count * sizeof *m->tensors,
                                "the list of tensors");
     b->host_sums = m->usage + sums + 1;
-    b->host_dP = (hmoe_real *)(b->host_sums + sums + 1), b->host_ce = b->host_dP + c->L * c->E;
+    m->chosen = b->host_sums + sums + 1;
+    b->host_dP = (hmoe_real *)(m->chosen + c->L * c->E), b->host_ce = b->host_dP + c->L * c->E;
     hmoe__list_tensors(m, m->layers);
     return HMOE_OK;
 }
@@ -1869,6 +1928,11 @@ static hmoe_status hmoe__create_arrays(hmoe_model *m, int max_B, int training, i
     hmoe__list_activations(c, ldh, max_B, training,
                            (char *)m->arena + (64 - (uintptr_t)m->arena % 64) % 64, m->layers,
                            m->buffers);
+    for (int l = 0; l < c->L; l++) {
+        hmoe_routes *routes = &m->layers[l].routes;
+        routes->bias = c->balance ? m->params + m->layers[l].bias : NULL;
+        routes->top_p = c->budget > 0 ? m->params + m->layers[l].top_p : NULL;
+    }
     for (size_t i = 0; i < m->tensor_count; i++) {
         size_t n = (size_t)m->tensors[i].rows * m->tensors[i].cols;
         most = n > most ? n : most;
@@ -2240,6 +2304,9 @@ hmoe_status hmoe_backward(hmoe_model *m, double scale) {
         hmoe__attention_block_backward(m, l, B, T);
     }
     s->embed_backward(m->grads, b->tokens, b->dx, N, c->C);
+    for (int l = 0; l < c->L; l++)
+        for (int e = 0; e < c->E; e++)
+            m->chosen[l * c->E + e] += b->host_sums[l * hmoe__sum_count(c) + e];
     m->step_tokens += m->all_tokens;
     m->tokens += m->all_tokens;
     m->flops += m->pass_flops;
@@ -2326,10 +2393,68 @@ double hmoe_learning_rate(int64_t step, int64_t warmup, int64_t steps, double lr
     return min_lr + (lr - min_lr) * 0.5 * (1 + cos(3.141592653589793 * done));
 }
 
+/* Forgets what the passes since the last update left, but for the gradients. */
+static void hmoe__begin_step(hmoe_model *m) {
+    memset(m->chosen, 0, (size_t)m->config.L * m->config.E * sizeof *m->chosen);
+    m->step_tokens = 0;
+    m->mode = -1;   /* the activations are those of other weights */
+}
+
 void hmoe_zero_gradients(hmoe_model *m) {
     if (m->grads) m->steps->zero(m->grads, m->param_count * sizeof(hmoe_real));
-    m->step_tokens = 0;
-    m->mode = -1;
+    hmoe__begin_step(m);
+}
+
+/* Bias balancing (Wang et al. 2024):  b_e += rate sign(mean load - load_e)
+   load: [E], over the tokens of the step: chosen[e], or chosen[e] H[e] where work is balanced; null
+   experts, which do no work, then count neither in the mean nor move. */
+static void hmoe__steer_bias(hmoe_real *b, const double *chosen, const hmoe_config *c) {
+    int work = c->balance == HMOE_BALANCE_WORK, n = 0;
+    double load[HMOE_MAX_EXPERTS], sum = 0;
+    for (int e = 0; e < c->E; e++) {
+        load[e] = chosen[e] * (work ? c->H[e] : 1);
+        sum += load[e];
+        n += !work || c->H[e] > 0;
+    }
+    for (int e = 0; e < c->E; e++)   /* whole numbers, so that a load equal to the mean is seen */
+        if (!work || c->H[e] > 0)
+            b[e] += (hmoe_real)(c->balance_rate * ((n * load[e] < sum) - (n * load[e] > sum)));
+}
+
+/* A budget F (as DTop-p, arXiv 2512.13996, holds |S|):  logit(p) += 0.1 (F - width) / F
+   width: the chosen experts' share of all widths, mean over the step's tokens. In the logit a step
+   means as much near 1, where 1 - p counts, as elsewhere. The limits keep p where it has an effect,
+   so that it turns at once: below 1 / (2 E) any token has one expert. */
+static hmoe_real hmoe__steered_p(double p, double width, const hmoe_config *c) {
+    const double low = 0.5 / c->E, high = 1 - 1e-5;
+    p = p < low ? low : p > high ? high : p;
+    p = 1 / (1 + (1 - p) / p * exp(-0.1 * (c->budget - width) / c->budget));
+    return (hmoe_real)(p < low ? low : p > high ? high : p);
+}
+
+/* Moves the state of each layer by what the tokens of this step chose. */
+static hmoe_status hmoe__steer(hmoe_model *m) {
+    const hmoe_config *c = &m->config;
+    if (!c->balance && c->budget == 0) return HMOE_OK;
+    for (int l = 0; l < c->L && m->step_tokens > 0; l++) {
+        const double *chosen = m->chosen + l * c->E;
+        hmoe_real b[HMOE_MAX_EXPERTS], p, *bias = m->params + m->layers[l].bias;
+        hmoe_real *top_p = m->params + m->layers[l].top_p;
+        double width = 0;
+        if (c->balance) {
+            m->steps->fetch(b, bias, (size_t)c->E * sizeof *b);
+            hmoe__steer_bias(b, chosen, c);
+            m->steps->store(bias, b, (size_t)c->E * sizeof *b);
+        }
+        if (c->budget > 0) {
+            for (int e = 0; e < c->E; e++) width += chosen[e] * c->H[e];
+            m->steps->fetch(&p, top_p, sizeof p);
+            width /= (double)m->step_tokens * hmoe__total_width(c);
+            p = hmoe__steered_p((double)p, width, c);
+            m->steps->store(top_p, &p, sizeof p);
+        }
+    }
+    return hmoe__settle(m);
 }
 
 /* Adds up the gradients of all processes; clears them where their norm is not finite. */
@@ -2370,10 +2495,10 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
         else m->steps->adamw(m->params + at, m->grads + at, m->exp_avg + at, m->exp_avg_sq + at,
                         end - at, &rates);
     }
+    hmoe_status status = hmoe__steer(m);
     m->step++;
-    m->step_tokens = 0;
-    m->mode = -1;   /* the activations are those of other weights */
-    return HMOE_OK;
+    hmoe__begin_step(m);
+    return status;
 }
 
 /* ---------------------------------------------------------------------------------------------

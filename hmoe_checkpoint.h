@@ -239,10 +239,19 @@ static void hmoe__write_double(FILE *f, double value) {
     fputs(text, f);
 }
 
+static void hmoe__write_member(FILE *f, const char *name, double value) {
+    fprintf(f, "  \"%s\": ", name);
+    hmoe__write_double(f, value);
+    fputs(",\n", f);
+}
+
+/* What config.json calls the values of hmoe_balance. */
+static const char *const hmoe__balances[] = { "off", "tokens", "work" };
+
 /* Is it one of Mixtral's own, so that whatever opens Mixtral computes the same? */
 static int hmoe__is_mixtral(const hmoe_config *c) {
     for (int e = 1; e < c->E; e++) if (c->H[e] != c->H[0]) return 0;
-    return c->routing == HMOE_TOP_K && hmoe__norm_gates(c) && !c->noisy_gating;
+    return c->routing == HMOE_TOP_K && hmoe__norm_gates(c) && !c->noisy_gating && !c->balance;
 }
 
 static void hmoe__write_list(FILE *f, const char *name, const hmoe_config *c, int n) {
@@ -274,11 +283,14 @@ static hmoe_status hmoe__save_config(hmoe_model *m, const char *dir) {
     fprintf(f, "  \"routing\": \"%s\",\n", c->routing == HMOE_TOP_K ? "topk" : "topp");
     fprintf(f, "  \"norm_topk_prob\": %s,\n", hmoe__norm_gates(c) ? "true" : "false");
     fprintf(f, "  \"noisy_gating\": %s,\n", c->noisy_gating ? "true" : "false");
+    if (c->balance) {
+        fprintf(f, "  \"balance\": \"%s\",\n", hmoe__balances[c->balance]);
+        hmoe__write_member(f, "balance_rate", c->balance_rate);
+    }
+    if (c->budget > 0) hmoe__write_member(f, "budget", c->budget);
     for (int i = 0; i < 7; i++) {
         if (mixtral && i == 2) continue;   /* top_p: transformers would sample with it */
-        fprintf(f, "  \"%s\": ", names[i]);
-        hmoe__write_double(f, values[i]);
-        fputs(",\n", f);
+        hmoe__write_member(f, names[i], values[i]);
     }
     if (c->vocab_size) hmoe__write_list(f, "vocab", c, c->vocab_size);
     fputs("  \"rope_parameters\": {\"rope_theta\": ", f);
@@ -490,10 +502,12 @@ static hmoe_status hmoe__pad(hmoe_model *wide, hmoe_model *m) {
     const hmoe_steps *s = m->steps;
     hmoe_real *row = (hmoe_real *)HMOE_MALLOC(HMOE_MAX_DIM * sizeof *row);
     if (!row) return hmoe__no_memory(m->message, HMOE_MAX_DIM * sizeof *row, "a row");
-    for (size_t i = 0, k = 0; i < wide->tensor_count; i++, k++) {
+    for (size_t i = 0, k = 0; i < wide->tensor_count; i++) {
         const hmoe_tensor *to = &wide->tensors[i], *from;
-        while (strcmp(m->tensors[k].name, to->name)) k++;   /* noise is left out */
-        from = &m->tensors[k];
+        /* noise and biases of 0 are left out; a null expert stays all zeros */
+        if (to->expert >= 0 && !m->config.H[to->expert]) continue;
+        while (strcmp(m->tensors[k].name, to->name)) k++;
+        from = &m->tensors[k++];
         for (size_t r = 0, bytes = (size_t)from->cols * sizeof *row; r < (size_t)from->rows; r++) {
             s->fetch(row, m->params + from->offset + r * from->cols, bytes);
             s->store(wide->params + to->offset + r * to->cols, row, bytes);
@@ -516,13 +530,22 @@ hmoe_status hmoe_export_mixtral(hmoe_model *m, const char *dir, size_t *params) 
     if (!hmoe__norm_gates(&config))
         return HMOE__BAD(m->message, "Mixtral divides the gates by their sum: a model with raw "
                          "gates has no such form");
+    for (int l = 0; config.balance && l < config.L; l++) {
+        hmoe_real b[HMOE_MAX_EXPERTS];
+        m->steps->fetch(b, m->params + m->layers[l].bias, (size_t)config.E * sizeof *b);
+        for (int e = 0; e < config.E; e++)
+            if (b[e] != 0)
+                return HMOE__BAD(m->message, "Mixtral takes the experts of largest P: this model "
+                                 "adds a bias to P (in layer %d %g to that of expert %d) and has "
+                                 "no such form", l, (double)b[e], e);
+    }
     HMOE__TRY(hmoe__path(path, dir, "training.safetensors", "", m->message));
     errno = 0;
     if ((run = hmoe__open(path)) != NULL) fclose(run);
     if (run || (errno != ENOENT && errno != ENOTDIR))
         return HMOE__BAD(m->message, "%.300s holds a run: choose another directory", dir);
     for (int e = 0; e < config.E; e++) config.H[e] = hmoe__widest(&m->config);
-    config.noisy_gating = 0;
+    config.noisy_gating = 0, config.balance = HMOE_BALANCE_OFF;
     memset(&wide, 0, sizeof wide);
     wide.steps = m->steps;
     status = hmoe__created(&wide, hmoe__create(&wide, &config, 0, 0, 0, 0));
@@ -775,6 +798,18 @@ static void hmoe__read_rope(hmoe__reader *r, hmoe_config *c) {
         hmoe__wrong(r, "rope_theta", "is another one than in rope_parameters");
 }
 
+/* How experts are balanced by a bias; without the member, not at all. */
+static void hmoe__get_balance(hmoe__reader *r, hmoe_config *c) {
+    const char *value = hmoe__member(r, "balance", 0);
+    int is = HMOE_BALANCE_WORK;
+    while (value && is > 0 && !hmoe__json_is(value, hmoe__balances[is])) is--;
+    if (value && !hmoe__json_is(value, hmoe__balances[is]))
+        hmoe__wrong(r, "balance", "must be \"off\", \"tokens\" or \"work\"");
+    c->balance = value ? (hmoe_balance)is : HMOE_BALANCE_OFF;
+    c->balance_rate = hmoe_default_config().balance_rate;
+    hmoe__get_double(r, "balance_rate", 0, &c->balance_rate);
+}
+
 /* A model of our own kind says everything; a Mixtral lacks our keys, and what it lacks is what
    makes it compute the same. */
 static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const char *path,
@@ -817,6 +852,8 @@ static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const ch
     c->gate = hmoe__get_choice(r, "norm_topk_prob", ours, "true", "false", 1) ? HMOE_GATE_NORM
                                                                         : HMOE_GATE_RAW;
     c->noisy_gating = hmoe__get_choice(r, "noisy_gating", ours, "true", "false", 0);
+    hmoe__get_balance(r, c);
+    hmoe__get_double(r, "budget", 0, &c->budget);
     hmoe__get_double(r, "lb_coef", ours, &c->lb_coef);
     hmoe__get_double(r, "pp_coef", ours, &c->pp_coef);
     hmoe__get_double(r, "ent_coef", ours, &c->ent_coef);
@@ -1113,6 +1150,22 @@ static hmoe_status hmoe__find(hmoe_model *m, const char *dir, int training) {
     return status;
 }
 
+/* A bias or a top_p that is no number would go unnoticed: the experts are chosen all the same. */
+static hmoe_status hmoe__check_state(hmoe_model *m, const char *path) {
+    for (size_t i = 0; i < m->tensor_count; i++) {
+        const hmoe_tensor *t = &m->tensors[i];
+        int is_p = strstr(t->name, ".top_p") != NULL;
+        hmoe_real x[HMOE_MAX_EXPERTS];
+        if (!t->state) continue;
+        m->steps->fetch(x, m->params + t->offset, (size_t)t->rows * sizeof *x);
+        for (int k = 0; k < t->rows; k++)
+            if (!isfinite(x[k]) || (is_p && !(x[k] > 0 && x[k] <= 1)))
+                return HMOE__CORRUPT(m->message, "%.300s: %s must be %s: it is %g", path, t->name,
+                                     is_p ? "above 0 and at most 1" : "finite", (double)x[k]);
+    }
+    return hmoe__settle(m);
+}
+
 static hmoe_status hmoe__read_files(hmoe_model *m, hmoe__input *in, const char *dir) {
     size_t arrays = in->training ? 3 : 1, missing = m->tensor_count * arrays;
     char name[HMOE_NAME_SIZE + 16];
@@ -1135,7 +1188,7 @@ static hmoe_status hmoe__read_files(hmoe_model *m, hmoe__input *in, const char *
     }
     for (size_t i = 0; i < in->places; i++)
         if (in->place[i].end == 0 && in->place[i].tensor < missing) missing = in->place[i].tensor;
-    if (missing == in->places) return HMOE_OK;
+    if (missing == in->places) return hmoe__check_state(m, in->path);
     hmoe__saved_tensor(m, missing, name);
     return HMOE__CORRUPT(m->message, "%.300s: %s is missing", in->path, name);
 }

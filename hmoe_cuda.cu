@@ -997,15 +997,17 @@ void router_softmax(const hmoe_routes *routes, int N, int E) {
 /* Line by line hmoe__choose, a thread a token. */
 __global__ void choose_kernel(hmoe_routes routes, hmoe_routing routing, int K, double top_p,
                               int norm, int N, int E) {
+    if (routes.top_p) top_p = *routes.top_p;
     EACH(t, N) {
         const float *P = routes.P + t * E;
         int *S = routes.expert + t * routes.slots, n = 0, last = -1, enough = 0;
         float *g = routes.gate + t * routes.slots, sum = 0;
+        auto x = [&](int e) { return P[e] + (routes.bias ? routes.bias[e] : 0); };
         while (!enough) {
             int next = -1;
             for (int e = 0; e < E; e++) {
-                int after = last < 0 || P[e] < P[last] || (P[e] == P[last] && e > last);
-                if (after && (next < 0 || P[e] > P[next])) next = e;
+                int after = last < 0 || x(e) < x(last) || (x(e) == x(last) && e > last);
+                if (after && (next < 0 || x(e) > x(next))) next = e;
             }
             if (next < 0) next = n;
             S[n] = last = next;

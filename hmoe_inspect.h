@@ -20,7 +20,7 @@ size_t hmoe_activation_bytes(const hmoe_config *config, int max_B, int training)
 /* The choice for one token in one layer. */
 typedef struct hmoe_route {
     int count;                        /* |S[t]| */
-    int expert[HMOE_MAX_EXPERTS];     /* the first `count`: the experts, by descending P, */
+    int expert[HMOE_MAX_EXPERTS];     /* the first `count`: the experts, by descending P + b, */
     double gate[HMOE_MAX_EXPERTS];    /*   and their gates; their widths are config.H[expert] */
     double P[HMOE_MAX_EXPERTS];       /* the whole softmax, [E] */
 } hmoe_route;
@@ -37,6 +37,8 @@ typedef struct hmoe_usage {
     double entropy;                   /* of the router, mean per token, in nats */
     double experts;                   /* mean |S| */
     double width;                     /* mean over tokens of the chosen experts' added widths */
+    double bias[HMOE_MAX_EXPERTS];    /* b of bias balancing as it is now, all 0 without it */
+    double top_p;                     /* of this layer as it is now; 0 under Top-K */
 } hmoe_usage;
 void hmoe_get_usage(const hmoe_model *m, int layer, hmoe_usage *usage);
 void hmoe_reset_usage(hmoe_model *m);
@@ -129,10 +131,13 @@ hmoe_status hmoe_get_route(hmoe_model *m, int layer, int token, hmoe_route *rout
 void hmoe_get_usage(const hmoe_model *m, int layer, hmoe_usage *usage) {
     const hmoe_config *c = &m->config;
     size_t per_layer = hmoe__sum_count(c);
+    const hmoe_routes *routes;
     const double *sums;
     double tokens, N;
+    hmoe_real state[HMOE_MAX_EXPERTS];
     memset(usage, 0, sizeof *usage);
     if (layer < 0 || layer >= c->L) return;
+    routes = &m->layers[layer].routes;
     sums = m->usage + layer * per_layer;
     tokens = m->usage[c->L * per_layer], N = tokens > 0 ? tokens : 1;
     usage->tokens = (int64_t)tokens;
@@ -146,6 +151,13 @@ void hmoe_get_usage(const hmoe_model *m, int layer, hmoe_usage *usage) {
         usage->compute[e] = usage->share[e] * c->H[e] / usage->width;
     usage->entropy = sums[2 * c->E] / N;
     usage->experts = sums[2 * c->E + 2] / N;
+    if (c->routing == HMOE_TOP_P) usage->top_p = c->top_p;
+    if (routes->top_p) {
+        m->steps->fetch(state, routes->top_p, sizeof *state);
+        usage->top_p = (double)*state;
+    }
+    if (routes->bias) m->steps->fetch(state, routes->bias, (size_t)c->E * sizeof *state);
+    for (int e = 0; routes->bias && e < c->E; e++) usage->bias[e] = (double)state[e];
 }
 
 void hmoe_reset_usage(hmoe_model *m) {
@@ -171,7 +183,8 @@ hmoe_device hmoe_get_devices(const hmoe_model *m, const int *device, int D, hmoe
         sum.tokens += of[d].tokens, most.tokens = fmax(most.tokens, of[d].tokens);
         sum.work += of[d].work, most.work = fmax(most.work, of[d].work);
     }
-    if (sum.tokens > 0) most.tokens *= D / sum.tokens, most.work *= D / sum.work;
+    if (sum.tokens > 0) most.tokens *= D / sum.tokens;
+    if (sum.work > 0) most.work *= D / sum.work;   /* null experts do none */
     most.params *= D / sum.params;
     return most;
 }
@@ -179,7 +192,7 @@ hmoe_device hmoe_get_devices(const hmoe_model *m, const int *device, int D, hmoe
 double hmoe_parameters(const hmoe_model *m) {
     double sum = 0;
     for (size_t i = 0; i < m->tensor_count; i++)
-        sum += (double)m->tensors[i].rows * m->tensors[i].cols;
+        if (!m->tensors[i].state) sum += (double)m->tensors[i].rows * m->tensors[i].cols;
     return sum;
 }
 

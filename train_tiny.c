@@ -29,7 +29,7 @@ static struct settings {
 static struct held {        /* what a checkpoint holds: a resumed run takes it from there */
     hmoe_config config;
     const char *sizes;
-    int hidden, routing, gate, optimizer;
+    int hidden, routing, gate, balance, optimizer;
     uint64_t seed;
 } held;
 
@@ -51,9 +51,17 @@ static cli_option options[] = {
     { "--p", CLI_REAL, &held.config.top_p, "[1e-9, 1]", "0.6", "topp: what their P add up to", 0 },
     { "--gate", CLI_CHOICE, &held.gate, "norm|raw", "norm; raw if k is 1", "their weights", 0 },
     { "--noisy", CLI_FLAG, &held.config.noisy_gating, 0, 0, "noise in training's router", 0 },
-    { "--pp", CLI_REAL, &held.config.pp_coef, "[0, 1e6]", "0.01", "weight of the P-Penalty", 0 },
+    { "--budget", CLI_REAL, &held.config.budget, "(0, 1]", "off",
+      "topp: steer p until tokens use this share of the width", 0 },
+    { "--balance", CLI_CHOICE, &held.balance, "off|tokens|work", "off",
+      "what a bias on the choice of experts evens out", 0 },
+    { "--balance-rate", CLI_REAL, &held.config.balance_rate, "[0, 1]", "0.001",
+      "how far that bias moves in a step", 0 },
+    { "--pp", CLI_REAL, &held.config.pp_coef, "[0, 1e6]", "0.01, or 0 with --balance",
+      "weight of the P-Penalty", 0 },
     { "--lb", CLI_REAL, &held.config.lb_coef, "[0, 1e6]", "0", "of load balancing", 0 },
-    { "--ent", CLI_REAL, &held.config.ent_coef, "[0, 1e6]", "0; topp 0.03", "router entropy", 0 },
+    { "--ent", CLI_REAL, &held.config.ent_coef, "[0, 1e6]", "0; topp without --budget: 0.03",
+      "weight of the router's entropy", 0 },
     { "--z", CLI_REAL, &held.config.z_coef, "[0, 1e6]", "0", "of the router's z-loss", 0 },
     { "--steps", CLI_INT, &set.steps, "[0, 1000000000]", "2000", "of the whole run", 0 },
     { "--stop-at", CLI_INT, &set.stop_at, "[1, 1000000000]", "none", "step to stop after", 0 },
@@ -107,10 +115,15 @@ static void read_options(int argc, char **argv) {
         cli_fail(2, "--min-lr %.9g: is above --lr, %.9g", set.min_lr, set.adamw.lr);
     if (!GIVEN("--k") && c->E < c->K) c->K = c->E;
     if (!GIVEN("--warmup")) set.warmup = (set.steps + 2) / 3;
-    if (!GIVEN("--ent") && held.routing) c->ent_coef = 0.03;
+    if (!GIVEN("--ent") && held.routing && !GIVEN("--budget")) c->ent_coef = 0.03;
+    if (!GIVEN("--pp") && held.balance) c->pp_coef = 0;
+    c->balance = (hmoe_balance)held.balance;
     c->routing = held.routing ? HMOE_TOP_P : HMOE_TOP_K;
     if (GIVEN("--gate")) c->gate = held.gate ? HMOE_GATE_RAW : HMOE_GATE_NORM;
     if (set.resume) return;                          /* the directory has the rest */
+    if (GIVEN("--budget") && !held.routing)
+        cli_fail(2, "--budget %s: needs --routing topp: Top-K takes --k experts whatever they cost",
+                 GIVEN("--budget"));
     c->V = 256;                                      /* at most; the text will tell */
     if (hmoe_expert_sizes(c->H, c->E, (long long)c->E * held.hidden, held.sizes, why))
         cli_fail(2, "--sizes %s --experts %d --hidden %d: %s", held.sizes, c->E, held.hidden, why);
@@ -127,7 +140,11 @@ static void compare_with_run(const hmoe_model *m) {
     long long total = (long long)hmoe__total_width(c);
     struct held in_run = { .config = *c, .seed = m->seed, .routing = c->routing == HMOE_TOP_P,
                            .gate = c->gate == HMOE_GATE_RAW, .optimizer = m->optimizer,
+                           .balance = (int)c->balance,
                            .hidden = (int)(total / c->E) };
+    /* what config.json does not say, since it plays no part, is not compared */
+    if (!c->balance) in_run.config.balance_rate = held.config.balance_rate;
+    if (hmoe__is_mixtral(c)) in_run.config.top_p = held.config.top_p;
     cli_compare(options, OPTIONS, &held, &in_run, sizeof held, set.out);
     if (GIVEN("--sizes") && (hmoe_expert_sizes(held.config.H, c->E, total, held.sizes, NULL)
                              || memcmp(held.config.H, c->H, (size_t)c->E * sizeof *c->H)))
@@ -258,6 +275,10 @@ static void introduce(const run *r) {
     printf("run      in %s, from step %lld to %d, each of %d x %d x %d tokens\n", set.out,
            (long long)m->step, set.steps, set.accum, set.batch, c->T);
     cli_introduce(&set.peers, m);
+    double widest = hmoe__widest(c) / hmoe__total_width(c);
+    if (c->budget > 0 && c->budget < widest)
+        cli_warn("a budget of %.9g of the width may be out of reach: the widest expert alone is "
+                 "%.6f of it", c->budget, widest);
 }
 
 /* One line, rewritten in place on a terminal; elsewhere printed every ten seconds. */
@@ -304,6 +325,13 @@ static void draw_experts(const hmoe_model *m) {
         printf("%s%d: %.2f %.2f %d", l % 4 ? "   " : "\n  ", l + 1, u.entropy, u.experts, u.dead);
     }
     putchar('\n');
+    if (m->config.budget > 0) printf("layer: top_p, %% of the width in use:");
+    for (int l = 0; l < m->config.L && m->config.budget > 0; l++) {
+        hmoe_get_usage(m, l, &u);
+        printf("%s%d: %.6f %.2f", l % 4 ? "   " : "\n  ", l + 1, u.top_p,
+               100 * u.width / hmoe__total_width(&m->config));
+    }
+    if (m->config.budget > 0) putchar('\n');
 }
 
 static void put_sample(int byte) {

@@ -126,6 +126,18 @@ static void same_losses(both *p, double to) {
    near as that; an expert exchanged for another would be off by far more than this. */
 #define GRADIENTS (sizeof(hmoe_real) == 8 ? 1e-12 : 1e-5)
 
+/* Biases and a layer's own p follow from the loads of all processes: the same bits. */
+static void same_state(both *p) {
+    for (size_t i = 0; i < p->one.tensor_count; i++) {
+        const hmoe_tensor *t = &p->one.tensors[i];
+        const hmoe_real *a = p->one.params + t->offset;
+        if (!t->state) continue;
+        CHECK(!memcmp(a, p->part.params + named(&p->part, t->name)->offset,
+                      (size_t)t->rows * sizeof *a));
+        CHECK(strstr(t->name, ".top_p") ? *a != (hmoe_real)p->one.config.top_p : a[0] != a[1]);
+    }
+}
+
 /* A step of two micro-batches, the second of another size, then the update, as often as asked. */
 static void steps(both *p, int n, double to) {
     hmoe_adamw adamw = { 0.01, 0.9, 0.99, 0.1, 0.5 };
@@ -154,6 +166,7 @@ static void steps(both *p, int n, double to) {
         check_ok(p, hmoe_update(&p->one, &adamw), &p->one);
         check_ok(p, hmoe_update(&p->part, &adamw), &p->part);
         CHECK_NEAR(p->part.grad_norm, p->one.grad_norm, to, 0);
+        same_state(p);
     }
 }
 
@@ -189,6 +202,16 @@ static void noise_and_dropout(void) {
     hmoe_config c = config_of("geometric", 8, HMOE_TOP_K);
     c.noisy_gating = 1;
     each_way(c, 0.3, 8, 1, GRADIENTS);
+}
+/* A null expert, biases and budgets. Float's last bits may come to move a choice: one step there. */
+static void steered(void) {
+    static const int combinations[] = { 1, 3, 5, 7, 10, 11 };
+    for (int i = 0; i < 6; i++) {
+        hmoe_config c = config_of("arithmetic", 8, combinations[i] < 6 && i % 2 ? HMOE_TOP_K
+                                                                                : HMOE_TOP_P);
+        steer(&c, combinations[i]);
+        each_way(c, 0, 8, sizeof(hmoe_real) == 8 ? 4 : 1, GRADIENTS);
+    }
 }
 /* Fewer sequences than processes: some have none. */
 static void fewer_sequences(void) {
@@ -511,6 +534,7 @@ int main(int argc, char **argv) {
     TEST(arithmetic_top_p);
     TEST(modse);
     TEST(noise_and_dropout);
+    TEST(steered);
     TEST(fewer_sequences);
     if (sizeof(hmoe_real) == 8) TEST(fifty_steps);
     TEST(empty_exchanges);

@@ -96,9 +96,11 @@ static inline void naive_expert(double *y, const double *w1, const double *w3, c
     free(b);
 }
 
-/* One token's gates from its probabilities, 0 for the experts not chosen: the largest P again and
-   again (the lowest index among equals) until there are K of them, or until they add up to p. */
-static inline void naive_gates(double *gates, const double *P, const hmoe_config *c) {
+/* One token's gates from its probabilities, 0 for the experts not chosen: the largest P + b again
+   and again (the lowest index among equals) until there are K of them, or until their P add up to p.
+   b: the biases of the layer's experts, or NULL. */
+static inline void naive_gates(double *gates, const double *P, const double *b, double p,
+                               const hmoe_config *c) {
     int norm = c->gate == HMOE_GATE_NORM
                || (c->gate == HMOE_GATE_DEFAULT && !(c->routing == HMOE_TOP_K && c->K == 1));
     double sum = 0;
@@ -107,9 +109,11 @@ static inline void naive_gates(double *gates, const double *P, const hmoe_config
     while (chosen < c->E) {
         int best = -1;
         if (c->routing == HMOE_TOP_K && chosen == c->K) break;
-        if (c->routing == HMOE_TOP_P && c->top_p < 1 && chosen > 0 && sum >= c->top_p) break;
-        for (int e = 0; e < c->E; e++)
-            if (gates[e] == 0 && (best < 0 || P[e] > P[best])) best = e;
+        if (c->routing == HMOE_TOP_P && p < 1 && chosen > 0 && sum >= p) break;
+        for (int e = 0; e < c->E; e++) {
+            double better = best < 0 ? 1 : b ? P[e] + b[e] - (P[best] + b[best]) : P[e] - P[best];
+            if (gates[e] == 0 && better > 0) best = e;
+        }
         assert(best >= 0);
         gates[best] = P[best];
         sum += P[best];
@@ -166,6 +170,9 @@ static inline void naive_moe(double *y, double *gates, hmoe_losses *losses, cons
     int C = c->C, E = c->E;
     double *r = naive_array(E), *P = naive_array(E), *extra = naive_array(E);
     double *part = naive_array(C), *f = naive_array(E), *P_mean = naive_array(E);
+    const double *b = c->balance == HMOE_BALANCE_OFF ? NULL
+                      : params + naive_find(m, moe, l, "gate.e_score_correction_bias")->offset;
+    double p = c->budget > 0 ? params[naive_find(m, moe, l, "top_p")->offset] : c->top_p;
     double mean_H = 0, entropy = 0, square = 0;
     for (int e = 0; e < E; e++) mean_H += (double)c->H[e] / E;
     for (int t = 0; t < N; t++) {
@@ -181,13 +188,14 @@ static inline void naive_moe(double *y, double *gates, hmoe_losses *losses, cons
         }
         for (int e = 0; e < E; e++) sum += exp(r[e]);
         for (int e = 0; e < E; e++) P[e] = exp(r[e]) / sum;
-        naive_gates(gates_t, P, c);
+        naive_gates(gates_t, P, b, p, c);
         for (int i = 0; i < C; i++) y_t[i] = 0;
         for (int e = 0; e < E; e++) {
             entropy -= P[e] * log(P[e]);
             P_mean[e] += P[e] / N;
             if (gates_t[e] == 0) continue;
             f[e] += 1.0 / N;
+            if (c->H[e] == 0) continue;            /* a null expert adds nothing */
             naive_expert(part, params + naive_find(m, weight, l, e, 1)->offset,
                          params + naive_find(m, weight, l, e, 3)->offset,
                          params + naive_find(m, weight, l, e, 2)->offset, x_t, C, c->H[e]);

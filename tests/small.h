@@ -81,6 +81,17 @@ static inline hmoe_config small_config(void) {
     return c;
 }
 
+/* Combination `i` of a null expert, bias balancing and a budget: 0 .. 11 with Top-P, 0 .. 5 with
+   Top-K, which has no budget. 0 is none of them. The null expert is not the first: a mistake that
+   leaves out its number must show in the others'. */
+enum { STEERED_TOP_K = 6, STEERED_TOP_P = 12 };
+static inline void steer(hmoe_config *c, int i) {
+    if (i % 2) c->H[c->E > 1] = 0;
+    if (i % 2 && c->E == 1) c->H[0] = 1;
+    c->balance = (hmoe_balance)(i / 2 % 3), c->balance_rate = 0.01;
+    c->budget = i / 6 ? 0.4 : 0;
+}
+
 static inline void small_create(hmoe_model *m, const hmoe_config *c, int max_B) {
     memset(m, 0, sizeof *m);
     if (hmoe_create(m, c, 5, max_B, 1)) { printf("small.h: %s\n", m->message); exit(2); }
@@ -95,7 +106,8 @@ static inline void spread_weights(hmoe_model *m, double scale, double router) {
         size_t n = (size_t)t->rows * t->cols;
         hmoe_real *w = m->params + t->offset;
         fill(w, n, t->dims == 1 ? 0.2 : strstr(t->name, "gate.weight") ? router : scale);
-        if (t->dims == 1) for (size_t k = 0; k < n; k++) w[k] += 1;
+        if (t->dims == 1 && !t->state) for (size_t k = 0; k < n; k++) w[k] += 1;
+        if (strstr(t->name, ".top_p")) w[0] = (hmoe_real)pick(20, 95) / 100;
     }
 }
 

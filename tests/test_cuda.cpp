@@ -116,6 +116,7 @@ static const hmoe_routes *on(unsigned char *base, const hmoe_routes *routes) {
     r.entropy = on(base, r.entropy), r.count = on(base, r.count), r.expert = on(base, r.expert);
     r.gate = on(base, r.gate), r.expert_start = on(base, r.expert_start);
     r.row_token = on(base, r.row_token), r.row_gate = on(base, r.row_gate), r.row = on(base, r.row);
+    r.bias = on(base, r.bias), r.top_p = on(base, r.top_p);
     return &r;
 }
 static const hmoe_linear *on(unsigned char *base, const hmoe_linear *) {
@@ -507,6 +508,7 @@ static hmoe_routes routes_for(int N, int E, int slots) {
     r.lse = room<float>(N), r.entropy = room<float>(N), r.count = room<int>(N);
     r.expert = room<int>(n), r.gate = room<float>(n), r.expert_start = room<int>((size_t)E + 1);
     r.row_token = room<int>(n), r.row_gate = room<float>(n), r.row = room<int>(n);
+    r.bias = r.top_p = NULL;
     return r;
 }
 
@@ -541,8 +543,12 @@ static void router() {
             CASE("N %d, E %d, K %d, top_p %g", N, E, K, routing ? top_p : 0);
             clear();
             hmoe_routes r = routes_for(N, E, routing ? E : K);
-            float *ties = r.P;
+            float *ties = r.P, *bias = room<float>((size_t)E), *own_p = room<float>(1);
             double *sums = room<double>(2 * (size_t)E + 3);
+            for (int e = 0; e < E; e++) bias[e] = (float)pick(-2, 2) / 16;   /* makes ties, too */
+            *own_p = (float)pick(1, 16) / 16;
+            if (pick(0, 1)) r.bias = bias;
+            if (pick(0, 1)) r.top_p = own_p;
             ready();
             both(&hmoe_steps::router_softmax, &r, N, E);
             fetch();
@@ -732,6 +738,10 @@ static void replay(const hmoe_routes *r, hmoe_routing routing, int K, double top
     size_t n = (size_t)N * r->slots;
     std::vector<float> P((size_t)N * E), gate(n);
     std::vector<int> count(N), expert(n);
+    std::vector<float> bias(E, 0.0f);
+    float own_p = 0;
+    if (r->bias) gpu->fetch(bias.data(), r->bias, bias.size() * 4);
+    if (r->top_p) gpu->fetch(&own_p, r->top_p, 4), top_p = own_p;
     gpu->choose(r, routing, K, top_p, norm, N, E);
     gpu->fetch(P.data(), r->P, P.size() * 4);
     gpu->fetch(count.data(), r->count, count.size() * 4);
@@ -745,7 +755,8 @@ static void replay(const hmoe_routes *r, hmoe_routing routing, int K, double top
             sum += g[s] = P_t[S[s]];
             if (s >= count[t] || own[s] == S[s]) continue;
             disagreements++;
-            if (precision == HMOE_FLOAT32) CHECK_NEAR(P_t[own[s]], P_t[S[s]], 0, 1e-5);
+            if (precision == HMOE_FLOAT32)
+                CHECK_NEAR(P_t[own[s]] + bias[own[s]], P_t[S[s]] + bias[S[s]], 0, 1e-5);
         }
         if (count[t] != d.count[t] && precision == HMOE_FLOAT32) {   /* then it was close */
             disagreements++;
@@ -768,6 +779,8 @@ static hmoe_config tiny(int variant) {
     if (variant == 2) hmoe_expert_sizes(c.H, c.E, 63, "modse", NULL), c.noisy_gating = 1;
     if (variant == 3) c.K = 1, c.NH = 3, c.C = 18;
     if (variant == 4) c.E = c.K = 1;
+    if (variant == 5) steer(&c, 3);
+    if (variant == 6) c.routing = HMOE_TOP_P, steer(&c, 11);
     return c;
 }
 
@@ -817,7 +830,7 @@ static void pass(hmoe_model *m, const int *tokens, int B, int T) {
 }
 
 static void training() {
-    for (int variant = 0; variant < (effort ? 5 : 1); variant++) {
+    for (int variant = 0; variant < (effort ? 7 : 1); variant++) {
         hmoe_config c = tiny(variant);
         hmoe_model a, b;
         hmoe_adamw adamw = hmoe_default_adamw();
@@ -841,6 +854,13 @@ static void training() {
             CHECK_NEAR(b.grad_norm, a.grad_norm, precision ? 0.1 : 1e-4 * (step + 1), 0);
         }
         CHECK(disagreements <= (precision ? 0.1 : 0.01) * looked);
+        std::vector<float> state = fetched(b, b.params);   /* follows from the choices: exact */
+        for (size_t i = 0; i < a.tensor_count; i++) {
+            const hmoe_tensor &t = a.tensors[i];
+            CASE("variant %d, %s", variant, t.name);
+            if (t.state) CHECK(!memcmp(&state[t.offset], a.params + t.offset, t.rows * 4));
+            if (t.state && strstr(t.name, "top_p")) CHECK(a.params[t.offset] != (float)c.top_p);
+        }
         std::vector<int> tokens((size_t)N);
         std::vector<float> mine((size_t)N * c.V), its((size_t)N * c.V);
         CHECK(!hmoe_forward(&a, HMOE_EVALUATE, tokens.data(), NULL, B, c.T)

@@ -243,6 +243,29 @@ static void whole_model(void) {
     test_context = "";
 }
 
+/* Null experts, biases and a layer's own top_p, together and apart, with either rule for gates. */
+static void steered_models(void) {
+    char where[100];
+    test_context = where;
+    for (int i = 0; i < STEERED_TOP_K + STEERED_TOP_P; i++)
+        for (int gate = 0; gate < 3; gate++) {
+            hmoe_model m;
+            hmoe_config c = small_config();
+            c.E = 6, c.H[4] = 20, c.H[5] = 9;
+            c.routing = i < STEERED_TOP_K ? HMOE_TOP_K : HMOE_TOP_P;
+            c.gate = (hmoe_gate)gate;
+            c.K = pick(1, 3);
+            steer(&c, i < STEERED_TOP_K ? i : i - STEERED_TOP_K);
+            sprintf(where, "(combination %d, gate %d, K %d)", i, gate, c.K);
+            small_create(&m, &c, 3);
+            spread_weights(&m, 0.3, 0.7);
+            check_forward(&m, HMOE_EVALUATE, 3, 6);
+            check_forward(&m, HMOE_TRAIN, 1, 1);   /* rows so few that products take another way */
+            hmoe_free(&m);
+        }
+    test_context = "";
+}
+
 /* B * T tokens fit in any cut that holds no more than the model was made for. */
 static void more_and_shorter_sequences(void) {
     hmoe_model m;
@@ -288,7 +311,7 @@ static void all_experts_raw_is_the_weighted_sum(void) {
     spread_weights(&m, 0.3, 0.7);
     params = naive_params(&m);
     check_forward(&m, HMOE_EVALUATE, 2, 6);
-    naive_gates(gates, P, &m.config);
+    naive_gates(gates, P, NULL, 0, &m.config);
     for (int e = 0; e < E; e++) CHECK(gates[e] == P[e]);
     for (int t = 0; t < N; t++) {
         double all[C], all_gates[E];
@@ -494,6 +517,7 @@ int main(void) {
     TEST(linear_backward_weight);
     TEST(exponential);
     TEST(whole_model);
+    TEST(steered_models);
     TEST(more_and_shorter_sequences);
     TEST(one_expert_is_dense);
     TEST(all_experts_raw_is_the_weighted_sum);

@@ -203,7 +203,13 @@ static void bad_configurations(void) {
     REFUSE(c.K = 0, "K");
     REFUSE(c.K = 5, "5");                          /* more than E */
     REFUSE(c.K = -1, "-1");
-    REFUSE(c.H[3] = 0, "3");
+    REFUSE((c.H[0] = c.H[1] = c.H[2] = c.H[3] = 0), "0");     /* nothing but null experts */
+    REFUSE(c.balance = (hmoe_balance)3, "balance is 3");
+    REFUSE(c.balance_rate = -0.1, "balance_rate");
+    REFUSE(c.balance_rate = NAN, "balance_rate");
+    REFUSE(c.budget = 0.5, "Top-P");                           /* Top-K has none */
+    REFUSE((c.routing = HMOE_TOP_P, c.budget = 1.5), "1.5");
+    REFUSE((c.routing = HMOE_TOP_P, c.budget = -0.5), "-0.5");
     REFUSE(c.H[1] = -6, "-6");
     REFUSE(c.H[0] = HMOE_MAX_DIM, "1048576");      /* too wide together with the others */
     REFUSE(c.routing = (hmoe_routing)5, "5");
@@ -1039,7 +1045,6 @@ static void values_out_of_range(void) {
     refuse_value("num_key_value_heads", "1", "num_key_value_heads");     /* grouped queries */
     refuse_value("expert_sizes", "[5, 2, 7]", "expert_sizes");
     refuse_value("expert_sizes", "[5, 2, 7, 1, 1]", "expert_sizes");
-    refuse_value("expert_sizes", "[5, 2, 7, 0]", "expert_sizes");
     refuse_value("expert_sizes", "[5, 2, 7, -1]", "expert_sizes");
     refuse_value("expert_sizes", "[5, 2, 7, \"1\"]", "expert_sizes");
     refuse_value("routing", "\"topq\"", "topq");
@@ -1062,6 +1067,7 @@ static void widths_that_do_not_fit(void) {
         { "expert_sizes", "[5, 2, 7, 2]" },  { "expert_sizes", "[2, 5, 7, 1]" },
         { "num_hidden_layers", "1" },        { "num_hidden_layers", "3" },
         { "hidden_size", "8" },              { "noisy_gating", "true" },
+        { "expert_sizes", "[5, 2, 7, 0]" },
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         bytes b = config_with(cases[i].key, cases[i].value);

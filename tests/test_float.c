@@ -124,8 +124,9 @@ static int same_bits(const hmoe_model *a, const hmoe_model *b) {
 
 static void same_bits_for_any_number_of_threads(void) {
     static const int counts[3] = { 1, 2, 5 };
-    for (int rule = 0; rule < 3; rule++) {
-        hmoe_config c = run_config(rule == 1 ? HMOE_TOP_P : HMOE_TOP_K, rule == 2);
+    for (int rule = 0; rule < 5; rule++) {
+        hmoe_config c = run_config(rule % 3 == 1 ? HMOE_TOP_P : HMOE_TOP_K, rule == 2);
+        if (rule > 2) steer(&c, rule == 3 ? 3 : 11);
         hmoe_model m[3];
         for (int i = 0; i < 3; i++) {
             threads(counts[i]);
@@ -203,9 +204,10 @@ static int remove_checkpoint(const char *sub) {
 
 /* Saved after 3 steps, loaded, and 3 more = 6 steps without a break. */
 static void resumed_is_never_stopped(void) {
-    for (int rule = 0; rule < 2; rule++) {
-        hmoe_config c = run_config(rule ? HMOE_TOP_P : HMOE_TOP_K, 1);
+    for (int rule = 0; rule < STEERED_TOP_K + STEERED_TOP_P; rule++) {
+        hmoe_config c = run_config(rule < STEERED_TOP_K ? HMOE_TOP_K : HMOE_TOP_P, 1);
         hmoe_model straight, first, second;
+        steer(&c, rule < STEERED_TOP_K ? rule : rule - STEERED_TOP_K);
         create_run(&straight, &c, 4);
         create_run(&first, &c, 4);
         train(&straight, 1, 6);
@@ -233,9 +235,10 @@ static void resumed_is_never_stopped(void) {
 static void save_load_save(void) {
     static const char *const file[3] = { "model.safetensors", "config.json",
                                          "training.safetensors" };
-    for (int i = 0; i < 4; i++) {
-        hmoe_config c = run_config(i % 2 ? HMOE_TOP_P : HMOE_TOP_K, i == 2);
+    for (int i = 0; i < 4 + STEERED_TOP_P; i++) {
+        hmoe_config c = run_config(i % 2 || i >= 4 ? HMOE_TOP_P : HMOE_TOP_K, i == 2);
         hmoe_model a, b;
+        if (i >= 4) steer(&c, i - 4);
         c.gate = (hmoe_gate)(i % 3);
         c.top_p = 0.1 + 0.2;                       /* 0.30000000000000004: all its digits */
         c.lb_coef = 1.0 / 3;

@@ -480,8 +480,12 @@ static facts layer_facts(int l) {
     memset(&f, 0, sizeof f);
     for (int t = 0; t < B * T; t++) {
         CHECK(hmoe_get_route(&model, l, t, &route) == HMOE_OK);
-        for (int s = 0; s < route.count; s++) f.used[route.expert[s]]++;
-        if (cfg->E > 1 && (!normed || route.count > 1)) f.gates_move = 1;
+        int wide = 0;                          /* the experts that add something */
+        for (int s = 0; s < route.count; s++) {
+            f.used[route.expert[s]]++;
+            wide += cfg->H[route.expert[s]] > 0;
+        }
+        if (cfg->E > 1 && wide && (!normed || route.count > 1)) f.gates_move = 1;
     }
     /* sum_e a_e Phat_e is a constant where all a_e are equal, since Phat adds up to 1 */
     for (int e = 1; e < cfg->E; e++) {
@@ -499,6 +503,7 @@ static enum expected expect(const hmoe_tensor *t, int term, const facts *f) {
     int router = strstr(t->name, ".gate.") || strstr(t->name, ".noise");
     sscanf(t->name, "model.layers.%d.", &l);
     if (expert) sscanf(expert, ".experts.%d.", &e);
+    if (t->state) return ZERO;                 /* it only decides the choice */
     if (e >= 0 && f[l].used[e] == 0) return ZERO;
     if (T == 1 && (strstr(t->name, "q_proj") || strstr(t->name, "k_proj"))) return ZERO;
     if (strstr(t->name, "lm_head") || !strcmp(t->name, "model.norm.weight"))
@@ -523,10 +528,10 @@ static void check_model(const hmoe_config *config, double router_scale) {
     hmoe_real *gradient[TERMS];
     char where[200];
     double ignored[TERMS];
-    sprintf(where, "(B %d T %d C %d L %d NH %d E %d K %d %s gate %d p %g noise %d)", B, T,
-            config->C, config->L, config->NH, config->E, config->K,
+    sprintf(where, "(B %d T %d C %d L %d NH %d E %d K %d %s gate %d p %g noise %d balance %d "
+            "budget %g)", B, T, config->C, config->L, config->NH, config->E, config->K,
             config->routing == HMOE_TOP_K ? "top-k" : "top-p", config->gate, config->top_p,
-            config->noisy_gating);
+            config->noisy_gating, config->balance, config->budget);
     test_context = where;
     small_create(&model, config, B);
     model.dropout = dropout;
@@ -628,6 +633,18 @@ static void model_edge_sizes(void) {
     check_model(&config, 0.5);
 }
 
+/* Null experts, biases and a layer's own top_p, together and apart. */
+static void model_steered(void) {
+    for (int i = 0; i < STEERED_TOP_K + STEERED_TOP_P; i++) {
+        hmoe_config config = small_config();
+        config.routing = i < STEERED_TOP_K ? HMOE_TOP_K : HMOE_TOP_P;
+        config.gate = i % 5 < 3 ? HMOE_GATE_NORM : HMOE_GATE_RAW;
+        steer(&config, i < STEERED_TOP_K ? i : i - STEERED_TOP_K);
+        B = 2, T = 4;
+        check_model(&config, 0.5);
+    }
+}
+
 static void model_random_sizes(void) {
     for (int i = 0; i < 24; i++) {
         hmoe_config config = small_config();
@@ -690,5 +707,6 @@ int main(void) {
     TEST(model_random_sizes);
     TEST(scale_and_accumulation);
     TEST(model_with_dropout);
+    TEST(model_steered);
     return test_summary("test_gradients");
 }

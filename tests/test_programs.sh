@@ -82,7 +82,12 @@ done <<'END'
 --hidden 0
 --sizes twisted
 --sizes 1,2
---sizes 1,2,3,4,5,6,7,0
+--sizes 0,0,0,0,0,0,0,0
+--balance heads
+--balance-rate 2
+--budget 0 --routing topp
+--budget 0.5
+--budget 0.5 --routing topk
 --beta1 1
 --beta2 -0.1
 --clip -1
@@ -112,7 +117,7 @@ check "odd head" gives 2 "" "$train_tiny" --data text --out u --width 12 --heads
 check "no directory made by any of these" absent u
 check "help" gives 0 "usage: train_tiny" "$train_tiny" --help
 for option in data out resume width layers heads context experts hidden sizes routing k p gate \
-    noisy pp lb ent z steps batch accum lr min-lr warmup weight-decay beta1 beta2 clip optimizer muon-lr \
+    noisy balance balance-rate budget pp lb ent z steps batch accum lr min-lr warmup weight-decay beta1 beta2 clip optimizer muon-lr \
     dropout eval-every eval-tokens save-every seed threads backend precision; do
     check "help names --$option" grep -q -e "^  --$option " stdout
 done
@@ -245,6 +250,66 @@ wait_for_rows lost/log.csv.new 3
 rm -rf lost; kill -INT $running; wait $running; status=$?; running=
 check "a lost directory: status 1" [ $status -eq 1 ]
 check "a lost directory is said" grep -q "lost/log.csv.new is gone" stderr
+
+# --- null experts, bias balancing, budgets: together and apart -------------------------------------
+steered() {       # steered OPTIONS...: stopped after two steps and gone on with, the bits are the same
+    rm -rf straight cut
+    check "$*: four steps" gives 0 "^final: " train "$@" --steps 4 --out straight
+    check "$*: two" gives 0 "^stopped after step 2" train "$@" --steps 4 --stop-at 2 --out cut
+    check "$*: what it is stands there" gives 0 "^final: " train "$@" --resume --steps 4 --out cut
+    check "$*: the same weights and state" same straight/model.safetensors cut/model.safetensors
+    rows straight/log.csv >straight-rows; rows cut/log.csv >cut-rows
+    check "$*: the same log" same straight-rows cut-rows
+    check "$*: scores" gives 0 "^nll [0-9.]* nats" "$generate" cut/best --score text
+    check "$*: writes" gives 0 "" "$generate" cut/best -n 20 --prompt to
+    count=$((count + 1))
+}
+count=0
+for sizes in 9,11,13,15 9,0,13,15; do
+    for balance in off tokens work; do
+        steered --sizes $sizes --balance $balance --balance-rate 0.01
+        for budget in "" "--budget 0.5"; do
+            steered --sizes $sizes --balance $balance --routing topp $budget
+        done
+    done
+done
+check "all 6 combinations of Top-K and 12 of Top-P" [ $count -eq 18 ]
+check "another budget is another model" gives 2 "--budget 0.4: the run in cut has 0.5" \
+    train --resume --out cut --routing topp --budget 0.4
+check "another balance is, too" gives 2 "--balance tokens: the run in cut has work" \
+    train --resume --out cut --balance tokens
+train --out biased --steps 1 --balance work >stdout 2>stderr
+check "a bias cannot be exported" gives 1 "adds a bias to P" \
+    "$generate" biased --export-mixtral u
+train --out wide --steps 1 --routing topp --sizes 1,1,1,3 --budget 0.3 >stdout 2>stderr
+check "a budget below the widest expert is said" [ "$(cat stderr)" = "train_tiny: warning: a budget of \
+0.3 of the width may be out of reach: the widest expert alone is 0.500000 of it" ]
+train --out null --steps 1 --sizes 0,9,11,13 >stdout 2>stderr
+train --out no-null --steps 1 --experts 3 --sizes 9,11,13 --hidden 12 >said 2>stderr
+check "a null expert has no parameters but the router's" [ \
+    $(($(sed -n 's/.*: \([0-9]*\) parameters.*/\1/p' stdout) \
+     - $(sed -n 's/.*: \([0-9]*\) parameters.*/\1/p' said))) -eq 32 ]
+check "--balance turns the penalty off" grep -q '"pp_coef": 0,' straight/config.json
+check "--budget turns the entropy loss off" grep -q '"ent_coef": 0,' cut/config.json
+train --out topp --steps 0 --routing topp >stdout 2>stderr
+check "and they are on without" grep -q '"pp_coef": 0.01,' topp/config.json
+check "and they are on without" grep -q '"ent_coef": 0.03,' topp/config.json
+
+# --- runs of version 1.0 go on as they would have then --------------------------------------------
+# nll after 20 steps, loss of the validation part after 60, nll then: printed by version 1.0.
+old() { "$train_tiny" --data text $recipe --resume --out old "$@"; }
+while read -r rule nll loss later; do
+    rm -rf old; cp -r "$tests/version-1.0/$rule" old
+    "$generate" old --score text >stdout 2>stderr
+    check "1.0, $rule: scores" near "$nll" "$(sed 's/^nll \([0-9.]*\) .*/\1/' stdout)"
+    old --steps 60 >stdout 2>stderr
+    check "1.0, $rule: goes on" near "$loss" "$(sed -n 's/^final: val_loss \([0-9.]*\) .*/\1/p' stdout)"
+    "$generate" old --score text >stdout 2>stderr
+    check "1.0, $rule: and scores" near "$later" "$(sed 's/^nll \([0-9.]*\) .*/\1/' stdout)"
+done <<'END'
+topk 2.553993 1.916230 1.896063
+topp 2.553303 1.910746 1.904137
+END
 
 # --- what goes wrong leaves what was there --------------------------------------------------------
 state b >before
