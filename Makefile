@@ -160,7 +160,7 @@ test-full: all
 	@$(PYTHON_READY) || echo 'no Python environment: tests that need it are skipped'
 	@$(MAKE) --no-print-directory playground || echo 'no playground: its test is skipped'
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) \
-		tests/test_options.py tests/test_crashes.py PYTHON=$(PYTHON) tests/interop.py \
+		tests/test_top_p.sh tests/test_options.py tests/test_crashes.py PYTHON=$(PYTHON) tests/interop.py \
 		tests/test_page.py tests/test_lab.py tests/test_playground.py tests/test_scale.py \
 		PYTHON=python3 tests/test_mpi.sh tests/test_exercises.py tests/test_tour.py \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \

@@ -1638,7 +1638,7 @@ hmoe_config hmoe_default_config(void) {
     memset(&c, 0, sizeof c);
     c.T = 64, c.C = 128, c.L = 4, c.NH = 4, c.E = 8, c.K = 2;
     hmoe_expert_sizes(c.H, c.E, 8 * 172, "arithmetic", NULL);
-    c.top_p = 0.6, c.pp_coef = 0.01, c.balance_rate = 0.001;
+    c.top_p = 0.57, c.pp_coef = 0.01, c.balance_rate = 0.001;
     c.rms_norm_eps = 1e-5, c.rope_theta = 10000;
     return c;
 }

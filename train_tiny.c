@@ -48,7 +48,7 @@ static cli_option options[] = {
       "\n                       geometric, hybrid, modse, or ratios such as 9,11,13,15", 0 },
     { "--routing", CLI_CHOICE, &held.routing, "topk|topp", "topk", "how experts are chosen", 0 },
     { "--k", CLI_INT, &held.config.K, "[1, 256]", "2, or 1 of 1", "topk: experts of a token", 0 },
-    { "--p", CLI_REAL, &held.config.top_p, "[1e-9, 1]", "0.6", "topp: what their P add up to", 0 },
+    { "--p", CLI_REAL, &held.config.top_p, "[1e-9, 1]", "0.57", "topp: what their P add up to", 0 },
     { "--gate", CLI_CHOICE, &held.gate, "norm|raw", "norm; raw if k is 1", "their weights", 0 },
     { "--noisy", CLI_FLAG, &held.config.noisy_gating, 0, 0, "noise in training's router", 0 },
     { "--budget", CLI_REAL, &held.config.budget, "(0, 1]", "off",
@@ -60,7 +60,7 @@ static cli_option options[] = {
     { "--pp", CLI_REAL, &held.config.pp_coef, "[0, 1e6]", "0.01, or 0 with --balance",
       "weight of the P-Penalty", 0 },
     { "--lb", CLI_REAL, &held.config.lb_coef, "[0, 1e6]", "0", "of load balancing", 0 },
-    { "--ent", CLI_REAL, &held.config.ent_coef, "[0, 1e6]", "0; topp without --budget: 0.03",
+    { "--ent", CLI_REAL, &held.config.ent_coef, "[0, 1e6]", "0; topp without --budget: 0.00003",
       "weight of the router's entropy", 0 },
     { "--z", CLI_REAL, &held.config.z_coef, "[0, 1e6]", "0", "of the router's z-loss", 0 },
     { "--steps", CLI_INT, &set.steps, "[0, 1000000000]", "2000", "of the whole run", 0 },
@@ -96,6 +96,7 @@ typedef struct run {
     int ours;                         /* is this run in --out by now, and not an older one? */
     int64_t first_step, first_tokens; /* where this program began, */
     double first_seconds, began, shown;   /*   and when; when the progress line was written */
+    int warned;                       /* of collapsed layers */
 } run;
 
 /* --- the command line ------------------------------------------------------------------------ */
@@ -115,7 +116,7 @@ static void read_options(int argc, char **argv) {
         cli_fail(2, "--min-lr %.9g: is above --lr, %.9g", set.min_lr, set.adamw.lr);
     if (!GIVEN("--k") && c->E < c->K) c->K = c->E;
     if (!GIVEN("--warmup")) set.warmup = (set.steps + 2) / 3;
-    if (!GIVEN("--ent") && held.routing && !GIVEN("--budget")) c->ent_coef = 0.03;
+    if (!GIVEN("--ent") && held.routing && !GIVEN("--budget")) c->ent_coef = 3e-5;
     if (!GIVEN("--pp") && held.balance) c->pp_coef = 0;
     c->balance = (hmoe_balance)held.balance;
     c->routing = held.routing ? HMOE_TOP_P : HMOE_TOP_K;
@@ -334,6 +335,34 @@ static void draw_experts(const hmoe_model *m) {
     if (m->config.budget > 0) putchar('\n');
 }
 
+/* Says once, aloud, that layers have collapsed on the text just evaluated, and what may help. One
+   expert has nearly all choices, and the others learn nothing; or tokens have one expert each whose
+   renormalised gate is 1 whatever the router says, so that it learns nothing from the text. */
+static void warn_of_collapse(run *r) {
+    const hmoe_config *c = &r->model.config;
+    int top_p = c->routing == HMOE_TOP_P, one = 0, alone = 0;   /* the first such layer, from 1 */
+    hmoe_usage u;
+    for (int l = c->L; l-- > 0;) {
+        double most = 0;
+        hmoe_get_usage(&r->model, l, &u);
+        for (int e = 0; e < c->E; e++) most = fmax(most, u.share[e]);
+        if (most > 0.95 * u.experts) one = l + 1;
+        if (top_p && c->gate == HMOE_GATE_NORM && u.experts < 1.05) alone = l + 1;
+    }
+    if (c->E == 1 || r->warned || !(one || alone)) return;
+    r->warned = 1;
+    const char *less = c->ent_coef > 0 ? "a lower --ent, " : "";
+    if (one)
+        cli_warn("layer %d has collapsed: one expert has over 95 %% of all choices, the others "
+                 "learn nothing\n(%s--balance work, or a higher --pp or --lb, spreads the work: "
+                 "start anew with one of them)", one, less);
+    else
+        cli_warn("layer %d has collapsed: its tokens have one expert each, and a renormalised gate "
+                 "is then 1, so the text no longer teaches the router\n(%s%s or --gate raw may "
+                 "help: start anew with one of them)", alone, less,
+                 c->budget > 0 ? "a higher --budget" : "a higher --p, --budget 0.25");
+}
+
 static void put_sample(int byte) {
     static int inside;
     if (!inside) printf("  | ");
@@ -385,6 +414,7 @@ static int evaluate(run *r, double *loss) {
     printf("step %lld: validation loss %.6f%s; %.0f activated, %.2f TFLOPs so far\n", (long long)
            m->step, *loss, best ? ", lowest yet" : "", hmoe_activated(m), m->flops / 1e12);
     draw_experts(m);
+    warn_of_collapse(r);
     status = cli_write(m, &first, 1, 200, &how, put_sample);
     put_sample('\n');
     if (status) give_up(r, status, m->step);
