@@ -53,14 +53,15 @@ class Shape:
 
 
 # What the papers print of their sizes, and what is taken here where they print nothing:
-# HMoE-3B: C 1,024 as printed, which makes 1.3 B parameters; L 12. MoDSE 700Mx8: C 1,280 and L 24,
-# so that with one expert a layer it has 0.71 B. V 32,000, T 2,048, 4,096 tokens a rank.
+# HMoE-3B: C 1,024 and T 4,096 as printed (with this C it has 1.3 B parameters); taken: V 32,000.
+# MoDSE 700Mx8: C 2,048, L 12 and V 30,064 as in its table 1 (with one expert a layer it has 0.70 B);
+# taken: T 2,048. Both: 4,096 tokens a rank.
 SHAPES = [
     Shape("toy, arithmetic", 65, 128, 4, 64, [96, 120, 136, 160, 184, 208, 224, 248], "hmoe", 768),
     Shape("toy, modse", 65, 128, 4, 64, [312, 32, 272, 72, 208, 136, 176, 168], "modse", 768),
-    Shape("HMoE-3B, arithmetic", 32000, 1024, 12, 2048,
+    Shape("HMoE-3B, arithmetic", 32000, 1024, 12, 4096,
           [2304, 2816, 3328, 3840, 4352, 4864, 5376, 5888], "hmoe", 4096),
-    Shape("MoDSE 700Mx8", 32000, 1280, 24, 2048,
+    Shape("MoDSE 700Mx8", 30064, 2048, 12, 2048,
           [9216, 1024, 8192, 2048, 6144, 4096, 5120, 5120], "modse", 4096)]
 TOYS = {"hmoe": [], "modse": ["--sizes", "modse", "--pp", "0", "--lb", "0.01"]}
 
