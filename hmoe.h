@@ -198,10 +198,11 @@ hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strate
 
 typedef enum hmoe_placement { HMOE_PAIRS, HMOE_CONTIGUOUS, HMOE_GIVEN } hmoe_placement;
 
-/* Places E experts on D devices: device[e] receives 0 .. D-1. HMOE_PAIRS (MoDSE section 3.2, HMoE
-   appendix D): the widest with the narrowest, the next with the next, and so on; whole pairs to a
-   device, so that E must be a multiple of 2 D. HMOE_CONTIGUOUS: E / D neighbours each. HMOE_GIVEN:
-   as device[] has it already, which is only checked. */
+/* Places E experts on D devices: device[e] receives 0 .. D-1. HMOE_PAIRS (MoDSE section 3.2; also
+   appendix D of HMoE's EMNLP version, not of its first arXiv version): the widest with the
+   narrowest, the next with the next, and so on; whole pairs to a device, so that E must be a
+   multiple of 2 D. HMOE_CONTIGUOUS: E / D neighbours each. HMOE_GIVEN: as device[] has it already,
+   which is only checked. */
 hmoe_status hmoe_place_experts(int *device, const int *H, int E, int D, hmoe_placement placement,
                                char *message);
 
@@ -1573,13 +1574,23 @@ static void hmoe__combine_backward(hmoe_real *dx, const hmoe_real *drows,
      load balancing   L_lb  = E sum_e f_e Phat_e             Switch Transformers eq. 4
      P-Penalty        L_pp  = E sum_e M_e Phat_e,            HMoE's parameter penalty
                       M_e   = f_e H[e] / mean(H)
-     entropy          L_ent = (E / N) sum_t entropy of P[t]  HMoE eq. 5; its sign here sharpens P
+     entropy          L_ent = (E / N) sum_t entropy of P[t]  HMoE eq. 5, with the other sign
      z-loss           L_z   = (1 / N) sum_t lse_t^2          ST-MoE eq. 5
 
    Both penalties push on Phat_e as hard as expert e is busy: load balancing counts its tokens, the
-   P-Penalty its *work*, so that narrow experts end up with more tokens than wide ones. HMoE prints
-   M_e with the bare H[e]; divided by mean(H) equal widths give exactly load balancing, as its text
-   says they do, and the coefficient keeps its meaning when the model grows.
+   P-Penalty its *work*, so that narrow experts end up with more tokens than wide ones.
+
+   Where the papers leave a choice:
+   M_e      HMoE prints H[e] alone, and says that equal widths give load balancing. H[e] / mean(H)
+            makes that true; so would H[e] / max(H), and H[e] / sum(H) up to the factor E. Under
+            these three its coefficient 0.1 would be 0.1, 0.07 (arithmetic widths) or 0.0125 here,
+            and a mean over L layers divides by L again. mean(H) is over all E: if some experts are
+            null and the others equal, these feel E / (their number) times load balancing.
+   entropy  HMoE prints + E sum_e P_e ln P_e, with no mean over tokens. Its text wants fewer
+            experts under Top-P, so each token's entropy must fall. Therefore this sign, and the
+            mean, as in Huang et al., arXiv 2403.07652. HMoE's 3e-2 would be 0.24 per nat and layer
+            here: after 100 steps every token has the same single expert. 3e-5 leaves about two.
+   f_e      MoDSE eq. 10 counts first choices; here all choices count, as in MoDSE's tables.
 
    dP_all[l][e] is what both are worth per unit of P[t][e], the same for every token. */
 static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sums,

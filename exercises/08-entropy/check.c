@@ -61,8 +61,8 @@ static hmoe_config training_config(void) {
 /* How many experts a token has, with and without the loss. */
 static void experiment(void) {
     static double ce[STEPS];
-    printf("\nNow Top-P with p = 0.6, %d steps, with your functions. In the last third of "
-           "them:\n\n", STEPS);
+    printf("\nNow Top-P with p = %g, %d steps, with your functions. In the last third of "
+           "them:\n\n", training_config().top_p, STEPS);
     for (int i = 0; i < 4; i++) {
         hmoe_config config = training_config();
         hmoe_model m;
