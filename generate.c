@@ -131,9 +131,9 @@ static struct report {
 } report;
 
 /* A row for a token in a layer. Positions count the file's bytes from 0; nll is that of the byte
-   after this one, which is what was asked of these experts, and entropy that of the model's
-   softmax over this byte: the nll that it expected. In the lists of experts, widths, gates
-   (by falling P) and of the whole softmax there are blanks. */
+   after this one, which is what was asked of these experts; entropy is that of the model's softmax
+   for the same byte: the nll that it expected. In the lists of experts, widths, gates
+   (by falling P + b) and of the whole softmax there are blanks. */
 static void write_row(const hmoe_config *c, size_t at, double nll, double entropy, int layer,
                       const hmoe_route *r) {
     FILE *f = report.routes.file;

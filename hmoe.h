@@ -162,8 +162,8 @@ typedef struct hmoe_config {
     int E;                        /* experts per layer, 1 .. HMOE_MAX_EXPERTS; 1 is a dense model */
     int K;                        /* experts per token under Top-K, 1 .. E */
     int H[HMOE_MAX_EXPERTS];      /* hidden width of each expert (hmoe_expert_sizes); same in every
-                                     layer. 0: a null expert, which has no parameters, costs nothing
-                                     and adds 0. At least one width is above 0 */
+                                     layer. 0: a null expert, which has no parameters, needs no
+                                     products and adds 0. At least one width is above 0 */
     hmoe_routing routing;
     double top_p;                 /* under Top-P: from 1e-9 to 1, which takes all experts */
     double budget;                /* 0: top_p is fixed. Otherwise, under Top-P only: each layer has
@@ -249,6 +249,7 @@ typedef struct hmoe_linear {
     int in, out, ldx, ldy;
     const hmoe_real *add;     /* forward: y = x W^T + add; backward_input: x = y W + add; laid out
                                  like the result, which it may be; NULL: 0. weight always adds */
+    /* in or out may be 0, of a null expert: in = 0 gives y = add, or zeros; out = 0 gives x so */
     const int *x_row, *y_row; /* NULL, or where x (or y) is read: row r is its row x_row[r]. So
                                  experts take their tokens from where they lie: row_token */
 } hmoe_linear;
@@ -445,11 +446,11 @@ typedef struct hmoe_adamw {
 
 hmoe_adamw hmoe_default_adamw(void);   /* 2e-3; 0.9, 0.99; 0.1; 1 */
 
-/* Clips, makes one step of AdamW, clears the gradients, counts the step. Where a gradient is not
+/* Clips, makes one step of AdamW, moves biases and budgets, clears the gradients, counts the step. Where a gradient is not
    finite it clears them and says HMOE_NOT_FINITE: the step is not made. */
 hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *adamw);
 
-/* Forgets the gradients so far, as where a micro-batch failed. */
+/* Forgets the gradients and the choices so far, for example if a micro-batch failed. */
 void hmoe_zero_gradients(hmoe_model *m);
 
 /* The schedule: for step = 1, 2, ... lr * step / warmup up to warmup, then a cosine down to min_lr
@@ -1265,10 +1266,8 @@ hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strate
         return HMOE__BAD(message, "%d experts: must be 1 to %d", E, HMOE_MAX_EXPERTS);
     if (!hmoe__named_ratios(ratio, E, strategy))
         HMOE__TRY(hmoe__listed_ratios(ratio, E, strategy, message));
-    for (int e = 0; e < E; e++) {   /* null experts stand aside: n experts share the total */
-        H[e] = 0;
+    for (int e = 0; e < E; e++)   /* null experts stand aside: n experts share the total */
         if (ratio[e] > 0) of[n] = e, ratio[n++] = ratio[e];
-    }
     if (total < n || total > HMOE_MAX_DIM)
         return HMOE__BAD(message, "a total width of %lld for %d experts: must be from %d, one for "
                          "each, to %d", total, n, n, HMOE_MAX_DIM);
@@ -1283,6 +1282,7 @@ hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strate
         hmoe__share(pairs, pair, E / 2, total / unit);
         for (int i = 0; i < E / 2; i++) hmoe__share(width + 2 * i, ratio + 2 * i, 2, pairs[i]);
     }
+    for (int e = 0; e < E; e++) H[e] = 0;
     for (int i = 0; i < n; i++) H[of[i]] = (int)(width[i] * unit);
     return HMOE_OK;
 }
@@ -1414,8 +1414,8 @@ static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K,
             sum += P[next];
             enough = n == E || (routing == HMOE_TOP_K ? n == K : top_p < 1 && sum >= top_p);
         }
-        routes->count[t] = n;
-        if (norm) for (int s = 0; s < n; s++) g[s] /= sum;
+        routes->count[t] = n;   /* a bias may take experts whose P are all 0: gates 0, not 0 / 0 */
+        if (norm && sum != 0) for (int s = 0; s < n; s++) g[s] /= sum;
     }
 }
 
@@ -1487,7 +1487,8 @@ static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dg
         }
         for (int s = 0; s < routes->count[t]; s++) {
             hmoe_real dg = dgate[routes->row[first + s]];
-            dP[routes->expert[first + s]] += norm ? (dg - dg_g) / P_chosen : dg;
+            if (norm) dg = P_chosen != 0 ? (dg - dg_g) / P_chosen : 0;
+            dP[routes->expert[first + s]] += dg;
         }
         for (int e = 0; e < E; e++) mean += dP[e] * P[e];
         for (int e = 0; e < E; e++)
@@ -2427,7 +2428,7 @@ static void hmoe__steer_bias(hmoe_real *b, const double *chosen, const hmoe_conf
         sum += load[e];
         n += !work || c->H[e] > 0;
     }
-    for (int e = 0; e < c->E; e++)   /* whole numbers, so that a load equal to the mean is seen */
+    for (int e = 0; e < c->E; e++)   /* loads are whole numbers: an exact tie moves nothing */
         if (!work || c->H[e] > 0)
             b[e] += (hmoe_real)(c->balance_rate * ((n * load[e] < sum) - (n * load[e] > sum)));
 }
@@ -2435,7 +2436,7 @@ static void hmoe__steer_bias(hmoe_real *b, const double *chosen, const hmoe_conf
 /* A budget F (as DTop-p, arXiv 2512.13996, holds |S|):  logit(p) += 0.1 (F - width) / F
    width: the chosen experts' share of all widths, mean over the step's tokens. In the logit a step
    means as much near 1, where 1 - p counts, as elsewhere. The limits keep p where it has an effect,
-   so that it turns at once: below 1 / (2 E) any token has one expert. */
+   so p reacts in the next step: the largest P is at least 1 / E. */
 static hmoe_real hmoe__steered_p(double p, double width, const hmoe_config *c) {
     const double low = 0.5 / c->E, high = 1 - 1e-5;
     p = p < low ? low : p > high ? high : p;

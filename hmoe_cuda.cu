@@ -1016,7 +1016,7 @@ __global__ void choose_kernel(hmoe_routes routes, hmoe_routing routing, int K, d
             enough = n == E || (routing == HMOE_TOP_K ? n == K : top_p < 1 && sum >= top_p);
         }
         routes.count[t] = n;
-        if (norm) for (int s = 0; s < n; s++) g[s] /= sum;
+        if (norm && sum != 0) for (int s = 0; s < n; s++) g[s] /= sum;
     }
 }
 void choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p, int norm, int N,
@@ -1103,6 +1103,7 @@ __global__ void router_backward_kernel(hmoe_routes routes, bf16 *twin, const flo
             P_chosen += P[routes.expert[s]];
         }
         if (!norm) dg_g = 0, P_chosen = 1;
+        if (P_chosen == 0) dg_g = 0, P_chosen = INFINITY;   /* the gates are 0 and stay so */
         for (int e = 0; e < E; e++)
             mean += dP_of(routes, t, e, dgate, dP_all[e], dg_g, P_chosen) * P[e];
         for (int e = 0; e < E; e++)

@@ -9,7 +9,7 @@
        per token      1 its byte; of the byte after it, 4 bytes each, the bits of a float:
                       cross-entropy, and the entropy of what the model expected
          per layer    1 |S| (256 is 0)
-           per slot   1 expert, 2 its gate * 65535: by falling P, zeros behind the last
+           per slot   1 expert, 2 its gate * 65535: by falling P + b, zeros behind the last
            per expert 2 P * 65535
        at the end     1 the byte after the last token, which was foreseen too
 

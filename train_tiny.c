@@ -54,7 +54,7 @@ static cli_option options[] = {
     { "--budget", CLI_REAL, &held.config.budget, "(0, 1]", "off",
       "topp: steer p until tokens use this share of the width", 0 },
     { "--balance", CLI_CHOICE, &held.balance, "off|tokens|work", "off",
-      "what a bias on the choice of experts evens out", 0 },
+      "even out tokens or work by a bias on the choice", 0 },
     { "--balance-rate", CLI_REAL, &held.config.balance_rate, "[0, 1]", "0.001",
       "how far that bias moves in a step", 0 },
     { "--pp", CLI_REAL, &held.config.pp_coef, "[0, 1e6]", "0.01, or 0 with --balance",
@@ -271,6 +271,8 @@ static void introduce(const run *r) {
     printf("%.0f activated\nexperts  %d per layer, top-%c %.9g; widths", hmoe_activated(m), c->E,
            top_p ? 'p' : 'k', top_p ? c->top_p : c->K);
     for (int e = 0; e < c->E; e++) printf(" %d", c->H[e]);
+    if (c->budget > 0) printf("; steered to %.9g of the width", c->budget);
+    if (c->balance) printf("; %s balanced", c->balance == HMOE_BALANCE_WORK ? "work" : "tokens");
     printf("\ntext     %s: %lu bytes to learn from, %lu to validate on\n", set.data,
            (unsigned long)r->n_train, (unsigned long)r->n_val);
     printf("run      in %s, from step %lld to %d, each of %d x %d x %d tokens\n", set.out,
@@ -335,7 +337,7 @@ static void draw_experts(const hmoe_model *m) {
     if (m->config.budget > 0) putchar('\n');
 }
 
-/* Says once, aloud, that layers have collapsed on the text just evaluated, and what may help. One
+/* Warns once that layers have collapsed on the text just evaluated, and says what may help. One
    expert has nearly all choices, and the others learn nothing; or tokens have one expert each whose
    renormalised gate is 1 whatever the router says, so that it learns nothing from the text. */
 static void warn_of_collapse(run *r) {
@@ -354,8 +356,9 @@ static void warn_of_collapse(run *r) {
     const char *less = c->ent_coef > 0 ? "a lower --ent, " : "";
     if (one)
         cli_warn("layer %d has collapsed: one expert has over 95 %% of all choices, the others "
-                 "learn nothing\n(%s--balance work, or a higher --pp or --lb, spreads the work: "
-                 "start anew with one of them)", one, less);
+                 "learn nothing\n(%s%s, or a higher --pp or --lb, spreads the work: start anew with "
+                 "one of them)", one, less, c->balance ? "a higher --balance-rate"
+                 : "--balance work");
     else
         cli_warn("layer %d has collapsed: its tokens have one expert each, and a renormalised gate "
                  "is then 1, so the text no longer teaches the router\n(%s%s or --gate raw may "

@@ -127,6 +127,7 @@ static int pick(int low, int high) {        /* low <= the result <= high */
 static hmoe_routes make_routes(int N, int E, int slots, check_kind logits, check_kind P,
                                check_kind sums, check_kind choice, check_kind lists) {
     hmoe_routes r;
+    memset(&r, 0, sizeof r);                       /* no bias, no top_p of its own */
     r.slots = slots;
     r.logits = reals("logits", N, E, logits);
     r.P = reals("P", N, E, P);

@@ -1048,6 +1048,12 @@ static void values_out_of_range(void) {
     refuse_value("expert_sizes", "[5, 2, 7, -1]", "expert_sizes");
     refuse_value("expert_sizes", "[5, 2, 7, \"1\"]", "expert_sizes");
     refuse_value("routing", "\"topq\"", "topq");
+    refuse_value("noisy_gating", "false, \"balance\": \"heads\"", "balance");
+    refuse_value("noisy_gating", "false, \"balance\": 1", "balance");
+    refuse_value("noisy_gating", "false, \"balance_rate\": 2", "balance_rate");
+    refuse_value("noisy_gating", "false, \"balance_rate\": \"0.1\"", "balance_rate");
+    refuse_value("noisy_gating", "false, \"budget\": -0.5", "budget");
+    refuse_value("noisy_gating", "false, \"budget\": 0.5", "budget");   /* with Top-K */
     refuse_value("norm_topk_prob", "1", "norm_topk_prob");
     refuse_value("rms_norm_eps", "-1", "-1");
     refuse_value("rope_theta", "0", "0");

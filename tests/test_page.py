@@ -33,7 +33,8 @@ LICENSE = os.path.join(HERE, "..", "LICENSE")
 TINY = ("--width 16 --layers 3 --heads 2 --context 16 --hidden 24 --steps 20 --batch 8 --lr 0.02 "
         "--min-lr 0.02 --warmup 3 --threads 1").split()
 MODELS = {"topk": "--experts 4 --sizes 1,2,3,4 --k 2", "topp": "--experts 14 --routing topp --p .6",
-          "one": "--experts 1", "null": "--experts 4 --sizes 0,2,3,4 --balance tokens"}
+          "one": "--experts 1", "null": "--experts 4 --sizes 0,2,3,4 --balance tokens "
+          "--balance-rate 0.05"}
 # What a text can do to a page: end its script, control a terminal, be no UTF-8 (a continuation
 # alone, an overlong slash, a surrogate, beyond Unicode), turn around, pile up, be invisible.
 NASTY = (b"</script><!--<script>alert(1)</script>&lt;\"'`${1}\\ @DATA@\n"

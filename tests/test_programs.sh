@@ -419,6 +419,14 @@ check "routes: columns" [ "$(head -n 1 r.csv)" = \
 check "routes: a row per token and layer" [ "$(wc -l <r.csv)" -eq $((1 + 299 * 2)) ]
 check "routes: the losses" near "$nll" \
     "$(awk -F , 'NR > 1 && $5 == 0 { x += $3; n++ } END { printf "%.9f", x / n }' r.csv)"
+check "routes: entropy is what the losses are on average where the model is right, within chance" \
+    awk -F , 'NR > 1 && $5 == 0 { x += $3; y += $4; n++; bad += $4 < 0 || $4 > log(18) }
+        END { exit bad > 0 || (x - y) / n > 0.3 || (y - x) / n > 0.3 }' r.csv
+train --out untrained --steps 0 >stdout 2>stderr
+"$generate" untrained --score text --routes u.csv >stdout 2>stderr
+check "routes: an untrained model guesses evenly, entropy ln V" \
+    awk -F , 'NR > 1 { d = $4 - log(18); bad += d > 0 || d < -0.02 } END { exit NR < 2 || bad > 0 }' u.csv
+rm -f u.csv
 check "routes: the bytes" [ "$(awk -F , 'NR > 1 && $5 == 1 { printf "%c", $2 }' r.csv | cksum)" = \
     "$(head -c 299 validation | cksum)" ]
 widths=$(sed -n 's/.*"expert_sizes": \[\(.*\)\].*/\1/p' a/config.json | tr -d ,)

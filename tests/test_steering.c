@@ -65,6 +65,23 @@ static void bias_under_top_p(void) {
     routes_free(&r);
 }
 
+/* A bias may take experts whose P are all 0: their gates are 0 under either rule, no 0 / 0; and the
+   gradient of the logits is finite. P = 1 0 0. */
+static void bias_takes_what_nobody_wants(void) {
+    static const double b[3] = { 0, 2, 2 }, dP_all[3] = { 0 };
+    double dgate[2] = { 3, 5 };
+    hmoe_routes r = routes_create(1, 3, 2);
+    r.P[0] = 1, r.bias = b;
+    for (int norm = 0; norm < 2; norm++) {
+        hmoe__choose(&r, HMOE_TOP_K, 2, 0, norm, 1, 3);
+        CHECK(r.expert[0] == 1 && r.expert[1] == 2 && r.gate[0] == 0 && r.gate[1] == 0);
+        hmoe__dispatch(&r, 1, 3);
+        hmoe__router_backward(&r, dgate, dP_all, 0, 0, norm, 1, 3);
+        for (int e = 0; e < 3; e++) CHECK(r.logits[e] == 0);
+    }
+    routes_free(&r);
+}
+
 /* ---- The update of b. The tokens above: 1, 2 and 3 chose experts 0, 1 and 2. */
 
 static void bias_moves_towards(hmoe_balance balance, int H0, int H1, int H2, int d0, int d1,
@@ -337,6 +354,7 @@ int main(void) {
     threads(TEST_THREADS);
     TEST(bias_orders_and_p_weighs);
     TEST(bias_under_top_p);
+    TEST(bias_takes_what_nobody_wants);
     TEST(bias_updates);
     TEST(bias_steers_a_model);
     TEST(budget_updates);
