@@ -103,7 +103,7 @@ class Routes:
 
 
 def percent(x):
-    return "%.*f\u00a0%%" % (1 if x and x < .0995 else 0, 100 * x)
+    return "%.*f\u00a0%%" % (1 if x and x < .0995 else 0, 100 * x + 1e-9)   # halves go up, as there
 
 
 def near(shown, x):
