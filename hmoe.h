@@ -446,8 +446,8 @@ typedef struct hmoe_adamw {
 
 hmoe_adamw hmoe_default_adamw(void);   /* 2e-3; 0.9, 0.99; 0.1; 1 */
 
-/* Clips, makes one step of AdamW, moves biases and budgets, clears the gradients, counts the step. Where a gradient is not
-   finite it clears them and says HMOE_NOT_FINITE: the step is not made. */
+/* Clips, makes one step of AdamW, moves biases and budgets, clears the gradients, counts the step.
+   Where a gradient is not finite it clears them and says HMOE_NOT_FINITE: the step is not made. */
 hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *adamw);
 
 /* Forgets the gradients and the choices so far, for example if a micro-batch failed. */
