@@ -22,6 +22,7 @@ typedef struct both {
     hmoe_parallel parallel;
     hmoe_wire wire;
     int *tokens, *targets, B, T;         /* the whole batch */
+    int first;                           /* of its sequences, in this process */
 } both;
 
 static void check_ok(both *p, hmoe_status status, const hmoe_model *m) {
@@ -104,9 +105,40 @@ static void unmake(both *p) {
 
 /* This process's sequences of the first B are first .. first + its B - 1, dealt evenly. */
 static hmoe_status forward_part(both *p, hmoe_mode mode, int B) {
-    int first = B * rank / ranks, mine = B * (rank + 1) / ranks - first;
-    return hmoe_forward(&p->part, mode, p->tokens + first * p->T, p->targets + first * p->T, mine,
-                        p->T);
+    int at = B * rank / ranks * p->T, mine = B * (rank + 1) / ranks - B * rank / ranks;
+    p->first = B * rank / ranks;
+    return hmoe_forward(&p->part, mode, p->tokens + at, p->targets + at, mine, p->T);
+}
+
+/* In float the last bit of a logit may differ, and with it a choice that hangs on that bit. So the
+   part takes the choices of the one, whose pass came before; the gates are its own. */
+static const both *replayed;
+static void replay(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p, int norm,
+                   int N, int E) {
+    hmoe__choose(routes, routing, K, top_p, norm, N, E);
+    for (int l = 0; l < replayed->one.config.L; l++) {
+        const hmoe_routes *one = &replayed->one.layers[l].routes;
+        int slots = routes->slots, first = replayed->first * replayed->T;
+        if (routes != &replayed->part.layers[l].routes) continue;
+        for (int t = 0; t < N; t++) {
+            int n = routes->count[t] = one->count[first + t], *S = routes->expert + t * slots;
+            hmoe_real *g = routes->gate + t * slots, sum = 0;
+            memcpy(S, one->expert + (first + t) * slots, n * sizeof *S);
+            for (int s = 0; s < n; s++) sum += g[s] = routes->P[t * E + S[s]];
+            for (int s = 0; s < n && norm && sum != 0; s++) g[s] /= sum;
+        }
+    }
+}
+
+static hmoe_status forward_replayed(both *p, int B) {
+    const hmoe_steps *cpu = p->part.steps;
+    hmoe_steps replaying = *cpu;
+    hmoe_status status;
+    replayed = p, replaying.choose = replay;
+    if (sizeof(hmoe_real) == 4) p->part.steps = &replaying;
+    status = forward_part(p, HMOE_TRAIN, B);
+    p->part.steps = cpu;
+    return status;
 }
 
 static void same_losses(both *p, double to) {
@@ -121,9 +153,8 @@ static void same_losses(both *p, double to) {
         CHECK_NEAR(p->part.usage[i], p->one.usage[i], to, to);
 }
 
-/* Routes are not replayed. A row of a product is the same numbers however many rows there are, but
-   where there are fewer than four: so the last bit of a logit may differ, and no two of these are as
-   near as that; an expert exchanged for another would be off by far more than this. */
+/* How near. A row of a product is the same numbers however many rows there are, but where there are
+   fewer than four; an expert exchanged for another would be off by far more than this. */
 #define GRADIENTS (sizeof(hmoe_real) == 8 ? 1e-12 : 1e-5)
 
 /* Biases and a layer's own p follow from the loads of all processes: the same bits. */
@@ -145,7 +176,7 @@ static void steps(both *p, int n, double to) {
         for (int a = 0; a < 2; a++) {
             int B = a ? p->B - 1 : p->B;
             check_ok(p, hmoe_forward(&p->one, HMOE_TRAIN, p->tokens, p->targets, B, p->T), &p->one);
-            check_ok(p, forward_part(p, HMOE_TRAIN, B), &p->part);
+            check_ok(p, forward_replayed(p, B), &p->part);
             same_losses(p, to);
             check_ok(p, hmoe_backward(&p->one, 0.5), &p->one);
             check_ok(p, hmoe_backward(&p->part, 0.5), &p->part);
@@ -203,7 +234,7 @@ static void noise_and_dropout(void) {
     c.noisy_gating = 1;
     each_way(c, 0.3, 8, 1, GRADIENTS);
 }
-/* A null expert, biases and budgets. Float's last bits may come to move a choice: one step there. */
+/* A null expert, biases and budgets. In float the last bits may come to move a bias: one step. */
 static void steered(void) {
     static const int combinations[] = { 1, 3, 5, 7, 10, 11 };
     for (int i = 0; i < 6; i++) {

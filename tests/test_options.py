@@ -341,9 +341,12 @@ TWO = {"--data": ("text", "other"), "--out": ("out1", "out2"), "--width": (4, 8)
        "--dropout": (0, .5), "--clip": (1e-9, 1), "--eval-every": (1, 3), "--eval-tokens": (4, 40),
        "--save-every": (1, 3), "--seed": (1, 2), "--threads": (1, 2), "--prompt": ("a", "b"),
        "-n": (3, 4), "--temperature": (0, 9), "--top-k": (1, 60), "--top-p": (1e-6, 1),
-       "--score": ("text", "other"), "--export-mixtral": ("m1", "m2"), "--stop-at": (1, 2), "--devices": (1, 2),
-       "--routes": ("r1", "r2"), "--page": ("p1", "p2")}
-TOGETHER = {"--p": ["--routing", "topp"], "--muon-lr": ["--optimizer", "muon"],
+       "--score": ("text", "other"), "--export-mixtral": ("m1", "m2"), "--stop-at": (1, 2),
+       "--devices": (1, 2),
+       "--routes": ("r1", "r2"), "--page": ("p1", "p2"), "--budget": (.1, 1),
+       "--balance": ("off", "work"), "--balance-rate": (0, 1)}
+TOGETHER = {"--budget": ["--routing", "topp"], "--balance-rate": ["--balance", "tokens"],
+            "--p": ["--routing", "topp"], "--muon-lr": ["--optimizer", "muon"],
             "--export-mixtral": ["-n", "5"], "--backend": [], "--precision": []}
 
 
