@@ -19,8 +19,7 @@ NVCC = $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc)
 SM = 75 80 86 89 90
 
 TINY = tinyshakespeare/input.txt
-HEADERS = hmoe.h hmoe_checkpoint.h hmoe_inspect.h hmoe_muon.h hmoe_cuda.h hmoe_parallel.h \
-	hmoe_mpi.h cli.h cli_peers.h
+HEADERS = hmoe.h hmoe_muon.h hmoe_parallel.h hmoe_mpi.h cli.h cli_peers.h
 PROGRAMS = $(BIN)train_tiny $(BIN)generate
 DOUBLE_TESTS = $(BUILD)/test_gradients $(BUILD)/test_equivalence $(BUILD)/test_numbers \
 	$(BUILD)/test_muon $(BUILD)/test_steering
@@ -94,7 +93,7 @@ TO_CUDA = $(NVCC) -std=c++17 -O3 -Werror all-warnings --threads 0 \
 	$(foreach sm,$(SM),-gencode arch=compute_$(sm),code=sm_$(sm)) \
 	-gencode arch=compute_$(lastword $(SM)),code=compute_$(lastword $(SM))
 
-$(OBJECT_cuda): hmoe_cuda.cu hmoe_cuda.h hmoe.h $(BUILD)/nvcc
+$(OBJECT_cuda): hmoe_cuda.cu hmoe.h $(BUILD)/nvcc
 	$(TO_CUDA) -c -o $@ hmoe_cuda.cu
 	@found=`$(NVCC) --dryrun hmoe_cuda.cu 2>&1 | sed -n 's/^#. LIBRARIES=//p' | tr -d '"'`; \
 	echo "$$found -lcudart_static -ldl -lpthread -lrt" >$(BUILD)/cuda_libraries
@@ -215,7 +214,7 @@ docs/playground.png: $(BUILD)/playground.html
 	$(PYTHON) tests/test_playground.py --picture $@
 
 # Not one of the tests: a time is no proof, and other jobs disturb it.
-$(BUILD)/bench: tests/bench.c hmoe.h hmoe_inspect.h $(BUILD)/flags
+$(BUILD)/bench: tests/bench.c hmoe.h $(BUILD)/flags
 	$(COMPILE) -o $@ tests/bench.c $(LINK)
 
 bench: $(BUILD)/bench

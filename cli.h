@@ -1,6 +1,6 @@
 /* cli.h - what train_tiny and generate share: options, errors and files, and what both do with a
    text: turn its bytes into tokens, measure the model's loss on it, let the model write one.
-   Include it after the implementation of hmoe_checkpoint.h, whose ways with files it shares.
+   Include it after the implementation of hmoe.h, whose ways with files it shares.
    HMOE_CUDA is defined where hmoe_cuda.cu is part of the program.
 
    A program describes each of its options once, in a table. The --help page, the defaults, reading
@@ -24,7 +24,7 @@
 #include <omp.h>
 #endif
 #ifdef HMOE_CUDA
-#include "hmoe_cuda.h"
+#include "hmoe.h"
 #endif
 
 typedef enum cli_kind {    /* `value` points to    `range` is */

@@ -6,9 +6,7 @@
        generate out/best --export-mixtral for-python        the same model, for transformers
        generate --help                                      all options */
 #define HMOE_IMPLEMENTATION
-#include "hmoe_checkpoint.h"
-#include "hmoe_inspect.h"
-#include "hmoe_cuda.h"
+#include "hmoe.h"
 #include "cli.h"
 #include "page.h"
 

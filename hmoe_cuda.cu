@@ -46,7 +46,7 @@ BF16, AND THE TWINS
    No atomics: every sum has one order, two runs give the same bits. tests/cuda runs this file
    without a GPU, so launches go through launch() and shared memory through SHARED. */
 
-#include "hmoe_cuda.h"
+#include "hmoe.h"
 
 #include <cuda_bf16.h>
 #include <cuda_pipeline.h>

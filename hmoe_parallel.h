@@ -26,7 +26,7 @@
 #ifndef HMOE_PARALLEL_H
 #define HMOE_PARALLEL_H
 
-#include "hmoe_checkpoint.h"
+#include "hmoe.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -10,8 +10,7 @@
    and on what it is for, so a run that was stopped and resumed ends with the same bits as one that
    never was. The story is in main(), at the end. */
 #define HMOE_IMPLEMENTATION
-#include "hmoe_checkpoint.h"
-#include "hmoe_inspect.h"
+#include "hmoe.h"
 #include "hmoe_muon.h"
 #include "cli.h"
 

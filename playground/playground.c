@@ -6,8 +6,7 @@
    it. -1 or NULL is a failure, message() its line. Batches, windows and schedule are those of
    train_tiny, so that the same settings there make the same run. */
 #define HMOE_IMPLEMENTATION
-#include "../hmoe_checkpoint.h"
-#include "../hmoe_inspect.h"
+#include "hmoe.h"
 
 #define EXPORT(name) __attribute__((export_name(#name)))
 enum { BATCHES = 1, SAMPLES = 2,      /* what hmoe_random draws for, as in train_tiny.c */

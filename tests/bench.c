@@ -7,7 +7,7 @@
    programs. PROFILE in the environment: also the share of each kind of step, timed around the table
    of steps through which all of them are called. */
 #define HMOE_IMPLEMENTATION
-#include "../hmoe_inspect.h"
+#include "hmoe.h"
 #include <time.h>
 #ifdef _OPENMP
 #include <omp.h>

@@ -1,5 +1,5 @@
-/* memory_files.h - hmoe_checkpoint.h with files in memory, which are quick to damage, and an
-   allocator that counts. Include it in place of hmoe_checkpoint.h, before any other header. A path
+/* memory_files.h - hmoe.h with files in memory, which are quick to damage, and an
+   allocator that counts. Include it in place of hmoe.h, before any other header. A path
    is the text behind its last slash: there is one directory. */
 
 #ifndef MEMORY_FILES_H
@@ -127,8 +127,7 @@ static void memory_free(void *p) {
 #define open(path, flags) (memory_nothing(path) - 1)
 #define fsync(fd) memory_nothing((fd) ? "" : NULL)
 #define HMOE_IMPLEMENTATION
-#include "../hmoe_checkpoint.h"
-#include "../hmoe_inspect.h"
+#include "hmoe.h"
 #undef fopen
 #undef fclose
 #undef remove

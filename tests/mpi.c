@@ -6,10 +6,10 @@ static void *get(size_t n);
 #define HMOE_MALLOC(n) get(n)
 #define HMOE_FREE(p) free(p)
 #define HMOE_IMPLEMENTATION
-#include "../hmoe_checkpoint.h"
-#include "../hmoe_muon.h"
-#include "../hmoe_parallel.h"
-#include "../hmoe_mpi.h"
+#include "hmoe.h"
+#include "hmoe_muon.h"
+#include "hmoe_parallel.h"
+#include "hmoe_mpi.h"
 #include "test.h"
 #include "small.h"
 

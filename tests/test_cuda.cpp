@@ -9,9 +9,8 @@
    and then close enough, or what it was. What nobody wrote is NaN. */
 
 #define HMOE_IMPLEMENTATION
-#include "../hmoe.h"
-#include "../hmoe_inspect.h"
-#include "../hmoe_cuda.cu"
+#include "hmoe.h"
+#include "hmoe_cuda.cu"
 
 #include "test.h"
 #include "small.h"

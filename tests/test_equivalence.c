@@ -5,7 +5,7 @@
    have other shapes, to what float can hold. */
 
 #define HMOE_IMPLEMENTATION
-#include "../hmoe_inspect.h"
+#include "hmoe.h"
 #include "test.h"
 #include "small.h"
 #include "naive.h"

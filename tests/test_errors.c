@@ -9,9 +9,8 @@ static void counted_free(void *p);
 #define HMOE_MALLOC(n) counted_malloc(n)
 #define HMOE_FREE(p) counted_free(p)
 #define HMOE_IMPLEMENTATION
-#include "../hmoe_checkpoint.h"
-#include "../hmoe_inspect.h"
-#include "../hmoe_muon.h"
+#include "hmoe.h"
+#include "hmoe_muon.h"
 #include "test.h"
 #include "small.h"
 #include <dirent.h>

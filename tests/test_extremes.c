@@ -4,9 +4,8 @@
    float, where overflow is near. */
 
 #define HMOE_IMPLEMENTATION
-#include "../hmoe_checkpoint.h"
-#include "../hmoe_inspect.h"
-#include "../hmoe_muon.h"
+#include "hmoe.h"
+#include "hmoe_muon.h"
 #include "test.h"
 #include "small.h"
 #include "naive.h"

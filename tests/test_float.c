@@ -2,8 +2,7 @@
    last bit for any number of threads, twice, and across a save and a load; and it learns. */
 
 #define HMOE_IMPLEMENTATION
-#include "../hmoe_checkpoint.h"
-#include "../hmoe_inspect.h"
+#include "hmoe.h"
 #include "test.h"
 #include "small.h"
 #include "naive.h"

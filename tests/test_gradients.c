@@ -8,7 +8,7 @@
    zero is required not to be, one that must be is required to be. */
 
 #define HMOE_IMPLEMENTATION
-#include "../hmoe_inspect.h"
+#include "hmoe.h"
 #include "test.h"
 #include "small.h"
 

@@ -26,12 +26,11 @@ check() {
     fi
 }
 
-cp "$root/hmoe.h" "$root/hmoe_checkpoint.h" "$root/hmoe_inspect.h" "$root/hmoe_muon.h" \
-    "$root/hmoe_parallel.h" .
+cp "$root/hmoe.h" "$root/hmoe_muon.h" "$root/hmoe_parallel.h" .
 
 # For each header: declarations alone, which a program uses; the implementation; both in one file.
 main='int main(void) { return hmoe_default_config().E != 8; }'
-headers="hmoe_checkpoint hmoe hmoe_inspect hmoe_muon hmoe_parallel"
+headers="hmoe hmoe_muon hmoe_parallel"
 for header in $headers; do
     for suffix in c cpp; do
         printf '#include "%s.h"\n%s\n' $header "$main" >declared_$header.$suffix
@@ -45,6 +44,8 @@ done
     for header in $headers; do echo "#include \"$header.h\""; done
 } >all.c
 cp all.c all.cpp
+printf '#define HMOE_NO_FILES\n#define HMOE_IMPLEMENTATION\n#include "hmoe.h"\n%s\n' "$main" >no_files.c
+cp no_files.c no_files.cpp
 
 # variants COMPILER LANGUAGE SUFFIX: everything that one compiler is asked
 variants() {
@@ -68,8 +69,9 @@ variants() {
             check "$what: runs" ./two
         done
     done
-    check "$compiler $language: hmoe.h's implementation alone" \
-        $compiler -std=$language $warnings implemented_hmoe.$suffix -c -o implemented.o
+    check "$compiler $language: hmoe.h without files" \
+        $compiler -std=$language $warnings no_files.$suffix -o one -lm
+    check "$compiler $language: runs without files" ./one
     check "$compiler $language: one file, one program" \
         $compiler -std=$language $warnings both.$suffix -o one -lm
     check "$compiler $language: runs" ./one

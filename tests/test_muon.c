@@ -1,6 +1,6 @@
 /* test_muon.c - Muon against triple loops, and against what orthogonal means. */
 #define HMOE_IMPLEMENTATION
-#include "../hmoe_muon.h"
+#include "hmoe_muon.h"
 #include "test.h"
 #include "small.h"
 

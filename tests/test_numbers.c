@@ -2,8 +2,7 @@
    AdamW, the schedule, what a cut batch adds up to, what a run reports. In double. */
 
 #define HMOE_IMPLEMENTATION
-#include "../hmoe_checkpoint.h"
-#include "../hmoe_inspect.h"
+#include "hmoe.h"
 #include "test.h"
 #include "small.h"
 #include "naive.h"

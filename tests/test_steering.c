@@ -2,8 +2,7 @@
    numbers are binary fractions, so that ties are ties. */
 
 #define HMOE_IMPLEMENTATION
-#include "../hmoe_checkpoint.h"
-#include "../hmoe_inspect.h"
+#include "hmoe.h"
 #include "test.h"
 #include "small.h"
 
