@@ -675,18 +675,6 @@ static int hmoe__threads(void) { return 1; }
 #define HMOE__PREFETCH(p, to_write) (void)(p)
 #endif
 
-/* ---------------------------------------------------------------------------------------------
-   UTILITIES - messages, random numbers, exp. */
-
-HMOE__PRINTF(2, 3)
-static void hmoe__explain(char *message, const char *format, ...) {
-    va_list args;
-    if (!message) return;
-    va_start(args, format);
-    vsnprintf(message, HMOE_MESSAGE_SIZE, format, args);
-    va_end(args);
-}
-
 /* Writes the line that explains a failure, and is its status: no function, since a compiler or an
    analyzer that looks into none with "..." would take it for one that may return HMOE_OK. */
 #define HMOE__FAIL(message, status, ...) (hmoe__explain(message, __VA_ARGS__), status)
@@ -694,74 +682,55 @@ static void hmoe__explain(char *message, const char *format, ...) {
 #define HMOE__TRY(call) \
     do { hmoe_status status_ = (call); if (status_) return status_; } while (0)
 
-static hmoe_status hmoe__no_memory(char *message, double bytes, const char *what) {
-    return HMOE__FAIL(message, HMOE_OUT_OF_MEMORY, "out of memory: %.0f bytes for %s are not to be "
-                      "had", bytes, what);
-}
-
-/* The finalizer of splitmix64 (Steele, Lea, Flood 2014): every bit in moves half of those out. */
-static uint64_t hmoe__mix(uint64_t z) {
-    z += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-uint64_t hmoe_random(uint64_t seed, uint64_t what, uint64_t i, uint64_t j) {
-    return hmoe__mix(hmoe__mix(hmoe__mix(hmoe__mix(seed) ^ what) ^ i) ^ j);
-}
+/* What PART ONE takes from PART TWO. */
+static void hmoe__explain(char *message, const char *format, ...);
+static uint64_t hmoe__mix(uint64_t z);
+HMOE__INLINE hmoe_real hmoe__exp(hmoe_real x);
+HMOE__INLINE hmoe_real hmoe__sqrt(hmoe_real x);
+HMOE__INLINE hmoe_real hmoe__sigmoid(hmoe_real x);
 
 /* What the library itself draws numbers for; weights use a hash of the tensor's name. */
 enum { HMOE__FOR_NOISE = 1 << 16, HMOE__FOR_SAMPLE, HMOE__FOR_DROPOUT };
 
-/* A number from N(0, 1), by Box and Muller's transform of two uniform ones. */
-double hmoe_normal(uint64_t seed, uint64_t what, uint64_t i, uint64_t j) {
-    uint64_t bits = hmoe_random(seed, what, i, j);
-    double u = ((double)(bits >> 32) + 0.5) / 4294967296.0;   /* never 0 */
-    double v = (double)(bits & 0xffffffffu) / 4294967296.0;
-    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
-}
+typedef struct hmoe__product {   /* { c, d, a, b, a_at, b_at, c_row, a_row, a_k, b_k, b_col, ... */
+    hmoe_real *c;                /* [M, N], row stride c_row */
+    const hmoe_real *d;          /* like c, or NULL: 0 */
+    const hmoe_real *a, *b;
+    const int *a_at, *b_at;      /* NULL, or where rows lie: row r of memory is row a_at[r] */
+    size_t c_row, a_row, a_k, b_k, b_col;   /* how far apart neighbours lie; one of A's two is 1 */
+    int M, N, K;
+} hmoe__product;
 
-static uint64_t hmoe__hash(const char *text) {   /* FNV-1a */
-    uint64_t h = 0xcbf29ce484222325u;
-    for (; *text; text++) h = (h ^ (unsigned char)*text) * 0x100000001b3u;
-    return h;
-}
+/* How ragged work is shared: laid end to end as one line, which is cut into as many parts of equal
+   length as there are threads. No sum is cut, so the parts change no bit; and each thread finds in
+   its cache what it computed the step before, since lists of the same rows are cut alike. */
+typedef struct hmoe__part { double from, to, at; } hmoe__part;
 
-/* exp of a float, in steps that a compiler turns into vector instructions (libm's is called once
-   per element, and softmax and SiLU would cost more than the products): x = n ln 2 + r, exp(r) by
-   the polynomial of the Cephes library, 2^n by its bits. Relative error below 2e-7 for x in
-   [-87, 88]; 0 from -88 down, where floats run out (no power of two has an exponent of -127: its
-   bits are those of 0), and exp(88) above; NaN stays NaN. */
-HMOE__INLINE float hmoe__expf(float x) {
-    float shifted, n, r, p, power, size = fabsf(x);
-    uint32_t bits;
-    x = copysignf(size > 88.0f ? 88.0f : size, x);   /* not two limits: gcc would branch on them */
-    shifted = x * 1.44269504f + 12582912.0f;   /* 1.5 * 2^23: the low bits are x / ln 2, rounded */
-    n = shifted - 12582912.0f;
-    r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits + 127u) << 23;
-    memcpy(&power, &bits, sizeof power);
-    return p * power;
-}
+static void hmoe__multiply(hmoe__product p);
+static void hmoe__linear_forward(const hmoe_linear *list, int n);
+static hmoe__part hmoe__part_of(double work, int part, int parts);
+static int hmoe__next_of(hmoe__part *s, int units, double cost, int *first);
+static double hmoe__total_width(const hmoe_config *c);
+static int hmoe__widest(const hmoe_config *c);
+static hmoe_status hmoe__agree(hmoe_model *m, hmoe_status status, int N);
+static hmoe_status hmoe__settle(hmoe_model *m);
+static hmoe_status hmoe__collect(hmoe_model *m);
+static hmoe_status hmoe__check_batch(hmoe_model *m, hmoe_mode mode, const int *tokens,
+                                     const int *targets, int B, int T);
 
-HMOE__INLINE hmoe_real hmoe__exp(hmoe_real x) {
-    return sizeof x == sizeof(float) ? (hmoe_real)hmoe__expf((float)x) : (hmoe_real)exp((double)x);
-}
+/* =============================================================================================
+   PART ONE - THE MODEL */
 
-HMOE__INLINE hmoe_real hmoe__sqrt(hmoe_real x) {
-    return sizeof x == sizeof(float) ? (hmoe_real)sqrtf((float)x) : (hmoe_real)sqrt((double)x);
-}
+/* ---------------------------------------------------------------------------------------------
+   ROUTER - who gets a token. The story of one layer, each step a function:
 
-HMOE__INLINE hmoe_real hmoe__sigmoid(hmoe_real x) { return 1 / (1 + hmoe__exp(-x)); }
+       logits     r = W_r x (+ noise)   how much does each expert want this token?  (a product)
+       softmax    P = softmax(r)        as shares that sum to 1
+       choose     S, g                  the few that get it, and with what weight
+       dispatch   expert_start, rows    who works on what: ragged, nothing dropped
+       sums       counts, sum of P, ... what the losses and the reports are made of
+
+   and then, under EXPERTS, their products, SwiGLU, combine. */
 
 /* Softmax of one row in place: p_i = exp(scale (x_i - max)) / sum. *lse, unless NULL, receives
    log(sum of exp(scale x_i)). The largest is taken off first, so no exp overflows and the sum is at
@@ -781,272 +750,365 @@ static void hmoe__softmax_row(hmoe_real *x, int n, hmoe_real scale, hmoe_real *l
     if (lse) *lse = scale * max + (hmoe_real)log((double)sum);
 }
 
-/* ---------------------------------------------------------------------------------------------
-   PRODUCTS - the one hot loop. Every heavy computation is a matrix product, and in a mixture of
-   experts they come in ragged bunches: so there is one primitive, a *list* of products, each of
-   its own size.
-
-       C[i,j] = sum over k of A(i,k) B(k,j) + D[i,j]    i < M, j < N, k < K: letters of this
-                                                         room alone, as in BLAS
-
-   All three products of a linear map are this one, with other strides:
-
-       forward   y  = x W^T      A = x     B(k,j) = W[j,k]
-       input     dx = dy W       A = dy    B = W
-       weight    dW += dy^T x    A(i,k) = dy[k,i]    B = x
-
-   Columns of B are copied into a *panel*, NR numbers for each k one after another, padded with
-   zeros; the tile then adds MR x NR products at a time in registers, reading the panel from the
-   first cache in order. Where a row of A is a column in memory (weight), a block of A is copied,
-   too. A thread needs 360 KB of stack for the two. */
-
-/* The tile fills the vector registers: MR * NR / (numbers in one) of them hold sums. */
-#if defined(__AVX512F__)
-enum { HMOE__MR = 6, HMOE__NR = 256 / sizeof(hmoe_real) };    /* 24 of 32 registers */
-#elif defined(__AVX__) || defined(__aarch64__)
-enum { HMOE__MR = 6, HMOE__NR = 64 / sizeof(hmoe_real) };     /* AVX2: 12 of 16; NEON: 24 of 32 */
-#else
-enum { HMOE__MR = 2, HMOE__NR = 64 / sizeof(hmoe_real) };     /* 128 bits: 8 of 16 */
-#endif
-enum { HMOE__KC = 192,      /* so much of k at a time: the panel stays in the first cache */
-       HMOE__ROWS = 1536 / sizeof(hmoe_real),   /* and so many rows that packing is worth it */
-       HMOE__BLOCK_ROW = HMOE__ROWS + 16 };  /* no power of 2: those use only a part of a cache */
-
-typedef struct hmoe__product {   /* { c, d, a, b, a_at, b_at, c_row, a_row, a_k, b_k, b_col, ... */
-    hmoe_real *c;                /* [M, N], row stride c_row */
-    const hmoe_real *d;          /* like c, or NULL: 0 */
-    const hmoe_real *a, *b;
-    const int *a_at, *b_at;      /* NULL, or where rows lie: row r of memory is row a_at[r] */
-    size_t c_row, a_row, a_k, b_k, b_col;   /* how far apart neighbours lie; one of A's two is 1 */
-    int M, N, K;
-} hmoe__product;
-
-/* A perfect riffle of 256 cards: it moves the top bit of a card's place to the bottom. */
-HMOE__INLINE void hmoe__riffle(hmoe_real *to, const hmoe_real *from) {
-    HMOE__SIMD
-    for (int i = 0; i < 128; i++) {
-        to[2 * i] = from[i];
-        to[2 * i + 1] = from[i + 128];
+/* P = softmax(r) over all E; and per token the log of its denominator and its entropy. */
+static void hmoe__router_softmax(const hmoe_routes *routes, int N, int E) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        const hmoe_real *r = routes->logits + (size_t)t * E;
+        hmoe_real *P = routes->P + (size_t)t * E, lse, entropy = 0;
+        memcpy(P, r, (size_t)E * sizeof *P);
+        hmoe__softmax_row(P, E, 1, &lse);
+        for (int e = 0; e < E; e++) entropy -= P[e] * (r[e] - lse);   /* ln P = r - lse */
+        routes->lse[t] = lse;
+        routes->entropy[t] = entropy;
     }
 }
 
-/* Transposes a square of 16 x 16. A number's place in it is row * 16 + column, and four riffles
-   exchange the two. Compilers turn them into vector instructions, unlike 256 moves. */
-static void hmoe__transpose(hmoe_real *to, size_t to_row, const hmoe_real *from, size_t from_row) {
-    hmoe_real x[256] HMOE__ALIGNED, y[256] HMOE__ALIGNED;
-    for (int i = 0; i < 16; i++)
-        for (int j = 0; j < 16; j++) x[i * 16 + j] = from[i * from_row + j];
-    hmoe__riffle(y, x), hmoe__riffle(x, y), hmoe__riffle(y, x), hmoe__riffle(x, y);
-    for (int i = 0; i < 16; i++)
-        for (int j = 0; j < 16; j++) to[i * to_row + j] = x[i * 16 + j];
-}
-
-/* B(k0 .. k0+K-1, j0 .. j0+n-1) into panel[K][nr]. */
-static void hmoe__pack(hmoe_real *panel, const hmoe__product *p, int k0, int K, int j0, int n,
-                       int nr) {
-    const hmoe_real *b = p->b + j0 * p->b_col;
-    if (p->b_col == 1) {
-        for (int k = 0; k < K; k++) {
-            const hmoe_real *b_k = b + (p->b_at ? p->b_at[k0 + k] : k0 + k) * p->b_k;
-            for (int j = 0; j < n; j++) panel[k * nr + j] = b_k[j];
-            for (int j = n; j < nr; j++) panel[k * nr + j] = 0;
-        }
-        return;
-    }
-    b += k0;
-    for (int j = 0; j < nr; j += 16)
-        for (int k = 0; k < K; k += 16)
-            if (k + 16 <= K && j + 16 <= n)
-                hmoe__transpose(panel + k * nr + j, nr, b + j * p->b_col + k, p->b_col);
-            else
-                for (int c = k; c < K && c < k + 16; c++)
-                    for (int r = j; r < nr && r < j + 16; r++)
-                        panel[c * nr + r] = r < n ? b[r * p->b_col + c] : 0;
-}
-
-/* A(i0 .. i0+rows-1, k0 .. k0+K-1), its columns rows in memory: block[k * BLOCK_ROW + i] */
-static void hmoe__pack_block(hmoe_real *block, const hmoe__product *p, int i0, int rows, int k0,
-                             int K) {
-    for (int k = 0; k < K; k++) {
-        const hmoe_real *a_k = p->a + (p->a_at ? p->a_at[k0 + k] : k0 + k) * p->a_k + i0;
-        for (int i = 0; i < rows; i++) block[k * HMOE__BLOCK_ROW + i] = a_k[i];
-    }
-}
-
-/* c = d + sum, or sum; m and n are constants where the whole tile is stored. */
-HMOE__INLINE void hmoe__store(hmoe_real *c, const hmoe_real *d, size_t c_row,
-                              hmoe_real sum[HMOE__MR][HMOE__NR], const int m, const int n) {
-    for (int i = 0; i < m; i++, c += c_row) {
-        if (d) for (int j = 0; j < n; j++) c[j] = d[j] + sum[i][j];
-        else for (int j = 0; j < n; j++) c[j] = sum[i][j];
-        d = d ? d + c_row : d;
-    }
-}
-
-/* MR rows by nr columns, of which m by n are stored. nr is a constant wherever this is inlined, so
-   that sum[][] becomes registers. row: where each row of A starts; its neighbours lie a_k apart. */
-HMOE__INLINE void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_row,
-                             const hmoe_real *const *row, size_t a_k, const hmoe_real *panel, int m,
-                             int n, int K, const int nr) {
-    hmoe_real sum[HMOE__MR][HMOE__NR], part[HMOE__MR][HMOE__NR];
-    for (int i = 0; i < HMOE__MR; i++) {
-        HMOE__SIMD
-        for (int j = 0; j < nr; j++) sum[i][j] = 0;
-    }
-    for (int i = 0; i < HMOE__MR; i++)   /* where the next tile goes comes near meanwhile */
-        for (int j = 0; j < nr; j += 64 / (int)sizeof *c)
-            HMOE__PREFETCH(c + (i + HMOE__MR) * c_row + j, 1);
-    for (int k = 0; k < K; k++)
-        for (int i = 0; i < HMOE__MR; i++) {
-            hmoe_real a_ik = row[i][k * a_k];
-            HMOE__SIMD
-            for (int j = 0; j < nr; j++) sum[i][j] += a_ik * panel[k * nr + j];
-        }
-    if (m == HMOE__MR && n == nr) hmoe__store(c, d, c_row, sum, HMOE__MR, nr);
-    else {   /* a copy: clang keeps no array in registers of which any index varies */
-        for (int i = 0; i < HMOE__MR; i++) for (int j = 0; j < nr; j++) part[i][j] = sum[i][j];
-        hmoe__store(c, d, c_row, part, m, n);
-    }
-}
-
-/* The tile of rows i .. i+m-1 and columns j0 .. j0+n-1. block: their part of one, or NULL. */
-static void hmoe__multiply_tile(const hmoe__product *p, const hmoe_real *panel,
-                                const hmoe_real *block, int i, int m, int j0, int n, int k0,
-                                int K) {
-    enum { NR = HMOE__NR, Q = HMOE__NR / 4 };
-    const hmoe_real *row[HMOE__MR], *d = k0 ? p->c : p->d;
-    size_t at = i * p->c_row + j0, a_k = block ? HMOE__BLOCK_ROW : 1;
-    hmoe_real *c = p->c + at;
-    for (int r = 0; r < HMOE__MR; r++) {   /* rows past m repeat the last one, and are not stored */
-        int in = r < m ? r : m - 1;
-        row[r] = block ? block + in
-                 : p->a + (p->a_at ? p->a_at[i + in] : i + in) * p->a_row + k0;
-    }
-    d = d ? d + at : d;
-    switch ((n + Q - 1) / Q) {
-    case 4: hmoe__tile(c, d, p->c_row, row, a_k, panel, m, n, K, NR); break;
-    case 3: hmoe__tile(c, d, p->c_row, row, a_k, panel, m, n, K, 3 * Q); break;
-    case 2: hmoe__tile(c, d, p->c_row, row, a_k, panel, m, n, K, 2 * Q); break;
-    default: hmoe__tile(c, d, p->c_row, row, a_k, panel, m, n, K, Q);
-    }
-}
-
-/* Rows first .. end-1 of a product. */
-static void hmoe__multiply_rows(const hmoe__product *p, int first, int end) {
-    enum { MR = HMOE__MR, NR = HMOE__NR, Q = HMOE__NR / 4 };
-    hmoe_real panel[HMOE__KC * NR] HMOE__ALIGNED, block[HMOE__KC * HMOE__BLOCK_ROW] HMOE__ALIGNED;
-    for (int i0 = first; i0 < end; i0 += HMOE__ROWS)
-        for (int k0 = 0; k0 == 0 || k0 < p->K; k0 += HMOE__KC) {   /* K = 0: an empty sum */
-            int rows = end - i0 < HMOE__ROWS ? end - i0 : HMOE__ROWS;
-            int K = p->K - k0 < HMOE__KC ? p->K - k0 : HMOE__KC;
-            if (p->a_k != 1) hmoe__pack_block(block, p, i0, rows, k0, K);
-            for (int j0 = 0; j0 < p->N; j0 += NR) {
-                int n = p->N - j0 < NR ? p->N - j0 : NR;
-                hmoe__pack(panel, p, k0, K, j0, n, (n + Q - 1) / Q * Q);
-                for (int i = 0; i < rows; i += MR)
-                    hmoe__multiply_tile(p, panel, p->a_k != 1 ? block + i : NULL, i0 + i,
-                                        rows - i < MR ? rows - i : MR, j0, n, k0, K);
+/* S[t] and g. Experts are taken by descending P + b (b: bias balancing's, or 0), ties by ascending
+   index, until there are enough:
+     Top-K   K of them                          HMoE eq. 8, MoDSE eq. 2
+     Top-P   their P add up to top_p            HMoE eq. 9 to 11; at 1 all, whatever rounding says
+   Gates are P, without b; norm: divided by their sum. The next in that order is the largest P + b
+   that comes after the last one taken; where P is NaN there is none, and any expert will do: the
+   pass is refused. */
+static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
+                         int norm, int N, int E) {
+    if (routes->top_p) top_p = (double)*routes->top_p;
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        const hmoe_real *P = routes->P + (size_t)t * E;
+        int *S = routes->expert + (size_t)t * routes->slots, n = 0, last = -1, enough = 0;
+        hmoe_real *g = routes->gate + (size_t)t * routes->slots, sum = 0, x[HMOE_MAX_EXPERTS];
+        for (int e = 0; e < E; e++) x[e] = P[e] + (routes->bias ? routes->bias[e] : 0);
+        while (!enough) {
+            int next = -1;
+            for (int e = 0; e < E; e++) {
+                int after = last < 0 || x[e] < x[last] || (x[e] == x[last] && e > last);
+                if (after && (next < 0 || x[e] > x[next])) next = e;
             }
+            if (next < 0) next = n;
+            S[n] = last = next;
+            g[n++] = P[next];
+            sum += P[next];
+            enough = n == E || (routing == HMOE_TOP_K ? n == K : top_p < 1 && sum >= top_p);
         }
-}
-
-/* One whole product, by the calling thread alone. */
-static void hmoe__multiply(hmoe__product p) { hmoe__multiply_rows(&p, 0, p.M); }
-
-/* A few rows of x W^T, as in generation: a panel would be packed for hardly anything, and both
-   operands lie in the order of k: each element of columns first .. end-1 is a dot product. */
-static int hmoe__few(const hmoe__product *p) { return p->M < 4 && p->a_k == 1 && p->b_k == 1; }
-
-static void hmoe__multiply_few(const hmoe__product *p, int first, int end) {
-    for (int j = first; j < end; j++)
-        for (int i = 0; i < p->M; i++) {
-            const hmoe_real *a = p->a + (p->a_at ? p->a_at[i] : i) * p->a_row;
-            const hmoe_real *b = p->b + j * p->b_col;
-            hmoe_real sum = 0;
-            for (int k = 0; k < p->K; k += 64 / (int)sizeof sum)   /* some rows ahead */
-                HMOE__PREFETCH(b + k + 4096 / sizeof sum, 0);
-            HMOE__SIMD_SUM(sum)
-            for (int k = 0; k < p->K; k++) sum += a[k] * b[k];
-            p->c[i * p->c_row + j] = p->d ? p->d[i * p->c_row + j] + sum : sum;
-        }
-}
-
-/* How ragged work is shared: laid end to end as one line, which is cut into as many parts of equal
-   length as there are threads. No sum is cut, so the parts change no bit; and each thread finds in
-   its cache what it computed the step before, since lists of the same rows are cut alike. */
-typedef struct hmoe__part { double from, to, at; } hmoe__part;
-
-static hmoe__part hmoe__part_of(double work, int part, int parts) {
-    hmoe__part s = { work * part / parts, work * (part + 1) / parts, 0 };
-    if (part + 1 == parts) s.to = DBL_MAX;
-    return s;
-}
-
-static int hmoe__cut(double length, int units, double cost) {
-    if (length <= 0 || cost <= 0) return 0;
-    return length < units * cost ? (int)(length / cost) / HMOE__MR * HMOE__MR : units;
-}
-
-/* The next stretch of the line is `units` of one cost each: those of this part begin at *first.
-   Returns their end. */
-static int hmoe__next_of(hmoe__part *s, int units, double cost, int *first) {
-    int end = hmoe__cut(s->to - s->at, units, cost);
-    *first = hmoe__cut(s->from - s->at, units, cost);
-    s->at += units * cost;
-    return end;
-}
-
-enum { HMOE__FORWARD, HMOE__INPUT, HMOE__WEIGHT };
-
-/* The product that a linear map asks for in one of the three forms. */
-static hmoe__product hmoe__product_of(const hmoe_linear *map, int form) {
-    size_t ldx = (size_t)map->ldx, ldy = (size_t)map->ldy, in = (size_t)map->in;
-    int start = map->rows[0], rows = map->rows[1] - start;
-    const int *x_at = map->x_row ? map->x_row + start : NULL;
-    const int *y_at = map->y_row ? map->y_row + start : NULL;
-    hmoe_real *w = map->w, *x = map->x + (x_at ? 0 : start * ldx);
-    hmoe_real *y = map->y + (y_at ? 0 : start * ldy);
-    const hmoe_real *d = map->add && form != HMOE__WEIGHT ? map->add + start
-                         * (form == HMOE__FORWARD ? ldy : ldx) : NULL;
-    hmoe__product forward = { y, d, x, w, x_at, NULL, ldy, ldx, 1, 1, in, rows, map->out, map->in };
-    hmoe__product input = { x, d, y, w, y_at, NULL, ldx, ldy, 1, in, 1, rows, map->in, map->out };
-    hmoe__product weight = { w, w, y, x, y_at, x_at, in, 1, ldy, ldx, 1, map->out, map->in, rows };
-    return form == HMOE__FORWARD ? forward : form == HMOE__INPUT ? input : weight;
-}
-
-/* The members' outputs are one line of work, of which each thread makes one part. */
-static void hmoe__multiply_list(const hmoe_linear *list, int n, int form) {
-    hmoe__product product[HMOE_MAX_EXPERTS];
-    double cost[HMOE_MAX_EXPERTS], work = 0;   /* of one output, of all */
-    assert(n <= HMOE_MAX_EXPERTS);
-    for (int i = 0; i < n; i++) {
-        product[i] = hmoe__product_of(&list[i], form);
-        cost[i] = (double)product[i].K;
-        if (!list[i].in || !list[i].out) cost[i] = 1;   /* a null expert gives rows of zeros */
-        work += cost[i] * product[i].M * product[i].N;
+        routes->count[t] = n;   /* a bias may take experts whose P are all 0: gates 0, not 0 / 0 */
+        if (norm && sum != 0) for (int s = 0; s < n; s++) g[s] /= sum;
     }
-    int parts = work > 5e5 ? hmoe__threads() : 1;   /* for less, waking the threads costs more */
+}
+
+/* The same choice, seen from the experts: the rows of expert e are expert_start[e] .. [e+1]-1,
+   its tokens in order. A counting sort; one thread, since it only moves a few ints a token.
+
+       token 0 -> 2 0      token 1 -> 2 1      token 2 -> 0 2        (Top-2, E = 3)
+
+       row           0   1 | 2 | 3   4   5
+       row_token     0   2 | 1 | 0   1   2        expert_start  0 2 3 6
+                  expert 0 | 1 | expert 2                                                        */
+static void hmoe__dispatch(const hmoe_routes *routes, int N, int E) {
+    int next[HMOE_MAX_EXPERTS], *start = routes->expert_start, slots = routes->slots;
+    for (int e = 0; e <= E; e++) start[e] = 0;
+    for (int t = 0; t < N; t++)
+        for (int s = 0; s < routes->count[t]; s++) start[routes->expert[t * slots + s] + 1]++;
+    for (int e = 0; e < E; e++) {
+        next[e] = start[e];
+        start[e + 1] += start[e];
+    }
+    for (int t = 0; t < N; t++)
+        for (int s = 0; s < routes->count[t]; s++) {
+            int at = t * slots + s, row = next[routes->expert[at]]++;
+            routes->row[at] = row;
+            routes->row_token[row] = t;
+            routes->row_gate[row] = routes->gate[at];
+        }
+}
+
+/* How many sums the router of a layer leaves. */
+static size_t hmoe__sum_count(const hmoe_config *c) { return 2 * (size_t)c->E + 3; }
+
+/* sums: [2 E + 3] receives, over the N tokens, how many chose each expert, the sum of each P[e],
+   of the entropies, of lse^2 and of |S|. */
+static void hmoe__router_sums(double *sums, const hmoe_routes *routes, int N, int E) {
+    double *P_sum = sums + E, entropy = 0, lse2 = 0;
+    for (int e = 0; e < E; e++)
+        sums[e] = routes->expert_start[e + 1] - routes->expert_start[e], P_sum[e] = 0;
+    for (int t = 0; t < N; t++) {
+        for (int e = 0; e < E; e++) P_sum[e] += routes->P[(size_t)t * E + e];
+        entropy += routes->entropy[t];
+        lse2 += (double)routes->lse[t] * routes->lse[t];
+    }
+    sums[2 * E] = entropy;
+    sums[2 * E + 1] = lse2;
+    sums[2 * E + 2] = routes->expert_start[E];
+}
+
+/* From the gates and the losses back to the logits, which their gradient replaces:
+     gates     norm: dP_e = (dg_e - sum over S of dg g) / sum over S of P;   raw: dP_e = dg_e
+     balance   dP_e += dP_all[e]                       the same for every token, see LOSSES
+     softmax   dr_e = P_e (dP_e - sum over e of dP_e P_e)
+     entropy   dr_e -= d_entropy P_e (ln P_e + entropy)
+     z-loss    dr_e += d_lse2 2 lse P_e
+   dgate: [rows], gradient of the gate of each row   d_entropy, d_lse2: of entropy[t], lse[t]^2 */
+static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dgate,
+                                  const hmoe_real *dP_all, double d_entropy, double d_lse2,
+                                  int norm, int N, int E) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        const hmoe_real *P = routes->P + (size_t)t * E;
+        hmoe_real *r = routes->logits + (size_t)t * E, dP[HMOE_MAX_EXPERTS];
+        hmoe_real dg_g = 0, P_chosen = 0, mean = 0, lse = routes->lse[t];
+        size_t first = (size_t)t * routes->slots;
+        for (int e = 0; e < E; e++) dP[e] = dP_all[e];
+        for (int s = 0; s < routes->count[t]; s++) {
+            dg_g += dgate[routes->row[first + s]] * routes->gate[first + s];
+            P_chosen += P[routes->expert[first + s]];
+        }
+        for (int s = 0; s < routes->count[t]; s++) {
+            hmoe_real dg = dgate[routes->row[first + s]];
+            if (norm) dg = P_chosen != 0 ? (dg - dg_g) / P_chosen : 0;
+            dP[routes->expert[first + s]] += dg;
+        }
+        for (int e = 0; e < E; e++) mean += dP[e] * P[e];
+        for (int e = 0; e < E; e++)
+            r[e] = P[e] * (dP[e] - mean + (hmoe_real)d_lse2 * 2 * lse
+                           - (hmoe_real)d_entropy * (r[e] - lse + routes->entropy[t]));
+    }
+}
+
+/* Noisy gating (MoDSE eq. 3 to 5; n as in Shazeer et al. 2017):
+     r += n * gain * z / rms(z),   z = softplus(raw),   raw = W_n x,   n ~ N(0, 1)
+   n is a function of key (seed, step, layer), token in the step and expert, never stored:
+   hmoe_normal(key, HMOE__FOR_NOISE = 65536, first + t, e), first being the number of token 0 within
+   the step.      raw: [N, E]   gain: [E] */
+static hmoe_real hmoe__noise_row(hmoe_real *z, const hmoe_real *raw, double eps, int E) {
+    hmoe_real sum = 0;   /* z: [E] receives softplus(raw); returns 1 / rms(z) */
+    for (int e = 0; e < E; e++) {
+        z[e] = (raw[e] > 0 ? raw[e] : 0) + (hmoe_real)log1p(exp(-fabs((double)raw[e])));
+        sum += z[e] * z[e];
+    }
+    return isfinite(sum) ? 1 / hmoe__sqrt(sum / E + (hmoe_real)eps) : sum - sum;
+}
+
+static void hmoe__noise_forward(const hmoe_routes *routes, const hmoe_real *raw,
+                                const hmoe_real *gain, double eps, uint64_t key, int first, int N,
+                                int E) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        hmoe_real z[HMOE_MAX_EXPERTS], rrms = hmoe__noise_row(z, raw + (size_t)t * E, eps, E);
+        for (int e = 0; e < E; e++) {
+            double n = hmoe_normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
+            routes->logits[(size_t)t * E + e] += (hmoe_real)n * gain[e] * z[e] * rrms;
+        }
+    }
+}
+
+/* From dr, in routes->logits: dgain += dr n z / rms(z), and through RMSNorm (as above) and softplus
+   (whose derivative is the sigmoid) to draw, which is replaced and may be raw itself. One thread,
+   so that dgain has one order: E numbers a token are little. */
+static void hmoe__noise_backward(hmoe_real *draw, hmoe_real *dgain, const hmoe_routes *routes,
+                                 const hmoe_real *raw, const hmoe_real *gain, double eps,
+                                 uint64_t key, int first, int N, int E) {
+    for (int t = 0; t < N; t++) {
+        hmoe_real z[HMOE_MAX_EXPERTS], rrms = hmoe__noise_row(z, raw + (size_t)t * E, eps, E);
+        hmoe_real dy[HMOE_MAX_EXPERTS], mean = 0;
+        for (int e = 0; e < E; e++) {
+            double n = hmoe_normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
+            dy[e] = routes->logits[(size_t)t * E + e] * (hmoe_real)n;
+            dgain[e] += dy[e] * z[e] * rrms;
+            mean += gain[e] * dy[e] * z[e] * rrms / E;
+        }
+        for (int e = 0; e < E; e++) {
+            hmoe_real dz = rrms * (gain[e] * dy[e] - z[e] * rrms * mean);
+            draw[(size_t)t * E + e] = dz * hmoe__sigmoid(raw[(size_t)t * E + e]);
+        }
+    }
+}
+
+/* Bias balancing (Wang et al. 2024):  b_e += rate sign(mean load - load_e)
+   load: [E], over the tokens of the step: chosen[e], or chosen[e] H[e] where work is balanced; null
+   experts, which do no work, then count neither in the mean nor move. */
+static void hmoe__steer_bias(hmoe_real *b, const double *chosen, const hmoe_config *c) {
+    int work = c->balance == HMOE_BALANCE_WORK, n = 0;
+    double load[HMOE_MAX_EXPERTS], sum = 0;
+    for (int e = 0; e < c->E; e++) {
+        load[e] = chosen[e] * (work ? c->H[e] : 1);
+        sum += load[e];
+        n += !work || c->H[e] > 0;
+    }
+    for (int e = 0; e < c->E; e++)   /* loads are whole numbers: an exact tie moves nothing */
+        if (!work || c->H[e] > 0)
+            b[e] += (hmoe_real)(c->balance_rate * ((n * load[e] < sum) - (n * load[e] > sum)));
+}
+
+/* A budget F (as DTop-p, arXiv 2512.13996, holds |S|):  logit(p) += 0.1 (F - width) / F
+   width: the chosen experts' share of all widths, mean over the step's tokens. In the logit a step
+   means as much near 1, where 1 - p counts, as elsewhere. The limits keep p where it has an effect,
+   so p reacts in the next step: the largest P is at least 1 / E. */
+static hmoe_real hmoe__steered_p(double p, double width, const hmoe_config *c) {
+    const double low = 0.5 / c->E, high = 1 - 1e-5;
+    p = p < low ? low : p > high ? high : p;
+    p = 1 / (1 + (1 - p) / p * exp(-0.1 * (c->budget - width) / c->budget));
+    return (hmoe_real)(p < low ? low : p > high ? high : p);
+}
+
+/* ---------------------------------------------------------------------------------------------
+   EXPERTS - each takes its tokens, runs at its own width, and the results come back. The
+   arrays are laid out by rows; a row of u and h is as long as the widest expert needs, and an
+   expert touches only its own part of it:
+
+       rows of          u: W1 x | W3 x, 2 H[e]              h: silu(W1 x) * (W3 x), H[e]
+       expert 0 (narrow)    aaaa bbbb . . . . . . . .           hhhh . . . .
+       expert 1 (wide)      aaaaaaaa bbbbbbbb . . . .           hhhhhhhh . .                     */
+
+/* SwiGLU (Shazeer 2020):  h = silu(a) * b,   silu(a) = a sigmoid(a)
+   One row of one expert of width H; u = [a | b] = [W1 x | W3 x]: [2H] */
+static void hmoe__swiglu_row(hmoe_real *h, const hmoe_real *u, int H) {
+    HMOE__SIMD
+    for (int i = 0; i < H; i++) h[i] = u[i] * hmoe__sigmoid(u[i]) * u[H + i];
+}
+
+/* The gate g multiplies the whole expert, y = g W2 h, so with dh = W2^T dy:
+     dg = dh . h,   dL/dh = g dh,   da = dL/dh b sigmoid(a) (1 + a (1 - sigmoid(a))),
+     db = dL/dh silu(a)
+   u turns into its gradient, and h receives g h, which the gradient of W2 needs. Returns dg. */
+static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
+                                           hmoe_real g, int H) {
+    hmoe_real dg = 0;
+    HMOE__SIMD_SUM(dg)
+    for (int i = 0; i < H; i++) {
+        hmoe_real a = u[i], b = u[H + i], s = hmoe__sigmoid(a), d = g * dh[i];
+        dg += dh[i] * a * s * b;
+        u[i] = d * b * s * (1 + a * (1 - s));
+        u[H + i] = d * a * s;
+        h[i] = g * a * s * b;
+    }
+    return dg;
+}
+
+/* dgate[row] = dh . h;   u and h change as hmoe__swiglu_row_backward says. dh NULL: forward. Rows
+   are cut into shares of equal work, as those of the products are. */
+static void hmoe__swiglu_backward(hmoe_real *u, hmoe_real *h, hmoe_real *dgate,
+                                  const hmoe_real *dh, const hmoe_routes *routes, const int *H,
+                                  int E, int ldh) {
+    const int *start = routes->expert_start;
+    int parts = start[E] > 32 ? hmoe__threads() : 1;
+    double work = 0;
+    for (int e = 0; e < E; e++) work += (H[e] + 1.0) * (start[e + 1] - start[e]);
     HMOE__PARALLEL_FOR(parts)
     for (int part = 0; part < parts; part++) {
         hmoe__part mine = hmoe__part_of(work, part, parts);
-        for (int i = 0; i < n; i++) {   /* an expert without tokens: no rows, or a sum of nothing */
-            const hmoe__product *p = &product[i];
-            int first, end, few = hmoe__few(p);
-            end = hmoe__next_of(&mine, few ? p->N : p->M, cost[i] * (few ? p->M : p->N), &first);
-            if (few) hmoe__multiply_few(p, first, end);
-            else hmoe__multiply_rows(p, first, end);
+        for (int e = 0; e < E; e++) {
+            int first, end = hmoe__next_of(&mine, start[e + 1] - start[e], H[e] + 1, &first);
+            for (int row = start[e] + first; row < start[e] + end; row++) {
+                hmoe_real *u_row = u + (size_t)row * 2 * ldh, *h_row = h + (size_t)row * ldh;
+                if (!dh) hmoe__swiglu_row(h_row, u_row, H[e]);
+                else dgate[row] = hmoe__swiglu_row_backward(u_row, h_row, dh + (size_t)row * ldh,
+                                                            routes->row_gate[row], H[e]);
+            }
         }
     }
 }
 
-static void hmoe__linear_forward(const hmoe_linear *list, int n) {
-    hmoe__multiply_list(list, n, HMOE__FORWARD);
+/* The first half of all experts: u = [a | b] = [W1 x | W3 x], which is what the list asks for, and
+   h = silu(a) b.   h: [rows, ldh]   u: [rows, 2 ldh] */
+static void hmoe__up_forward(hmoe_real *h, const hmoe_linear *list, const hmoe_routes *routes,
+                             const int *H, int E, int ldh) {
+    hmoe__linear_forward(list, E);
+    hmoe__swiglu_backward(list->y, h, NULL, NULL, routes, H, E, ldh);
 }
-static void hmoe__linear_backward_input(const hmoe_linear *list, int n) {
-    hmoe__multiply_list(list, n, HMOE__INPUT);
+
+/* y_t = x_t + sum over S[t] of g rows[row of (t, e)], in the order of the choice */
+static void hmoe__combine_forward(hmoe_real *y, const hmoe_real *x, const hmoe_real *rows,
+                                  const hmoe_routes *routes, int N, int C) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        hmoe_real *y_t = y + (size_t)t * C;
+        memcpy(y_t, x + (size_t)t * C, (size_t)C * sizeof *y);
+        for (int s = 0; s < routes->count[t]; s++) {
+            size_t at = (size_t)t * routes->slots + s;
+            const hmoe_real *row = rows + (size_t)routes->row[at] * C;
+            HMOE__SIMD
+            for (int i = 0; i < C; i++) y_t[i] += routes->gate[at] * row[i];
+        }
+    }
 }
-static void hmoe__linear_backward_weight(const hmoe_linear *list, int n) {
-    hmoe__multiply_list(list, n, HMOE__WEIGHT);
+
+/* dx_t = sum over S[t] of drows: what experts send back to their tokens (the gates are in it) */
+static void hmoe__combine_backward(hmoe_real *dx, const hmoe_real *drows,
+                                   const hmoe_routes *routes, int N, int C) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        hmoe_real *dx_t = dx + (size_t)t * C;
+        for (int s = 0; s < routes->count[t]; s++) {
+            const hmoe_real *row = drows + (size_t)routes->row[(size_t)t * routes->slots + s] * C;
+            HMOE__SIMD
+            for (int i = 0; i < C; i++) dx_t[i] = s ? dx_t[i] + row[i] : row[i];
+        }
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------
+   LOSSES - what keeps the router honest. Per layer, then summed. With, over the N tokens,
+   f_e = share that chose expert e (a constant for the gradient) and Phat_e = mean of P[t][e]:
+
+     load balancing   L_lb  = E sum_e f_e Phat_e             Switch Transformers eq. 4
+     P-Penalty        L_pp  = E sum_e M_e Phat_e,            HMoE's parameter penalty
+                      M_e   = f_e H[e] / mean(H)
+     entropy          L_ent = (E / N) sum_t entropy of P[t]  HMoE eq. 5, with the other sign
+     z-loss           L_z   = (1 / N) sum_t lse_t^2          ST-MoE eq. 5
+
+   Both penalties push on Phat_e as hard as expert e is busy: load balancing counts its tokens, the
+   P-Penalty its *work*, so that narrow experts end up with more tokens than wide ones.
+
+   Where the papers leave a choice:
+   M_e      HMoE prints H[e] alone, and says that equal widths give load balancing. H[e] / mean(H)
+            makes that true; so would H[e] / max(H), and H[e] / sum(H) up to the factor E. Under
+            these three its coefficient 0.1 would be 0.1, 0.07 (arithmetic widths) or 0.0125 here,
+            and a mean over L layers divides by L again. mean(H) is over all E: if some experts are
+            null and the others equal, these feel E / (their number) times load balancing.
+   entropy  HMoE prints + E sum_e P_e ln P_e, with no mean over tokens. Its text wants fewer
+            experts under Top-P, so each token's entropy must fall. Therefore this sign, and the
+            mean, as in Huang et al., arXiv 2403.07652. HMoE's 3e-2 would be 0.24 per nat and layer
+            here: after 100 steps every token has the same single expert. 3e-5 leaves about two.
+   f_e      MoDSE eq. 10 counts first choices; here all choices count, as in MoDSE's tables.
+
+   dP_all[l][e] is what both are worth per unit of P[t][e], the same for every token. */
+static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sums,
+                         const hmoe_config *c, double N) {
+    double mean_H = hmoe__total_width(c) / c->E;
+    loss->lb = loss->pp = loss->ent = loss->z = 0;
+    for (int l = 0; l < c->L; l++, sums += hmoe__sum_count(c)) {
+        for (int e = 0; e < c->E; e++) {
+            double f = sums[e] / N, Phat = sums[c->E + e] / N, M = f * c->H[e] / mean_H;
+            loss->lb += c->E * f * Phat;
+            loss->pp += c->E * M * Phat;
+            dP_all[l * c->E + e] = (hmoe_real)(c->E * (c->lb_coef * f + c->pp_coef * M) / N);
+        }
+        loss->ent += c->E * sums[2 * c->E] / N;
+        loss->z += sums[2 * c->E + 1] / N;
+    }
+    loss->total = loss->ce + c->lb_coef * loss->lb + c->pp_coef * loss->pp
+                  + c->ent_coef * loss->ent + c->z_coef * loss->z;
+}
+
+/* ---------------------------------------------------------------------------------------------
+   EXPERT SIZES - a strategy is a list of ratios; widths are whole units shared by largest
+   remainder, so that the total is kept and models of equal size can be compared. */
+
+/* The ratios of a strategy by its name; 0 where there is no such name. */
+static int hmoe__named_ratios(double *ratio, int E, const char *strategy) {
+    int ones = (E + 1) / 2, twos = (E + 3) / 4;
+    for (int e = 0; e < E; e++)
+        if (!strcmp(strategy, "homogeneous")) ratio[e] = 1;
+        else if (!strcmp(strategy, "arithmetic")) ratio[e] = E == 1 ? 1 : 9 + 14.0 * e / (E - 1);
+        else if (!strcmp(strategy, "geometric")) ratio[e] = ldexp(1, e);
+        else if (!strcmp(strategy, "hybrid")) ratio[e] = e < ones ? 1 : e < ones + twos ? 2 : 4;
+        else if (!strcmp(strategy, "modse")) {
+            static const double paper[8] = { 4.5, 0.5, 4, 1, 3, 2, 2.5, 2.5 };
+            double larger = E == 2 ? 4.5 : 4.5 - 2.0 * (e / 2) / (E / 2.0 - 1);
+            ratio[e] = E == 8 ? paper[e] : e % 2 ? 5 - larger : larger;
+        } else return 0;
+    return 1;
 }
 
 /* ---------------------------------------------------------------------------------------------
@@ -1234,54 +1296,6 @@ static void hmoe__attention_backward(hmoe_real *dqkv, hmoe_real *datt, const hmo
     }
 }
 
-/* SwiGLU (Shazeer 2020):  h = silu(a) * b,   silu(a) = a sigmoid(a)
-   One row of one expert of width H; u = [a | b] = [W1 x | W3 x]: [2H] */
-static void hmoe__swiglu_row(hmoe_real *h, const hmoe_real *u, int H) {
-    HMOE__SIMD
-    for (int i = 0; i < H; i++) h[i] = u[i] * hmoe__sigmoid(u[i]) * u[H + i];
-}
-
-/* The gate g multiplies the whole expert, y = g W2 h, so with dh = W2^T dy:
-     dg = dh . h,   dL/dh = g dh,   da = dL/dh b sigmoid(a) (1 + a (1 - sigmoid(a))),
-     db = dL/dh silu(a)
-   u turns into its gradient, and h receives g h, which the gradient of W2 needs. Returns dg. */
-static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
-                                           hmoe_real g, int H) {
-    hmoe_real dg = 0;
-    HMOE__SIMD_SUM(dg)
-    for (int i = 0; i < H; i++) {
-        hmoe_real a = u[i], b = u[H + i], s = hmoe__sigmoid(a), d = g * dh[i];
-        dg += dh[i] * a * s * b;
-        u[i] = d * b * s * (1 + a * (1 - s));
-        u[H + i] = d * a * s;
-        h[i] = g * a * s * b;
-    }
-    return dg;
-}
-
-/* Dropout (Srivastava et al. 2014) of what a block adds to the residual stream, y = x + block(x):
-     forward    y = x + mask (y - x) / (1 - p)          x given, dy NULL
-     backward   y = mask dy / (1 - p)                   the gradient of what the block gave; x NULL
-   mask[t][i] is 0 with probability p. It is a function of key (seed, step, layer), token in the
-   step and i, never stored: bits 16 (i % 4) .. of the mix of a number of the token and i / 4. */
-static void hmoe__dropout(hmoe_real *y, const hmoe_real *x, const hmoe_real *dy, double p,
-                          uint64_t key, int first, int N, int C) {
-    const uint64_t limit = (uint64_t)(p * 65536);
-    const hmoe_real scale = (hmoe_real)(1 / (1 - p));
-    HMOE__PARALLEL_FOR(N)
-    for (int t = 0; t < N; t++) {
-        uint64_t token = hmoe_random(key, HMOE__FOR_DROPOUT, (uint64_t)first + t, 0);
-        hmoe_real *y_t = y + (size_t)t * C;
-        const hmoe_real *x_t = x ? x + (size_t)t * C : NULL, *dy_t = dy ? dy + (size_t)t * C : NULL;
-        uint64_t bits = 0;
-        for (int i = 0; i < C; i++, bits >>= 16) {
-            if (i % 4 == 0) bits = hmoe__mix(token ^ (uint64_t)(i / 4));
-            hmoe_real mask = (bits & 0xffff) < limit ? 0 : scale;
-            y_t[i] = dy ? mask * dy_t[i] : x_t[i] + mask * (y_t[i] - x_t[i]);
-        }
-    }
-}
-
 /* Cross-entropy:  ce_t = logsumexp(logits_t) - logits_t[target_t]      logits: [N, V] */
 static void hmoe__cross_entropy_forward(hmoe_real *ce, const hmoe_real *logits, const int *targets,
                                         int N, int V) {
@@ -1309,9 +1323,767 @@ static void hmoe__cross_entropy_backward(hmoe_real *logits, const int *targets, 
     }
 }
 
+/* Dropout (Srivastava et al. 2014) of what a block adds to the residual stream, y = x + block(x):
+     forward    y = x + mask (y - x) / (1 - p)          x given, dy NULL
+     backward   y = mask dy / (1 - p)                   the gradient of what the block gave; x NULL
+   mask[t][i] is 0 with probability p. It is a function of key (seed, step, layer), token in the
+   step and i, never stored: bits 16 (i % 4) .. of the mix of a number of the token and i / 4. */
+static void hmoe__dropout(hmoe_real *y, const hmoe_real *x, const hmoe_real *dy, double p,
+                          uint64_t key, int first, int N, int C) {
+    const uint64_t limit = (uint64_t)(p * 65536);
+    const hmoe_real scale = (hmoe_real)(1 / (1 - p));
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        uint64_t token = hmoe_random(key, HMOE__FOR_DROPOUT, (uint64_t)first + t, 0);
+        hmoe_real *y_t = y + (size_t)t * C;
+        const hmoe_real *x_t = x ? x + (size_t)t * C : NULL, *dy_t = dy ? dy + (size_t)t * C : NULL;
+        uint64_t bits = 0;
+        for (int i = 0; i < C; i++, bits >>= 16) {
+            if (i % 4 == 0) bits = hmoe__mix(token ^ (uint64_t)(i / 4));
+            hmoe_real mask = (bits & 0xffff) < limit ? 0 : scale;
+            y_t[i] = dy ? mask * dy_t[i] : x_t[i] + mask * (y_t[i] - x_t[i]);
+        }
+    }
+}
+
 /* ---------------------------------------------------------------------------------------------
-   EXPERT SIZES - a strategy is a list of ratios; widths are whole units shared by largest
-   remainder, so that the total is kept and models of equal size can be compared. */
+   FORWARD - tokens in, loss out:
+
+      embed  [ norm  q k v  rope  attention  o  +  norm  router ... experts  + ] x L  norm  head  */
+
+/* One layer: where its tensors start in params and grads, and its activations. There is one more of
+   these than layers; of the last only x, w_norm1, rrms1 and n1 are used, by the final norm. */
+typedef struct hmoe__layer {
+    size_t w_norm1, w_qkv, w_o;         /* q, k, v lie side by side: one [3C, C] */
+    size_t w_norm2, w_router, w_noise, w_noise_gain;
+    size_t bias, top_p;                 /* state, where config has balance, and budget */
+    size_t w13[HMOE_MAX_EXPERTS];       /* W1 and W3 side by side: one [2 H[e], C] */
+    size_t w2[HMOE_MAX_EXPERTS];        /* [C, H[e]] */
+    hmoe_real *x, *rrms1, *n1;          /* [N, C] input; [N]; [N, C] RMSNorm(x) */
+    hmoe_real *qkv, *att, *out;         /* [N, 3C] q | k | v; [B, NH, T, T]; [N, C] */
+    hmoe_real *x2, *rrms2, *n2;         /* [N, C] x + attention; [N]; [N, C] RMSNorm(x2) */
+    hmoe_real *raw;                     /* [N, E] W_n n2 of noisy gating, then its gradient */
+    hmoe_real *u;                       /* [rows, 2 ldh], inside the experts */
+    hmoe_routes routes;
+} hmoe__layer;
+
+/* What all layers share. */
+typedef struct hmoe__buffers {
+    int *tokens, *targets, *all_rows;   /* [N], [N]; { 0, N }, the rows of a dense product */
+    hmoe_real *angles;                  /* [T, 2, hs/2], RoPE's */
+    hmoe_real *h, *rows;                /* [rows, ldh] inside experts; [rows, C] what they give */
+    hmoe_real *logits, *ce;             /* [N, V], [N] */
+    double *sums;                       /* [L, 2 E + 3], see hmoe__router_sums */
+    hmoe_real *dP_all;                  /* [L, E], see hmoe__losses */
+    hmoe_real *dx, *dn, *dqkv, *dout;   /* backward: [N, C], [N, C], [N, 3C], [N, C] */
+    hmoe_real *datt, *dh, *dgate;       /* [B * NH, 32, T], [rows, ldh], [rows] */
+    double *host_sums;                  /* in the host's memory: sums and the mean ce, dP_all and */
+    hmoe_real *host_dP, *host_ce;       /*   ce, fetched or to be stored */
+} hmoe__buffers;
+
+/* A dense layer is a list of one. x: [N, in]   w: [out, in]   y: [N, out] */
+static hmoe_linear hmoe__dense(hmoe_real *x, hmoe_real *w, hmoe_real *y, int in, int out,
+                               const int *rows, const hmoe_real *add) {
+    hmoe_linear map = { x, w, y, rows, in, out, in, out, add, NULL, NULL };
+    return map;
+}
+
+/* The experts' products are lists of E: up, y = x W13^T, or down, y = x W2^T. params: the weights,
+   or their gradients. token: NULL, or of which token each row takes its x (up) or y (down). */
+static void hmoe__expert_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly, int up,
+                              hmoe_real *params, hmoe_real *x, hmoe_real *y, const int *token) {
+    int C = m->config.C, ldh = hmoe__widest(&m->config);
+    for (int e = 0; e < m->config.E; e++) {
+        const int *rows = ly->routes.expert_start + e;
+        int H = m->config.H[e];
+        hmoe_linear w13 = { x, params + ly->w13[e], y, rows, C, 2 * H, C, 2 * ldh, NULL, token,
+                            NULL };
+        hmoe_linear w2 = { x, params + ly->w2[e], y, rows, H, C, ldh, C, NULL, NULL, token };
+        list[e] = up ? w13 : w2;
+    }
+}
+
+static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l, hmoe_real *out,
+                                   hmoe_real *att, hmoe_real *q);   /* under INFERENCE */
+
+/* The number within the step of the pass's first token here. */
+static int hmoe__first(const hmoe_model *m) { return (int)m->step_tokens + m->first_token; }
+
+/* y = x + block(x), or its gradient: see hmoe__dropout. block: 0 attention, 1 the experts. */
+static void hmoe__drop(hmoe_model *m, int l, int block, hmoe_real *y, const hmoe_real *x,
+                       const hmoe_real *dy, int N) {
+    uint64_t key = hmoe_random(m->seed, HMOE__FOR_DROPOUT, (uint64_t)m->step,
+                               2 * (uint64_t)l + block);
+    m->steps->dropout(y, x, dy, m->dropout, key, hmoe__first(m), N, m->config.C);
+}
+
+/* x2 = x + Attention(RMSNorm(x)). With a cache: of one token, to those before it. */
+static void hmoe__attention_block_forward(hmoe_model *m, int l, int B, int T, hmoe_cache *cache) {
+    const hmoe_steps *s = m->steps;
+    const hmoe_config *c = &m->config;
+    const int *rows = m->buffers->all_rows;
+    hmoe__layer *ly = &m->layers[l];
+    int C = c->C, N = B * T, hs = C / c->NH;
+    hmoe_linear qkv = hmoe__dense(ly->n1, m->params + ly->w_qkv, ly->qkv, C, 3 * C, rows, NULL);
+    hmoe_linear o = hmoe__dense(ly->out, m->params + ly->w_o, ly->x2, C, C, rows, ly->x);
+    s->rmsnorm_forward(ly->n1, ly->rrms1, ly->x, m->params + ly->w_norm1, c->rms_norm_eps, N, C);
+    s->linear_forward(&qkv, 1);
+    if (cache) hmoe__attention_cached(cache, c, l, ly->out, ly->att, ly->qkv);
+    else {
+        s->rope(ly->qkv, m->buffers->angles, 1, B, T, c->NH, hs);
+        s->attention_forward(ly->out, ly->att, ly->qkv, B, T, c->NH, hs);
+    }
+    s->linear_forward(&o, 1);
+    if (m->dropout > 0 && m->mode == HMOE_TRAIN) hmoe__drop(m, l, 0, ly->x2, ly->x, NULL, N);
+}
+
+/* Noise is a function of seed, step and layer (this key), and of token in the step and expert. */
+static uint64_t hmoe__noise_key(const hmoe_model *m, int l) {
+    return hmoe_random(m->seed, HMOE__FOR_NOISE, (uint64_t)m->step, (uint64_t)l);
+}
+
+/* The router, from RMSNorm(x2) to the routes: logits, softmax, choose, dispatch, sums. */
+static void hmoe__router_forward(hmoe_model *m, int l, int N) {
+    const hmoe_steps *s = m->steps;
+    const hmoe_config *c = &m->config;
+    const int *rows = m->buffers->all_rows;
+    hmoe__layer *ly = &m->layers[l];
+    hmoe_linear list[2];
+    int noisy = c->noisy_gating && m->mode == HMOE_TRAIN, E = c->E;
+    list[0] = hmoe__dense(ly->n2, m->params + ly->w_router, ly->routes.logits, c->C, E, rows, NULL);
+    if (noisy) list[1] = hmoe__dense(ly->n2, m->params + ly->w_noise, ly->raw, c->C, E, rows, NULL);
+    s->linear_forward(list, noisy ? 2 : 1);
+    if (noisy)
+        s->noise_forward(&ly->routes, ly->raw, m->params + ly->w_noise_gain, c->rms_norm_eps,
+                         hmoe__noise_key(m, l), hmoe__first(m), N, E);
+    s->router_softmax(&ly->routes, N, E);
+    s->choose(&ly->routes, c->routing, c->K, c->top_p, c->gate == HMOE_GATE_NORM, N, E);
+    s->dispatch(&ly->routes, N, E);
+    s->router_sums(m->buffers->sums + l * hmoe__sum_count(c), &ly->routes, N, E);
+}
+
+/* x of the next layer = x2 + MoE(RMSNorm(x2)),
+   MoE(n_t) = sum over e in S[t] of g[t][e] W2_e (silu(W1_e n_t) * (W3_e n_t)) */
+static void hmoe__moe_block_forward(hmoe_model *m, int l, int N) {
+    const hmoe_steps *s = m->steps;
+    const hmoe_config *c = &m->config;
+    hmoe__layer *ly = &m->layers[l];
+    hmoe__buffers *b = m->buffers;
+    hmoe_linear up[HMOE_MAX_EXPERTS], down[HMOE_MAX_EXPERTS];
+    hmoe__expert_list(up, m, ly, 1, m->params, ly->n2, ly->u, ly->routes.row_token);
+    hmoe__expert_list(down, m, ly, 0, m->params, b->h, b->rows, NULL);
+    s->rmsnorm_forward(ly->n2, ly->rrms2, ly->x2, m->params + ly->w_norm2, c->rms_norm_eps, N,
+                       c->C);
+    hmoe__router_forward(m, l, N);
+    if (m->peers) m->peers->experts_forward(m, l);   /* b->rows, from wherever they are */
+    else {
+        s->up_forward(b->h, up, &ly->routes, c->H, c->E, hmoe__widest(c));
+        s->linear_forward(down, c->E);
+    }
+    s->combine_forward((ly + 1)->x, ly->x2, b->rows, &ly->routes, N, c->C);
+    if (m->dropout > 0 && m->mode == HMOE_TRAIN) hmoe__drop(m, l, 1, (ly + 1)->x, ly->x2, NULL, N);
+}
+
+/* All layers, from tokens to logits. */
+static void hmoe__layers_forward(hmoe_model *m, int B, int T, hmoe_cache *cache) {
+    const hmoe_steps *s = m->steps;
+    const hmoe_config *c = &m->config;
+    hmoe__buffers *b = m->buffers;
+    hmoe__layer *last = &m->layers[c->L];
+    hmoe_linear head = hmoe__dense(last->n1, m->params + m->head, b->logits, c->C, c->V,
+                                   b->all_rows, NULL);
+    s->embed_forward(m->layers[0].x, b->tokens, m->params, B * T, c->C);
+    for (int l = 0; l < c->L; l++) {
+        hmoe__attention_block_forward(m, l, B, T, cache);
+        hmoe__moe_block_forward(m, l, B * T);
+    }
+    s->rmsnorm_forward(last->n1, last->rrms1, last->x, m->params + last->w_norm1, c->rms_norm_eps,
+                       B * T, c->C);
+    s->linear_forward(&head, 1);
+}
+
+hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const int *targets,
+                         int B, int T) {
+    int rows[2] = { 0, 0 };
+    m->message[0] = 0;
+    m->mode = -1;
+    hmoe_status status = hmoe__check_batch(m, mode, tokens, targets, B, T);
+    if (!status) m->all_tokens = rows[1] = B * T;
+    HMOE__TRY(hmoe__agree(m, status, rows[1]));
+    m->steps->store(m->buffers->all_rows, rows, sizeof rows);
+    m->steps->store(m->buffers->tokens, tokens, (size_t)rows[1] * sizeof *tokens);
+    if (targets) m->steps->store(m->buffers->targets, targets, (size_t)rows[1] * sizeof *targets);
+    m->mode = mode, m->B = B, m->sequence_length = T, m->had_targets = targets != NULL;
+    hmoe__layers_forward(m, B, T, NULL);
+    m->mode = -1;   /* until it is known to be good */
+    HMOE__TRY(hmoe__collect(m));
+    m->mode = mode;
+    return HMOE_OK;
+}
+
+/* ---------------------------------------------------------------------------------------------
+   BACKWARD - the same page upside down. dx carries the gradient of the residual stream from the
+   last layer to the first; each block adds to it. */
+
+/* Of y = x W^T: dx = dy W (or +=), dW += dy^T x. */
+static void hmoe__dense_backward(hmoe_model *m, hmoe_real *dx, size_t w, hmoe_real *dy,
+                                 hmoe_real *x, int in, int out, int add) {
+    const int *rows = m->buffers->all_rows;
+    hmoe_linear input = hmoe__dense(dx, m->params + w, dy, in, out, rows, add ? dx : NULL);
+    hmoe_linear weight = hmoe__dense(x, m->grads + w, dy, in, out, rows, NULL);
+    m->steps->linear_backward_input(&input, 1);
+    m->steps->linear_backward_weight(&weight, 1);
+}
+
+/* From the gradients of the gates to those of the router's weights, and on to dn. */
+static void hmoe__router_backward_block(hmoe_model *m, int l, int N, double scale) {
+    const hmoe_steps *s = m->steps;
+    const hmoe_config *c = &m->config;
+    hmoe__layer *ly = &m->layers[l];
+    hmoe__buffers *b = m->buffers;
+    double all = m->all_tokens;
+    s->router_backward(&ly->routes, b->dgate, b->dP_all + (size_t)l * c->E,
+                       scale * c->ent_coef * c->E / all, scale * c->z_coef / all,
+                       c->gate == HMOE_GATE_NORM, N, c->E);
+    if (c->noisy_gating) {
+        s->noise_backward(ly->raw, m->grads + ly->w_noise_gain, &ly->routes, ly->raw,
+                          m->params + ly->w_noise_gain, c->rms_norm_eps, hmoe__noise_key(m, l),
+                          hmoe__first(m), N, c->E);
+        hmoe__dense_backward(m, b->dn, ly->w_noise, ly->raw, ly->n2, c->C, c->E, 1);
+    }
+    hmoe__dense_backward(m, b->dn, ly->w_router, ly->routes.logits, ly->n2, c->C, c->E, 1);
+}
+
+static void hmoe__moe_block_backward(hmoe_model *m, int l, int N, double scale) {
+    const hmoe_steps *s = m->steps;
+    const hmoe_config *c = &m->config;
+    hmoe__layer *ly = &m->layers[l];
+    hmoe__buffers *b = m->buffers;
+    hmoe_linear list[HMOE_MAX_EXPERTS];
+    const int *token = ly->routes.row_token;
+    int E = c->E;
+    hmoe_real *dy = m->dropout > 0 ? b->dn : b->dx;
+    if (m->dropout > 0) hmoe__drop(m, l, 1, dy, NULL, b->dx, N);
+    if (m->peers) m->peers->experts_backward(m, l, dy);
+    else {
+        hmoe__expert_list(list, m, ly, 0, m->params, b->dh, dy, token);
+        s->linear_backward_input(list, E);                 /* dh = dy W2, without the gate */
+        s->swiglu_backward(ly->u, b->h, b->dgate, b->dh, &ly->routes, c->H, E, hmoe__widest(c));
+        hmoe__expert_list(list, m, ly, 0, m->grads, b->h, dy, token);
+        s->linear_backward_weight(list, E);                /* dW2 += dy^T (g h) */
+        hmoe__expert_list(list, m, ly, 1, m->grads, ly->n2, ly->u, token);
+        s->linear_backward_weight(list, E);                /* dW13 += du^T n */
+        hmoe__expert_list(list, m, ly, 1, m->params, b->rows, ly->u, NULL);
+        s->linear_backward_input(list, E);                 /* dn of each row = du W13 */
+    }
+    s->combine_backward(b->dn, b->rows, &ly->routes, N, c->C);
+    hmoe__router_backward_block(m, l, N, scale);
+    s->rmsnorm_backward(b->dx, m->grads + ly->w_norm2, b->dn, ly->x2, m->params + ly->w_norm2,
+                        ly->rrms2, N, c->C);
+}
+
+static void hmoe__attention_block_backward(hmoe_model *m, int l, int B, int T) {
+    const hmoe_steps *s = m->steps;
+    hmoe__layer *ly = &m->layers[l];
+    hmoe__buffers *b = m->buffers;
+    int C = m->config.C, NH = m->config.NH, N = B * T;
+    hmoe_real *dy = m->dropout > 0 ? b->dn : b->dx;
+    if (m->dropout > 0) hmoe__drop(m, l, 0, dy, NULL, b->dx, N);
+    hmoe__dense_backward(m, b->dout, ly->w_o, dy, ly->out, C, C, 0);
+    s->attention_backward(b->dqkv, b->datt, b->dout, ly->out, ly->att, ly->qkv, B, T, NH, C / NH);
+    s->rope(b->dqkv, b->angles, -1, B, T, NH, C / NH);
+    hmoe__dense_backward(m, b->dn, ly->w_qkv, b->dqkv, ly->n1, C, 3 * C, 0);
+    s->rmsnorm_backward(b->dx, m->grads + ly->w_norm1, b->dn, ly->x, m->params + ly->w_norm1,
+                        ly->rrms1, N, C);
+}
+
+hmoe_status hmoe_backward(hmoe_model *m, double scale) {
+    const hmoe_steps *s = m->steps;
+    const hmoe_config *c = &m->config;
+    hmoe__buffers *b = m->buffers;
+    int B = m->B, T = m->sequence_length, N = B * T;
+    m->message[0] = 0;
+    if (m->mode != HMOE_TRAIN)
+        return HMOE__BAD(m->message, "hmoe_backward needs a successful hmoe_forward in mode "
+                         "HMOE_TRAIN just before it, once");
+    m->mode = -1;   /* the activations turn into gradients */
+    hmoe__layer *last = &m->layers[c->L];
+    for (int i = 0; i < c->L * c->E; i++) b->host_dP[i] *= (hmoe_real)scale;
+    s->store(b->dP_all, b->host_dP, (size_t)c->L * c->E * sizeof *b->host_dP);
+    s->cross_entropy_backward(b->logits, b->targets, scale / m->all_tokens, N, c->V);
+    hmoe__dense_backward(m, b->dn, m->head, b->logits, last->n1, c->C, c->V, 0);
+    s->zero(b->dx, (size_t)N * c->C * sizeof(hmoe_real));
+    s->rmsnorm_backward(b->dx, m->grads + last->w_norm1, b->dn, last->x, m->params + last->w_norm1,
+                        last->rrms1, N, c->C);
+    for (int l = c->L - 1; l >= 0; l--) {
+        hmoe__moe_block_backward(m, l, N, scale);
+        hmoe__attention_block_backward(m, l, B, T);
+    }
+    s->embed_backward(m->grads, b->tokens, b->dx, N, c->C);
+    for (int l = 0; l < c->L; l++)
+        for (int e = 0; e < c->E; e++)
+            m->chosen[l * c->E + e] += b->host_sums[l * hmoe__sum_count(c) + e];
+    m->step_tokens += m->all_tokens;
+    m->tokens += m->all_tokens;
+    m->flops += m->pass_flops;
+    return hmoe__settle(m);
+}
+
+/* ---------------------------------------------------------------------------------------------
+   OPTIMIZER - clipping, AdamW, the schedule; and the table of steps. */
+
+/* m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,
+   w -= lr (mhat / (sqrt(vhat) + 1e-8) + decay w);   and g = 0 for the next step: one pass over
+   memory, which is what this costs. All parameters are visited, not the activated ones alone. */
+static void hmoe__adamw(hmoe_real *w, hmoe_real *g, hmoe_real *m, hmoe_real *v, size_t n,
+                        const hmoe_rates *rates) {
+    const hmoe_rates r = *rates;
+    int blocks = (int)((n + 4095) / 4096);
+    HMOE__PARALLEL_FOR(blocks)
+    for (int block = 0; block < blocks; block++) {
+        size_t start = (size_t)block * 4096, end = start + 4096 < n ? start + 4096 : n;
+        HMOE__SIMD
+        for (size_t i = start; i < end; i++) {
+            hmoe_real g_i = g[i] * r.scale;
+            hmoe_real m_i = r.beta1 * m[i] + (1 - r.beta1) * g_i;
+            hmoe_real v_i = r.beta2 * v[i] + (1 - r.beta2) * g_i * g_i;
+            w[i] -= r.step * m_i / (hmoe__sqrt(v_i) * r.root + (hmoe_real)1e-8) + r.decay * w[i];
+            m[i] = m_i, v[i] = v_i, g[i] = 0;
+        }
+    }
+}
+
+hmoe_adamw hmoe_default_adamw(void) {
+    hmoe_adamw a = { 2e-3, 0.9, 0.99, 0.1, 1.0 };
+    return a;
+}
+
+double hmoe_learning_rate(int64_t step, int64_t warmup, int64_t steps, double lr, double min_lr) {
+    double done;
+    if (step <= warmup) return lr * (double)step / (double)warmup;
+    if (step >= steps) return min_lr;
+    done = (double)(step - warmup) / (double)(steps - warmup);
+    return min_lr + (lr - min_lr) * 0.5 * (1 + cos(3.141592653589793 * done));
+}
+
+/* Forgets what the passes since the last update left, but for the gradients. */
+static void hmoe__begin_step(hmoe_model *m) {
+    memset(m->chosen, 0, (size_t)m->config.L * m->config.E * sizeof *m->chosen);
+    m->step_tokens = 0;
+    m->mode = -1;   /* the activations are those of other weights */
+}
+
+void hmoe_zero_gradients(hmoe_model *m) {
+    if (m->grads) m->steps->zero(m->grads, m->param_count * sizeof(hmoe_real));
+    hmoe__begin_step(m);
+}
+
+/* Moves the state of each layer by what the tokens of this step chose. */
+static hmoe_status hmoe__steer(hmoe_model *m) {
+    const hmoe_config *c = &m->config;
+    if (!c->balance && c->budget == 0) return HMOE_OK;
+    for (int l = 0; l < c->L && m->step_tokens > 0; l++) {
+        const double *chosen = m->chosen + l * c->E;
+        hmoe_real b[HMOE_MAX_EXPERTS], p, *bias = m->params + m->layers[l].bias;
+        hmoe_real *top_p = m->params + m->layers[l].top_p;
+        double width = 0;
+        if (c->balance) {
+            m->steps->fetch(b, bias, (size_t)c->E * sizeof *b);
+            hmoe__steer_bias(b, chosen, c);
+            m->steps->store(bias, b, (size_t)c->E * sizeof *b);
+        }
+        if (c->budget > 0) {
+            for (int e = 0; e < c->E; e++) width += chosen[e] * c->H[e];
+            m->steps->fetch(&p, top_p, sizeof p);
+            width /= (double)m->step_tokens * hmoe__total_width(c);
+            p = hmoe__steered_p((double)p, width, c);
+            m->steps->store(top_p, &p, sizeof p);
+        }
+    }
+    return hmoe__settle(m);
+}
+
+/* Adds up the gradients of all processes; clears them where their norm is not finite. */
+static hmoe_status hmoe__gradient_norm(hmoe_model *m) {
+    m->grad_norm = sqrt(m->peers ? m->peers->reduce(m)
+                                 : m->steps->squared_norm(m->grads, m->param_count));
+    if (isfinite(m->grad_norm)) return HMOE_OK;
+    hmoe_zero_gradients(m);
+    return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "the gradients' norm is %f", m->grad_norm);
+}
+
+hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
+    double t = (double)m->step + 1, clip = 1;
+    hmoe_rates rates;
+    m->message[0] = 0;
+    if (!m->grads) return HMOE__BAD(m->message, "this model was not made for training");
+    rates.beta1 = (hmoe_real)a->beta1, rates.beta2 = (hmoe_real)a->beta2;
+    rates.step = (hmoe_real)(a->lr / (1 - pow(a->beta1, t)));
+    rates.root = (hmoe_real)(1 / sqrt(1 - pow(a->beta2, t)));
+    rates.decay = (hmoe_real)(a->lr * a->weight_decay);
+    if (!(a->lr >= 0 && a->beta1 >= 0 && rates.beta1 < 1 && a->beta2 >= 0 && rates.beta2 < 1
+          && a->weight_decay >= 0 && a->clip >= 0 && isfinite(rates.step) && isfinite(rates.decay)))
+        return HMOE__BAD(m->message, "AdamW with lr %g, betas %.9g %.9g, decay %g, clip %g: in %d "
+                         "bytes betas must be below 1, lr and lr * decay finite, none negative",
+                         a->lr, a->beta1, a->beta2, a->weight_decay, a->clip,
+                         (int)sizeof rates.step);
+    HMOE__TRY(hmoe__gradient_norm(m));
+    if (a->clip > 0 && m->grad_norm > a->clip) clip = a->clip / m->grad_norm;
+    rates.scale = (hmoe_real)clip;
+    for (size_t i = 0, j; i < m->tensor_count; i = j) {   /* neighbours of one kind in one call */
+        const hmoe_tensor *one = &m->tensors[i];
+        size_t at = one->offset, end;
+        for (j = i + 1; j < m->tensor_count && m->tensors[j].dims == one->dims
+                        && m->tensors[j].fixed == one->fixed; j++) {}
+        end = j < m->tensor_count ? m->tensors[j].offset : m->param_count;
+        rates.decay = (hmoe_real)(one->dims == 2 ? a->lr * a->weight_decay : 0);
+        if (one->fixed) m->steps->zero(m->grads + at, (end - at) * sizeof *m->grads);
+        else m->steps->adamw(m->params + at, m->grads + at, m->exp_avg + at, m->exp_avg_sq + at,
+                        end - at, &rates);
+    }
+    hmoe_status status = hmoe__steer(m);
+    m->step++;
+    hmoe__begin_step(m);
+    return status;
+}
+
+/* =============================================================================================
+   PART TWO - THE ENGINE ROOM. You have read the model; what follows makes it fast, safe and portable. */
+
+/* ---------------------------------------------------------------------------------------------
+   UTILITIES - messages, random numbers, exp. */
+
+HMOE__PRINTF(2, 3)
+static void hmoe__explain(char *message, const char *format, ...) {
+    va_list args;
+    if (!message) return;
+    va_start(args, format);
+    vsnprintf(message, HMOE_MESSAGE_SIZE, format, args);
+    va_end(args);
+}
+
+static hmoe_status hmoe__no_memory(char *message, double bytes, const char *what) {
+    return HMOE__FAIL(message, HMOE_OUT_OF_MEMORY, "out of memory: %.0f bytes for %s are not to be "
+                      "had", bytes, what);
+}
+
+/* The finalizer of splitmix64 (Steele, Lea, Flood 2014): every bit in moves half of those out. */
+static uint64_t hmoe__mix(uint64_t z) {
+    z += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+uint64_t hmoe_random(uint64_t seed, uint64_t what, uint64_t i, uint64_t j) {
+    return hmoe__mix(hmoe__mix(hmoe__mix(hmoe__mix(seed) ^ what) ^ i) ^ j);
+}
+
+/* A number from N(0, 1), by Box and Muller's transform of two uniform ones. */
+double hmoe_normal(uint64_t seed, uint64_t what, uint64_t i, uint64_t j) {
+    uint64_t bits = hmoe_random(seed, what, i, j);
+    double u = ((double)(bits >> 32) + 0.5) / 4294967296.0;   /* never 0 */
+    double v = (double)(bits & 0xffffffffu) / 4294967296.0;
+    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+
+static uint64_t hmoe__hash(const char *text) {   /* FNV-1a */
+    uint64_t h = 0xcbf29ce484222325u;
+    for (; *text; text++) h = (h ^ (unsigned char)*text) * 0x100000001b3u;
+    return h;
+}
+
+/* exp of a float, in steps that a compiler turns into vector instructions (libm's is called once
+   per element, and softmax and SiLU would cost more than the products): x = n ln 2 + r, exp(r) by
+   the polynomial of the Cephes library, 2^n by its bits. Relative error below 2e-7 for x in
+   [-87, 88]; 0 from -88 down, where floats run out (no power of two has an exponent of -127: its
+   bits are those of 0), and exp(88) above; NaN stays NaN. */
+HMOE__INLINE float hmoe__expf(float x) {
+    float shifted, n, r, p, power, size = fabsf(x);
+    uint32_t bits;
+    x = copysignf(size > 88.0f ? 88.0f : size, x);   /* not two limits: gcc would branch on them */
+    shifted = x * 1.44269504f + 12582912.0f;   /* 1.5 * 2^23: the low bits are x / ln 2, rounded */
+    n = shifted - 12582912.0f;
+    r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    memcpy(&bits, &shifted, sizeof bits);
+    bits = (bits + 127u) << 23;
+    memcpy(&power, &bits, sizeof power);
+    return p * power;
+}
+
+HMOE__INLINE hmoe_real hmoe__exp(hmoe_real x) {
+    return sizeof x == sizeof(float) ? (hmoe_real)hmoe__expf((float)x) : (hmoe_real)exp((double)x);
+}
+
+HMOE__INLINE hmoe_real hmoe__sqrt(hmoe_real x) {
+    return sizeof x == sizeof(float) ? (hmoe_real)sqrtf((float)x) : (hmoe_real)sqrt((double)x);
+}
+
+HMOE__INLINE hmoe_real hmoe__sigmoid(hmoe_real x) { return 1 / (1 + hmoe__exp(-x)); }
+
+/* ---------------------------------------------------------------------------------------------
+   PRODUCTS - the one hot loop. Every heavy computation is a matrix product, and in a mixture of
+   experts they come in ragged bunches: so there is one primitive, a *list* of products, each of
+   its own size.
+
+       C[i,j] = sum over k of A(i,k) B(k,j) + D[i,j]    i < M, j < N, k < K: letters of this
+                                                         room alone, as in BLAS
+
+   All three products of a linear map are this one, with other strides:
+
+       forward   y  = x W^T      A = x     B(k,j) = W[j,k]
+       input     dx = dy W       A = dy    B = W
+       weight    dW += dy^T x    A(i,k) = dy[k,i]    B = x
+
+   Columns of B are copied into a *panel*, NR numbers for each k one after another, padded with
+   zeros; the tile then adds MR x NR products at a time in registers, reading the panel from the
+   first cache in order. Where a row of A is a column in memory (weight), a block of A is copied,
+   too. A thread needs 360 KB of stack for the two. */
+
+/* The tile fills the vector registers: MR * NR / (numbers in one) of them hold sums. */
+#if defined(__AVX512F__)
+enum { HMOE__MR = 6, HMOE__NR = 256 / sizeof(hmoe_real) };    /* 24 of 32 registers */
+#elif defined(__AVX__) || defined(__aarch64__)
+enum { HMOE__MR = 6, HMOE__NR = 64 / sizeof(hmoe_real) };     /* AVX2: 12 of 16; NEON: 24 of 32 */
+#else
+enum { HMOE__MR = 2, HMOE__NR = 64 / sizeof(hmoe_real) };     /* 128 bits: 8 of 16 */
+#endif
+enum { HMOE__KC = 192,      /* so much of k at a time: the panel stays in the first cache */
+       HMOE__ROWS = 1536 / sizeof(hmoe_real),   /* and so many rows that packing is worth it */
+       HMOE__BLOCK_ROW = HMOE__ROWS + 16 };  /* no power of 2: those use only a part of a cache */
+
+/* A perfect riffle of 256 cards: it moves the top bit of a card's place to the bottom. */
+HMOE__INLINE void hmoe__riffle(hmoe_real *to, const hmoe_real *from) {
+    HMOE__SIMD
+    for (int i = 0; i < 128; i++) {
+        to[2 * i] = from[i];
+        to[2 * i + 1] = from[i + 128];
+    }
+}
+
+/* Transposes a square of 16 x 16. A number's place in it is row * 16 + column, and four riffles
+   exchange the two. Compilers turn them into vector instructions, unlike 256 moves. */
+static void hmoe__transpose(hmoe_real *to, size_t to_row, const hmoe_real *from, size_t from_row) {
+    hmoe_real x[256] HMOE__ALIGNED, y[256] HMOE__ALIGNED;
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++) x[i * 16 + j] = from[i * from_row + j];
+    hmoe__riffle(y, x), hmoe__riffle(x, y), hmoe__riffle(y, x), hmoe__riffle(x, y);
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < 16; j++) to[i * to_row + j] = x[i * 16 + j];
+}
+
+/* B(k0 .. k0+K-1, j0 .. j0+n-1) into panel[K][nr]. */
+static void hmoe__pack(hmoe_real *panel, const hmoe__product *p, int k0, int K, int j0, int n,
+                       int nr) {
+    const hmoe_real *b = p->b + j0 * p->b_col;
+    if (p->b_col == 1) {
+        for (int k = 0; k < K; k++) {
+            const hmoe_real *b_k = b + (p->b_at ? p->b_at[k0 + k] : k0 + k) * p->b_k;
+            for (int j = 0; j < n; j++) panel[k * nr + j] = b_k[j];
+            for (int j = n; j < nr; j++) panel[k * nr + j] = 0;
+        }
+        return;
+    }
+    b += k0;
+    for (int j = 0; j < nr; j += 16)
+        for (int k = 0; k < K; k += 16)
+            if (k + 16 <= K && j + 16 <= n)
+                hmoe__transpose(panel + k * nr + j, nr, b + j * p->b_col + k, p->b_col);
+            else
+                for (int c = k; c < K && c < k + 16; c++)
+                    for (int r = j; r < nr && r < j + 16; r++)
+                        panel[c * nr + r] = r < n ? b[r * p->b_col + c] : 0;
+}
+
+/* A(i0 .. i0+rows-1, k0 .. k0+K-1), its columns rows in memory: block[k * BLOCK_ROW + i] */
+static void hmoe__pack_block(hmoe_real *block, const hmoe__product *p, int i0, int rows, int k0,
+                             int K) {
+    for (int k = 0; k < K; k++) {
+        const hmoe_real *a_k = p->a + (p->a_at ? p->a_at[k0 + k] : k0 + k) * p->a_k + i0;
+        for (int i = 0; i < rows; i++) block[k * HMOE__BLOCK_ROW + i] = a_k[i];
+    }
+}
+
+/* c = d + sum, or sum; m and n are constants where the whole tile is stored. */
+HMOE__INLINE void hmoe__store(hmoe_real *c, const hmoe_real *d, size_t c_row,
+                              hmoe_real sum[HMOE__MR][HMOE__NR], const int m, const int n) {
+    for (int i = 0; i < m; i++, c += c_row) {
+        if (d) for (int j = 0; j < n; j++) c[j] = d[j] + sum[i][j];
+        else for (int j = 0; j < n; j++) c[j] = sum[i][j];
+        d = d ? d + c_row : d;
+    }
+}
+
+/* MR rows by nr columns, of which m by n are stored. nr is a constant wherever this is inlined, so
+   that sum[][] becomes registers. row: where each row of A starts; its neighbours lie a_k apart. */
+HMOE__INLINE void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_row,
+                             const hmoe_real *const *row, size_t a_k, const hmoe_real *panel, int m,
+                             int n, int K, const int nr) {
+    hmoe_real sum[HMOE__MR][HMOE__NR], part[HMOE__MR][HMOE__NR];
+    for (int i = 0; i < HMOE__MR; i++) {
+        HMOE__SIMD
+        for (int j = 0; j < nr; j++) sum[i][j] = 0;
+    }
+    for (int i = 0; i < HMOE__MR; i++)   /* where the next tile goes comes near meanwhile */
+        for (int j = 0; j < nr; j += 64 / (int)sizeof *c)
+            HMOE__PREFETCH(c + (i + HMOE__MR) * c_row + j, 1);
+    for (int k = 0; k < K; k++)
+        for (int i = 0; i < HMOE__MR; i++) {
+            hmoe_real a_ik = row[i][k * a_k];
+            HMOE__SIMD
+            for (int j = 0; j < nr; j++) sum[i][j] += a_ik * panel[k * nr + j];
+        }
+    if (m == HMOE__MR && n == nr) hmoe__store(c, d, c_row, sum, HMOE__MR, nr);
+    else {   /* a copy: clang keeps no array in registers of which any index varies */
+        for (int i = 0; i < HMOE__MR; i++) for (int j = 0; j < nr; j++) part[i][j] = sum[i][j];
+        hmoe__store(c, d, c_row, part, m, n);
+    }
+}
+
+/* The tile of rows i .. i+m-1 and columns j0 .. j0+n-1. block: their part of one, or NULL. */
+static void hmoe__multiply_tile(const hmoe__product *p, const hmoe_real *panel,
+                                const hmoe_real *block, int i, int m, int j0, int n, int k0,
+                                int K) {
+    enum { NR = HMOE__NR, Q = HMOE__NR / 4 };
+    const hmoe_real *row[HMOE__MR], *d = k0 ? p->c : p->d;
+    size_t at = i * p->c_row + j0, a_k = block ? HMOE__BLOCK_ROW : 1;
+    hmoe_real *c = p->c + at;
+    for (int r = 0; r < HMOE__MR; r++) {   /* rows past m repeat the last one, and are not stored */
+        int in = r < m ? r : m - 1;
+        row[r] = block ? block + in
+                 : p->a + (p->a_at ? p->a_at[i + in] : i + in) * p->a_row + k0;
+    }
+    d = d ? d + at : d;
+    switch ((n + Q - 1) / Q) {
+    case 4: hmoe__tile(c, d, p->c_row, row, a_k, panel, m, n, K, NR); break;
+    case 3: hmoe__tile(c, d, p->c_row, row, a_k, panel, m, n, K, 3 * Q); break;
+    case 2: hmoe__tile(c, d, p->c_row, row, a_k, panel, m, n, K, 2 * Q); break;
+    default: hmoe__tile(c, d, p->c_row, row, a_k, panel, m, n, K, Q);
+    }
+}
+
+/* Rows first .. end-1 of a product. */
+static void hmoe__multiply_rows(const hmoe__product *p, int first, int end) {
+    enum { MR = HMOE__MR, NR = HMOE__NR, Q = HMOE__NR / 4 };
+    hmoe_real panel[HMOE__KC * NR] HMOE__ALIGNED, block[HMOE__KC * HMOE__BLOCK_ROW] HMOE__ALIGNED;
+    for (int i0 = first; i0 < end; i0 += HMOE__ROWS)
+        for (int k0 = 0; k0 == 0 || k0 < p->K; k0 += HMOE__KC) {   /* K = 0: an empty sum */
+            int rows = end - i0 < HMOE__ROWS ? end - i0 : HMOE__ROWS;
+            int K = p->K - k0 < HMOE__KC ? p->K - k0 : HMOE__KC;
+            if (p->a_k != 1) hmoe__pack_block(block, p, i0, rows, k0, K);
+            for (int j0 = 0; j0 < p->N; j0 += NR) {
+                int n = p->N - j0 < NR ? p->N - j0 : NR;
+                hmoe__pack(panel, p, k0, K, j0, n, (n + Q - 1) / Q * Q);
+                for (int i = 0; i < rows; i += MR)
+                    hmoe__multiply_tile(p, panel, p->a_k != 1 ? block + i : NULL, i0 + i,
+                                        rows - i < MR ? rows - i : MR, j0, n, k0, K);
+            }
+        }
+}
+
+/* One whole product, by the calling thread alone. */
+static void hmoe__multiply(hmoe__product p) { hmoe__multiply_rows(&p, 0, p.M); }
+
+/* A few rows of x W^T, as in generation: a panel would be packed for hardly anything, and both
+   operands lie in the order of k: each element of columns first .. end-1 is a dot product. */
+static int hmoe__few(const hmoe__product *p) { return p->M < 4 && p->a_k == 1 && p->b_k == 1; }
+
+static void hmoe__multiply_few(const hmoe__product *p, int first, int end) {
+    for (int j = first; j < end; j++)
+        for (int i = 0; i < p->M; i++) {
+            const hmoe_real *a = p->a + (p->a_at ? p->a_at[i] : i) * p->a_row;
+            const hmoe_real *b = p->b + j * p->b_col;
+            hmoe_real sum = 0;
+            for (int k = 0; k < p->K; k += 64 / (int)sizeof sum)   /* some rows ahead */
+                HMOE__PREFETCH(b + k + 4096 / sizeof sum, 0);
+            HMOE__SIMD_SUM(sum)
+            for (int k = 0; k < p->K; k++) sum += a[k] * b[k];
+            p->c[i * p->c_row + j] = p->d ? p->d[i * p->c_row + j] + sum : sum;
+        }
+}
+
+static hmoe__part hmoe__part_of(double work, int part, int parts) {
+    hmoe__part s = { work * part / parts, work * (part + 1) / parts, 0 };
+    if (part + 1 == parts) s.to = DBL_MAX;
+    return s;
+}
+
+static int hmoe__cut(double length, int units, double cost) {
+    if (length <= 0 || cost <= 0) return 0;
+    return length < units * cost ? (int)(length / cost) / HMOE__MR * HMOE__MR : units;
+}
+
+/* The next stretch of the line is `units` of one cost each: those of this part begin at *first.
+   Returns their end. */
+static int hmoe__next_of(hmoe__part *s, int units, double cost, int *first) {
+    int end = hmoe__cut(s->to - s->at, units, cost);
+    *first = hmoe__cut(s->from - s->at, units, cost);
+    s->at += units * cost;
+    return end;
+}
+
+enum { HMOE__FORWARD, HMOE__INPUT, HMOE__WEIGHT };
+
+/* The product that a linear map asks for in one of the three forms. */
+static hmoe__product hmoe__product_of(const hmoe_linear *map, int form) {
+    size_t ldx = (size_t)map->ldx, ldy = (size_t)map->ldy, in = (size_t)map->in;
+    int start = map->rows[0], rows = map->rows[1] - start;
+    const int *x_at = map->x_row ? map->x_row + start : NULL;
+    const int *y_at = map->y_row ? map->y_row + start : NULL;
+    hmoe_real *w = map->w, *x = map->x + (x_at ? 0 : start * ldx);
+    hmoe_real *y = map->y + (y_at ? 0 : start * ldy);
+    const hmoe_real *d = map->add && form != HMOE__WEIGHT ? map->add + start
+                         * (form == HMOE__FORWARD ? ldy : ldx) : NULL;
+    hmoe__product forward = { y, d, x, w, x_at, NULL, ldy, ldx, 1, 1, in, rows, map->out, map->in };
+    hmoe__product input = { x, d, y, w, y_at, NULL, ldx, ldy, 1, in, 1, rows, map->in, map->out };
+    hmoe__product weight = { w, w, y, x, y_at, x_at, in, 1, ldy, ldx, 1, map->out, map->in, rows };
+    return form == HMOE__FORWARD ? forward : form == HMOE__INPUT ? input : weight;
+}
+
+/* The members' outputs are one line of work, of which each thread makes one part. */
+static void hmoe__multiply_list(const hmoe_linear *list, int n, int form) {
+    hmoe__product product[HMOE_MAX_EXPERTS];
+    double cost[HMOE_MAX_EXPERTS], work = 0;   /* of one output, of all */
+    assert(n <= HMOE_MAX_EXPERTS);
+    for (int i = 0; i < n; i++) {
+        product[i] = hmoe__product_of(&list[i], form);
+        cost[i] = (double)product[i].K;
+        if (!list[i].in || !list[i].out) cost[i] = 1;   /* a null expert gives rows of zeros */
+        work += cost[i] * product[i].M * product[i].N;
+    }
+    int parts = work > 5e5 ? hmoe__threads() : 1;   /* for less, waking the threads costs more */
+    HMOE__PARALLEL_FOR(parts)
+    for (int part = 0; part < parts; part++) {
+        hmoe__part mine = hmoe__part_of(work, part, parts);
+        for (int i = 0; i < n; i++) {   /* an expert without tokens: no rows, or a sum of nothing */
+            const hmoe__product *p = &product[i];
+            int first, end, few = hmoe__few(p);
+            end = hmoe__next_of(&mine, few ? p->N : p->M, cost[i] * (few ? p->M : p->N), &first);
+            if (few) hmoe__multiply_few(p, first, end);
+            else hmoe__multiply_rows(p, first, end);
+        }
+    }
+}
+
+static void hmoe__linear_forward(const hmoe_linear *list, int n) {
+    hmoe__multiply_list(list, n, HMOE__FORWARD);
+}
+static void hmoe__linear_backward_input(const hmoe_linear *list, int n) {
+    hmoe__multiply_list(list, n, HMOE__INPUT);
+}
+static void hmoe__linear_backward_weight(const hmoe_linear *list, int n) {
+    hmoe__multiply_list(list, n, HMOE__WEIGHT);
+}
+
+/* ---------------------------------------------------------------------------------------------
+   EXPERT SIZES, shared out */
 
 /* Shares `units` among n experts in proportion to ratio[]. An expert whose share is below one unit
    gets one, and the others share the rest; each then gets the whole part of its share, and the
@@ -1344,22 +2116,6 @@ static void hmoe__share(long long *width, const double *ratio, int n, long long 
         width[best]++;
         remainder[best] = -1;
     }
-}
-
-/* The ratios of a strategy by its name; 0 where there is no such name. */
-static int hmoe__named_ratios(double *ratio, int E, const char *strategy) {
-    int ones = (E + 1) / 2, twos = (E + 3) / 4;
-    for (int e = 0; e < E; e++)
-        if (!strcmp(strategy, "homogeneous")) ratio[e] = 1;
-        else if (!strcmp(strategy, "arithmetic")) ratio[e] = E == 1 ? 1 : 9 + 14.0 * e / (E - 1);
-        else if (!strcmp(strategy, "geometric")) ratio[e] = ldexp(1, e);
-        else if (!strcmp(strategy, "hybrid")) ratio[e] = e < ones ? 1 : e < ones + twos ? 2 : 4;
-        else if (!strcmp(strategy, "modse")) {
-            static const double paper[8] = { 4.5, 0.5, 4, 1, 3, 2, 2.5, 2.5 };
-            double larger = E == 2 ? 4.5 : 4.5 - 2.0 * (e / 2) / (E / 2.0 - 1);
-            ratio[e] = E == 8 ? paper[e] : e % 2 ? 5 - larger : larger;
-        } else return 0;
-    return 1;
 }
 
 /* Ratios written as "9,11,13": exactly E of them, each 0 or from 1e-9 to 1e9, and not all 0. */
@@ -1442,337 +2198,7 @@ static double hmoe__total_width(const hmoe_config *c) {
 }
 
 /* ---------------------------------------------------------------------------------------------
-   ROUTER - who gets a token. The story of one layer, each step a function:
-
-       logits     r = W_r x (+ noise)   how much does each expert want this token?  (a product)
-       softmax    P = softmax(r)        as shares that sum to 1
-       choose     S, g                  the few that get it, and with what weight
-       dispatch   expert_start, rows    who works on what: ragged, nothing dropped
-       sums       counts, sum of P, ... what the losses and the reports are made of
-
-   and then, under EXPERTS, their products, SwiGLU, combine. */
-
-/* Noisy gating (MoDSE eq. 3 to 5; n as in Shazeer et al. 2017):
-     r += n * gain * z / rms(z),   z = softplus(raw),   raw = W_n x,   n ~ N(0, 1)
-   n is a function of key (seed, step, layer), token in the step and expert, never stored:
-   hmoe_normal(key, HMOE__FOR_NOISE = 65536, first + t, e), first being the number of token 0 within
-   the step.      raw: [N, E]   gain: [E] */
-static hmoe_real hmoe__noise_row(hmoe_real *z, const hmoe_real *raw, double eps, int E) {
-    hmoe_real sum = 0;   /* z: [E] receives softplus(raw); returns 1 / rms(z) */
-    for (int e = 0; e < E; e++) {
-        z[e] = (raw[e] > 0 ? raw[e] : 0) + (hmoe_real)log1p(exp(-fabs((double)raw[e])));
-        sum += z[e] * z[e];
-    }
-    return isfinite(sum) ? 1 / hmoe__sqrt(sum / E + (hmoe_real)eps) : sum - sum;
-}
-
-static void hmoe__noise_forward(const hmoe_routes *routes, const hmoe_real *raw,
-                                const hmoe_real *gain, double eps, uint64_t key, int first, int N,
-                                int E) {
-    HMOE__PARALLEL_FOR(N)
-    for (int t = 0; t < N; t++) {
-        hmoe_real z[HMOE_MAX_EXPERTS], rrms = hmoe__noise_row(z, raw + (size_t)t * E, eps, E);
-        for (int e = 0; e < E; e++) {
-            double n = hmoe_normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
-            routes->logits[(size_t)t * E + e] += (hmoe_real)n * gain[e] * z[e] * rrms;
-        }
-    }
-}
-
-/* From dr, in routes->logits: dgain += dr n z / rms(z), and through RMSNorm (as above) and softplus
-   (whose derivative is the sigmoid) to draw, which is replaced and may be raw itself. One thread,
-   so that dgain has one order: E numbers a token are little. */
-static void hmoe__noise_backward(hmoe_real *draw, hmoe_real *dgain, const hmoe_routes *routes,
-                                 const hmoe_real *raw, const hmoe_real *gain, double eps,
-                                 uint64_t key, int first, int N, int E) {
-    for (int t = 0; t < N; t++) {
-        hmoe_real z[HMOE_MAX_EXPERTS], rrms = hmoe__noise_row(z, raw + (size_t)t * E, eps, E);
-        hmoe_real dy[HMOE_MAX_EXPERTS], mean = 0;
-        for (int e = 0; e < E; e++) {
-            double n = hmoe_normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
-            dy[e] = routes->logits[(size_t)t * E + e] * (hmoe_real)n;
-            dgain[e] += dy[e] * z[e] * rrms;
-            mean += gain[e] * dy[e] * z[e] * rrms / E;
-        }
-        for (int e = 0; e < E; e++) {
-            hmoe_real dz = rrms * (gain[e] * dy[e] - z[e] * rrms * mean);
-            draw[(size_t)t * E + e] = dz * hmoe__sigmoid(raw[(size_t)t * E + e]);
-        }
-    }
-}
-
-/* P = softmax(r) over all E; and per token the log of its denominator and its entropy. */
-static void hmoe__router_softmax(const hmoe_routes *routes, int N, int E) {
-    HMOE__PARALLEL_FOR(N)
-    for (int t = 0; t < N; t++) {
-        const hmoe_real *r = routes->logits + (size_t)t * E;
-        hmoe_real *P = routes->P + (size_t)t * E, lse, entropy = 0;
-        memcpy(P, r, (size_t)E * sizeof *P);
-        hmoe__softmax_row(P, E, 1, &lse);
-        for (int e = 0; e < E; e++) entropy -= P[e] * (r[e] - lse);   /* ln P = r - lse */
-        routes->lse[t] = lse;
-        routes->entropy[t] = entropy;
-    }
-}
-
-/* S[t] and g. Experts are taken by descending P + b (b: bias balancing's, or 0), ties by ascending
-   index, until there are enough:
-     Top-K   K of them                          HMoE eq. 8, MoDSE eq. 2
-     Top-P   their P add up to top_p            HMoE eq. 9 to 11; at 1 all, whatever rounding says
-   Gates are P, without b; norm: divided by their sum. The next in that order is the largest P + b
-   that comes after the last one taken; where P is NaN there is none, and any expert will do: the
-   pass is refused. */
-static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
-                         int norm, int N, int E) {
-    if (routes->top_p) top_p = (double)*routes->top_p;
-    HMOE__PARALLEL_FOR(N)
-    for (int t = 0; t < N; t++) {
-        const hmoe_real *P = routes->P + (size_t)t * E;
-        int *S = routes->expert + (size_t)t * routes->slots, n = 0, last = -1, enough = 0;
-        hmoe_real *g = routes->gate + (size_t)t * routes->slots, sum = 0, x[HMOE_MAX_EXPERTS];
-        for (int e = 0; e < E; e++) x[e] = P[e] + (routes->bias ? routes->bias[e] : 0);
-        while (!enough) {
-            int next = -1;
-            for (int e = 0; e < E; e++) {
-                int after = last < 0 || x[e] < x[last] || (x[e] == x[last] && e > last);
-                if (after && (next < 0 || x[e] > x[next])) next = e;
-            }
-            if (next < 0) next = n;
-            S[n] = last = next;
-            g[n++] = P[next];
-            sum += P[next];
-            enough = n == E || (routing == HMOE_TOP_K ? n == K : top_p < 1 && sum >= top_p);
-        }
-        routes->count[t] = n;   /* a bias may take experts whose P are all 0: gates 0, not 0 / 0 */
-        if (norm && sum != 0) for (int s = 0; s < n; s++) g[s] /= sum;
-    }
-}
-
-/* The same choice, seen from the experts: the rows of expert e are expert_start[e] .. [e+1]-1,
-   its tokens in order. A counting sort; one thread, since it only moves a few ints a token.
-
-       token 0 -> 2 0      token 1 -> 2 1      token 2 -> 0 2        (Top-2, E = 3)
-
-       row           0   1 | 2 | 3   4   5
-       row_token     0   2 | 1 | 0   1   2        expert_start  0 2 3 6
-                  expert 0 | 1 | expert 2                                                        */
-static void hmoe__dispatch(const hmoe_routes *routes, int N, int E) {
-    int next[HMOE_MAX_EXPERTS], *start = routes->expert_start, slots = routes->slots;
-    for (int e = 0; e <= E; e++) start[e] = 0;
-    for (int t = 0; t < N; t++)
-        for (int s = 0; s < routes->count[t]; s++) start[routes->expert[t * slots + s] + 1]++;
-    for (int e = 0; e < E; e++) {
-        next[e] = start[e];
-        start[e + 1] += start[e];
-    }
-    for (int t = 0; t < N; t++)
-        for (int s = 0; s < routes->count[t]; s++) {
-            int at = t * slots + s, row = next[routes->expert[at]]++;
-            routes->row[at] = row;
-            routes->row_token[row] = t;
-            routes->row_gate[row] = routes->gate[at];
-        }
-}
-
-/* How many sums the router of a layer leaves. */
-static size_t hmoe__sum_count(const hmoe_config *c) { return 2 * (size_t)c->E + 3; }
-
-/* sums: [2 E + 3] receives, over the N tokens, how many chose each expert, the sum of each P[e],
-   of the entropies, of lse^2 and of |S|. */
-static void hmoe__router_sums(double *sums, const hmoe_routes *routes, int N, int E) {
-    double *P_sum = sums + E, entropy = 0, lse2 = 0;
-    for (int e = 0; e < E; e++)
-        sums[e] = routes->expert_start[e + 1] - routes->expert_start[e], P_sum[e] = 0;
-    for (int t = 0; t < N; t++) {
-        for (int e = 0; e < E; e++) P_sum[e] += routes->P[(size_t)t * E + e];
-        entropy += routes->entropy[t];
-        lse2 += (double)routes->lse[t] * routes->lse[t];
-    }
-    sums[2 * E] = entropy;
-    sums[2 * E + 1] = lse2;
-    sums[2 * E + 2] = routes->expert_start[E];
-}
-
-/* From the gates and the losses back to the logits, which their gradient replaces:
-     gates     norm: dP_e = (dg_e - sum over S of dg g) / sum over S of P;   raw: dP_e = dg_e
-     balance   dP_e += dP_all[e]                       the same for every token, see LOSSES
-     softmax   dr_e = P_e (dP_e - sum over e of dP_e P_e)
-     entropy   dr_e -= d_entropy P_e (ln P_e + entropy)
-     z-loss    dr_e += d_lse2 2 lse P_e
-   dgate: [rows], gradient of the gate of each row   d_entropy, d_lse2: of entropy[t], lse[t]^2 */
-static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dgate,
-                                  const hmoe_real *dP_all, double d_entropy, double d_lse2,
-                                  int norm, int N, int E) {
-    HMOE__PARALLEL_FOR(N)
-    for (int t = 0; t < N; t++) {
-        const hmoe_real *P = routes->P + (size_t)t * E;
-        hmoe_real *r = routes->logits + (size_t)t * E, dP[HMOE_MAX_EXPERTS];
-        hmoe_real dg_g = 0, P_chosen = 0, mean = 0, lse = routes->lse[t];
-        size_t first = (size_t)t * routes->slots;
-        for (int e = 0; e < E; e++) dP[e] = dP_all[e];
-        for (int s = 0; s < routes->count[t]; s++) {
-            dg_g += dgate[routes->row[first + s]] * routes->gate[first + s];
-            P_chosen += P[routes->expert[first + s]];
-        }
-        for (int s = 0; s < routes->count[t]; s++) {
-            hmoe_real dg = dgate[routes->row[first + s]];
-            if (norm) dg = P_chosen != 0 ? (dg - dg_g) / P_chosen : 0;
-            dP[routes->expert[first + s]] += dg;
-        }
-        for (int e = 0; e < E; e++) mean += dP[e] * P[e];
-        for (int e = 0; e < E; e++)
-            r[e] = P[e] * (dP[e] - mean + (hmoe_real)d_lse2 * 2 * lse
-                           - (hmoe_real)d_entropy * (r[e] - lse + routes->entropy[t]));
-    }
-}
-
-/* ---------------------------------------------------------------------------------------------
-   EXPERTS - each takes its tokens, runs at its own width, and the results come back. The
-   arrays are laid out by rows; a row of u and h is as long as the widest expert needs, and an
-   expert touches only its own part of it:
-
-       rows of          u: W1 x | W3 x, 2 H[e]              h: silu(W1 x) * (W3 x), H[e]
-       expert 0 (narrow)    aaaa bbbb . . . . . . . .           hhhh . . . .
-       expert 1 (wide)      aaaaaaaa bbbbbbbb . . . .           hhhhhhhh . .                     */
-
-/* dgate[row] = dh . h;   u and h change as hmoe__swiglu_row_backward says. dh NULL: forward. Rows
-   are cut into shares of equal work, as those of the products are. */
-static void hmoe__swiglu_backward(hmoe_real *u, hmoe_real *h, hmoe_real *dgate,
-                                  const hmoe_real *dh, const hmoe_routes *routes, const int *H,
-                                  int E, int ldh) {
-    const int *start = routes->expert_start;
-    int parts = start[E] > 32 ? hmoe__threads() : 1;
-    double work = 0;
-    for (int e = 0; e < E; e++) work += (H[e] + 1.0) * (start[e + 1] - start[e]);
-    HMOE__PARALLEL_FOR(parts)
-    for (int part = 0; part < parts; part++) {
-        hmoe__part mine = hmoe__part_of(work, part, parts);
-        for (int e = 0; e < E; e++) {
-            int first, end = hmoe__next_of(&mine, start[e + 1] - start[e], H[e] + 1, &first);
-            for (int row = start[e] + first; row < start[e] + end; row++) {
-                hmoe_real *u_row = u + (size_t)row * 2 * ldh, *h_row = h + (size_t)row * ldh;
-                if (!dh) hmoe__swiglu_row(h_row, u_row, H[e]);
-                else dgate[row] = hmoe__swiglu_row_backward(u_row, h_row, dh + (size_t)row * ldh,
-                                                            routes->row_gate[row], H[e]);
-            }
-        }
-    }
-}
-
-/* The first half of all experts: u = [a | b] = [W1 x | W3 x], which is what the list asks for, and
-   h = silu(a) b.   h: [rows, ldh]   u: [rows, 2 ldh] */
-static void hmoe__up_forward(hmoe_real *h, const hmoe_linear *list, const hmoe_routes *routes,
-                             const int *H, int E, int ldh) {
-    hmoe__linear_forward(list, E);
-    hmoe__swiglu_backward(list->y, h, NULL, NULL, routes, H, E, ldh);
-}
-
-/* y_t = x_t + sum over S[t] of g rows[row of (t, e)], in the order of the choice */
-static void hmoe__combine_forward(hmoe_real *y, const hmoe_real *x, const hmoe_real *rows,
-                                  const hmoe_routes *routes, int N, int C) {
-    HMOE__PARALLEL_FOR(N)
-    for (int t = 0; t < N; t++) {
-        hmoe_real *y_t = y + (size_t)t * C;
-        memcpy(y_t, x + (size_t)t * C, (size_t)C * sizeof *y);
-        for (int s = 0; s < routes->count[t]; s++) {
-            size_t at = (size_t)t * routes->slots + s;
-            const hmoe_real *row = rows + (size_t)routes->row[at] * C;
-            HMOE__SIMD
-            for (int i = 0; i < C; i++) y_t[i] += routes->gate[at] * row[i];
-        }
-    }
-}
-
-/* dx_t = sum over S[t] of drows: what experts send back to their tokens (the gates are in it) */
-static void hmoe__combine_backward(hmoe_real *dx, const hmoe_real *drows,
-                                   const hmoe_routes *routes, int N, int C) {
-    HMOE__PARALLEL_FOR(N)
-    for (int t = 0; t < N; t++) {
-        hmoe_real *dx_t = dx + (size_t)t * C;
-        for (int s = 0; s < routes->count[t]; s++) {
-            const hmoe_real *row = drows + (size_t)routes->row[(size_t)t * routes->slots + s] * C;
-            HMOE__SIMD
-            for (int i = 0; i < C; i++) dx_t[i] = s ? dx_t[i] + row[i] : row[i];
-        }
-    }
-}
-
-/* ---------------------------------------------------------------------------------------------
-   LOSSES - what keeps the router honest. Per layer, then summed. With, over the N tokens,
-   f_e = share that chose expert e (a constant for the gradient) and Phat_e = mean of P[t][e]:
-
-     load balancing   L_lb  = E sum_e f_e Phat_e             Switch Transformers eq. 4
-     P-Penalty        L_pp  = E sum_e M_e Phat_e,            HMoE's parameter penalty
-                      M_e   = f_e H[e] / mean(H)
-     entropy          L_ent = (E / N) sum_t entropy of P[t]  HMoE eq. 5, with the other sign
-     z-loss           L_z   = (1 / N) sum_t lse_t^2          ST-MoE eq. 5
-
-   Both penalties push on Phat_e as hard as expert e is busy: load balancing counts its tokens, the
-   P-Penalty its *work*, so that narrow experts end up with more tokens than wide ones.
-
-   Where the papers leave a choice:
-   M_e      HMoE prints H[e] alone, and says that equal widths give load balancing. H[e] / mean(H)
-            makes that true; so would H[e] / max(H), and H[e] / sum(H) up to the factor E. Under
-            these three its coefficient 0.1 would be 0.1, 0.07 (arithmetic widths) or 0.0125 here,
-            and a mean over L layers divides by L again. mean(H) is over all E: if some experts are
-            null and the others equal, these feel E / (their number) times load balancing.
-   entropy  HMoE prints + E sum_e P_e ln P_e, with no mean over tokens. Its text wants fewer
-            experts under Top-P, so each token's entropy must fall. Therefore this sign, and the
-            mean, as in Huang et al., arXiv 2403.07652. HMoE's 3e-2 would be 0.24 per nat and layer
-            here: after 100 steps every token has the same single expert. 3e-5 leaves about two.
-   f_e      MoDSE eq. 10 counts first choices; here all choices count, as in MoDSE's tables.
-
-   dP_all[l][e] is what both are worth per unit of P[t][e], the same for every token. */
-static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sums,
-                         const hmoe_config *c, double N) {
-    double mean_H = hmoe__total_width(c) / c->E;
-    loss->lb = loss->pp = loss->ent = loss->z = 0;
-    for (int l = 0; l < c->L; l++, sums += hmoe__sum_count(c)) {
-        for (int e = 0; e < c->E; e++) {
-            double f = sums[e] / N, Phat = sums[c->E + e] / N, M = f * c->H[e] / mean_H;
-            loss->lb += c->E * f * Phat;
-            loss->pp += c->E * M * Phat;
-            dP_all[l * c->E + e] = (hmoe_real)(c->E * (c->lb_coef * f + c->pp_coef * M) / N);
-        }
-        loss->ent += c->E * sums[2 * c->E] / N;
-        loss->z += sums[2 * c->E + 1] / N;
-    }
-    loss->total = loss->ce + c->lb_coef * loss->lb + c->pp_coef * loss->pp
-                  + c->ent_coef * loss->ent + c->z_coef * loss->z;
-}
-
-/* ---------------------------------------------------------------------------------------------
    THE MODEL - its tensors and its memory, each laid out by one function. */
-
-/* One layer: where its tensors start in params and grads, and its activations. There is one more of
-   these than layers; of the last only x, w_norm1, rrms1 and n1 are used, by the final norm. */
-typedef struct hmoe__layer {
-    size_t w_norm1, w_qkv, w_o;         /* q, k, v lie side by side: one [3C, C] */
-    size_t w_norm2, w_router, w_noise, w_noise_gain;
-    size_t bias, top_p;                 /* state, where config has balance, and budget */
-    size_t w13[HMOE_MAX_EXPERTS];       /* W1 and W3 side by side: one [2 H[e], C] */
-    size_t w2[HMOE_MAX_EXPERTS];        /* [C, H[e]] */
-    hmoe_real *x, *rrms1, *n1;          /* [N, C] input; [N]; [N, C] RMSNorm(x) */
-    hmoe_real *qkv, *att, *out;         /* [N, 3C] q | k | v; [B, NH, T, T]; [N, C] */
-    hmoe_real *x2, *rrms2, *n2;         /* [N, C] x + attention; [N]; [N, C] RMSNorm(x2) */
-    hmoe_real *raw;                     /* [N, E] W_n n2 of noisy gating, then its gradient */
-    hmoe_real *u;                       /* [rows, 2 ldh], inside the experts */
-    hmoe_routes routes;
-} hmoe__layer;
-
-/* What all layers share. */
-typedef struct hmoe__buffers {
-    int *tokens, *targets, *all_rows;   /* [N], [N]; { 0, N }, the rows of a dense product */
-    hmoe_real *angles;                  /* [T, 2, hs/2], RoPE's */
-    hmoe_real *h, *rows;                /* [rows, ldh] inside experts; [rows, C] what they give */
-    hmoe_real *logits, *ce;             /* [N, V], [N] */
-    double *sums;                       /* [L, 2 E + 3], see hmoe__router_sums */
-    hmoe_real *dP_all;                  /* [L, E], see hmoe__losses */
-    hmoe_real *dx, *dn, *dqkv, *dout;   /* backward: [N, C], [N, C], [N, 3C], [N, C] */
-    hmoe_real *datt, *dh, *dgate;       /* [B * NH, 32, T], [rows, ldh], [rows] */
-    double *host_sums;                  /* in the host's memory: sums and the mean ce, dP_all and */
-    hmoe_real *host_dP, *host_ce;       /*   ce, fetched or to be stored */
-} hmoe__buffers;
 
 hmoe_config hmoe_default_config(void) {
     hmoe_config c;
@@ -2137,132 +2563,6 @@ void hmoe_free(hmoe_model *m) {
     m->steps = old.steps, m->peers = old.peers;
 }
 
-/* ---------------------------------------------------------------------------------------------
-   FORWARD - tokens in, loss out:
-
-      embed  [ norm  q k v  rope  attention  o  +  norm  router ... experts  + ] x L  norm  head  */
-
-/* A dense layer is a list of one. x: [N, in]   w: [out, in]   y: [N, out] */
-static hmoe_linear hmoe__dense(hmoe_real *x, hmoe_real *w, hmoe_real *y, int in, int out,
-                               const int *rows, const hmoe_real *add) {
-    hmoe_linear map = { x, w, y, rows, in, out, in, out, add, NULL, NULL };
-    return map;
-}
-
-/* The experts' products are lists of E: up, y = x W13^T, or down, y = x W2^T. params: the weights,
-   or their gradients. token: NULL, or of which token each row takes its x (up) or y (down). */
-static void hmoe__expert_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly, int up,
-                              hmoe_real *params, hmoe_real *x, hmoe_real *y, const int *token) {
-    int C = m->config.C, ldh = hmoe__widest(&m->config);
-    for (int e = 0; e < m->config.E; e++) {
-        const int *rows = ly->routes.expert_start + e;
-        int H = m->config.H[e];
-        hmoe_linear w13 = { x, params + ly->w13[e], y, rows, C, 2 * H, C, 2 * ldh, NULL, token,
-                            NULL };
-        hmoe_linear w2 = { x, params + ly->w2[e], y, rows, H, C, ldh, C, NULL, NULL, token };
-        list[e] = up ? w13 : w2;
-    }
-}
-
-static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l, hmoe_real *out,
-                                   hmoe_real *att, hmoe_real *q);   /* under INFERENCE */
-
-/* The number within the step of the pass's first token here. */
-static int hmoe__first(const hmoe_model *m) { return (int)m->step_tokens + m->first_token; }
-
-/* y = x + block(x), or its gradient: see hmoe__dropout. block: 0 attention, 1 the experts. */
-static void hmoe__drop(hmoe_model *m, int l, int block, hmoe_real *y, const hmoe_real *x,
-                       const hmoe_real *dy, int N) {
-    uint64_t key = hmoe_random(m->seed, HMOE__FOR_DROPOUT, (uint64_t)m->step,
-                               2 * (uint64_t)l + block);
-    m->steps->dropout(y, x, dy, m->dropout, key, hmoe__first(m), N, m->config.C);
-}
-
-/* x2 = x + Attention(RMSNorm(x)). With a cache: of one token, to those before it. */
-static void hmoe__attention_block_forward(hmoe_model *m, int l, int B, int T, hmoe_cache *cache) {
-    const hmoe_steps *s = m->steps;
-    const hmoe_config *c = &m->config;
-    const int *rows = m->buffers->all_rows;
-    hmoe__layer *ly = &m->layers[l];
-    int C = c->C, N = B * T, hs = C / c->NH;
-    hmoe_linear qkv = hmoe__dense(ly->n1, m->params + ly->w_qkv, ly->qkv, C, 3 * C, rows, NULL);
-    hmoe_linear o = hmoe__dense(ly->out, m->params + ly->w_o, ly->x2, C, C, rows, ly->x);
-    s->rmsnorm_forward(ly->n1, ly->rrms1, ly->x, m->params + ly->w_norm1, c->rms_norm_eps, N, C);
-    s->linear_forward(&qkv, 1);
-    if (cache) hmoe__attention_cached(cache, c, l, ly->out, ly->att, ly->qkv);
-    else {
-        s->rope(ly->qkv, m->buffers->angles, 1, B, T, c->NH, hs);
-        s->attention_forward(ly->out, ly->att, ly->qkv, B, T, c->NH, hs);
-    }
-    s->linear_forward(&o, 1);
-    if (m->dropout > 0 && m->mode == HMOE_TRAIN) hmoe__drop(m, l, 0, ly->x2, ly->x, NULL, N);
-}
-
-/* Noise is a function of seed, step and layer (this key), and of token in the step and expert. */
-static uint64_t hmoe__noise_key(const hmoe_model *m, int l) {
-    return hmoe_random(m->seed, HMOE__FOR_NOISE, (uint64_t)m->step, (uint64_t)l);
-}
-
-/* The router, from RMSNorm(x2) to the routes: logits, softmax, choose, dispatch, sums. */
-static void hmoe__router_forward(hmoe_model *m, int l, int N) {
-    const hmoe_steps *s = m->steps;
-    const hmoe_config *c = &m->config;
-    const int *rows = m->buffers->all_rows;
-    hmoe__layer *ly = &m->layers[l];
-    hmoe_linear list[2];
-    int noisy = c->noisy_gating && m->mode == HMOE_TRAIN, E = c->E;
-    list[0] = hmoe__dense(ly->n2, m->params + ly->w_router, ly->routes.logits, c->C, E, rows, NULL);
-    if (noisy) list[1] = hmoe__dense(ly->n2, m->params + ly->w_noise, ly->raw, c->C, E, rows, NULL);
-    s->linear_forward(list, noisy ? 2 : 1);
-    if (noisy)
-        s->noise_forward(&ly->routes, ly->raw, m->params + ly->w_noise_gain, c->rms_norm_eps,
-                         hmoe__noise_key(m, l), hmoe__first(m), N, E);
-    s->router_softmax(&ly->routes, N, E);
-    s->choose(&ly->routes, c->routing, c->K, c->top_p, c->gate == HMOE_GATE_NORM, N, E);
-    s->dispatch(&ly->routes, N, E);
-    s->router_sums(m->buffers->sums + l * hmoe__sum_count(c), &ly->routes, N, E);
-}
-
-/* x of the next layer = x2 + MoE(RMSNorm(x2)),
-   MoE(n_t) = sum over e in S[t] of g[t][e] W2_e (silu(W1_e n_t) * (W3_e n_t)) */
-static void hmoe__moe_block_forward(hmoe_model *m, int l, int N) {
-    const hmoe_steps *s = m->steps;
-    const hmoe_config *c = &m->config;
-    hmoe__layer *ly = &m->layers[l];
-    hmoe__buffers *b = m->buffers;
-    hmoe_linear up[HMOE_MAX_EXPERTS], down[HMOE_MAX_EXPERTS];
-    hmoe__expert_list(up, m, ly, 1, m->params, ly->n2, ly->u, ly->routes.row_token);
-    hmoe__expert_list(down, m, ly, 0, m->params, b->h, b->rows, NULL);
-    s->rmsnorm_forward(ly->n2, ly->rrms2, ly->x2, m->params + ly->w_norm2, c->rms_norm_eps, N,
-                       c->C);
-    hmoe__router_forward(m, l, N);
-    if (m->peers) m->peers->experts_forward(m, l);   /* b->rows, from wherever they are */
-    else {
-        s->up_forward(b->h, up, &ly->routes, c->H, c->E, hmoe__widest(c));
-        s->linear_forward(down, c->E);
-    }
-    s->combine_forward((ly + 1)->x, ly->x2, b->rows, &ly->routes, N, c->C);
-    if (m->dropout > 0 && m->mode == HMOE_TRAIN) hmoe__drop(m, l, 1, (ly + 1)->x, ly->x2, NULL, N);
-}
-
-/* All layers, from tokens to logits. */
-static void hmoe__layers_forward(hmoe_model *m, int B, int T, hmoe_cache *cache) {
-    const hmoe_steps *s = m->steps;
-    const hmoe_config *c = &m->config;
-    hmoe__buffers *b = m->buffers;
-    hmoe__layer *last = &m->layers[c->L];
-    hmoe_linear head = hmoe__dense(last->n1, m->params + m->head, b->logits, c->C, c->V,
-                                   b->all_rows, NULL);
-    s->embed_forward(m->layers[0].x, b->tokens, m->params, B * T, c->C);
-    for (int l = 0; l < c->L; l++) {
-        hmoe__attention_block_forward(m, l, B, T, cache);
-        hmoe__moe_block_forward(m, l, B * T);
-    }
-    s->rmsnorm_forward(last->n1, last->rrms1, last->x, m->params + last->w_norm1, c->rms_norm_eps,
-                       B * T, c->C);
-    s->linear_forward(&head, 1);
-}
-
 /* Activated parameters per token, were `widths` the chosen experts' added widths in all layers. */
 static double hmoe__activated_with(const hmoe_config *c, double widths) {
     double C = c->C;
@@ -2327,136 +2627,6 @@ static hmoe_status hmoe__check_batch(hmoe_model *m, hmoe_mode mode, const int *t
     return targets ? hmoe__check_tokens(m, "target", targets, B * T) : HMOE_OK;
 }
 
-hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const int *targets,
-                         int B, int T) {
-    int rows[2] = { 0, 0 };
-    m->message[0] = 0;
-    m->mode = -1;
-    hmoe_status status = hmoe__check_batch(m, mode, tokens, targets, B, T);
-    if (!status) m->all_tokens = rows[1] = B * T;
-    HMOE__TRY(hmoe__agree(m, status, rows[1]));
-    m->steps->store(m->buffers->all_rows, rows, sizeof rows);
-    m->steps->store(m->buffers->tokens, tokens, (size_t)rows[1] * sizeof *tokens);
-    if (targets) m->steps->store(m->buffers->targets, targets, (size_t)rows[1] * sizeof *targets);
-    m->mode = mode, m->B = B, m->sequence_length = T, m->had_targets = targets != NULL;
-    hmoe__layers_forward(m, B, T, NULL);
-    m->mode = -1;   /* until it is known to be good */
-    HMOE__TRY(hmoe__collect(m));
-    m->mode = mode;
-    return HMOE_OK;
-}
-
-/* ---------------------------------------------------------------------------------------------
-   BACKWARD - the same page upside down. dx carries the gradient of the residual stream from the
-   last layer to the first; each block adds to it. */
-
-/* Of y = x W^T: dx = dy W (or +=), dW += dy^T x. */
-static void hmoe__dense_backward(hmoe_model *m, hmoe_real *dx, size_t w, hmoe_real *dy,
-                                 hmoe_real *x, int in, int out, int add) {
-    const int *rows = m->buffers->all_rows;
-    hmoe_linear input = hmoe__dense(dx, m->params + w, dy, in, out, rows, add ? dx : NULL);
-    hmoe_linear weight = hmoe__dense(x, m->grads + w, dy, in, out, rows, NULL);
-    m->steps->linear_backward_input(&input, 1);
-    m->steps->linear_backward_weight(&weight, 1);
-}
-
-/* From the gradients of the gates to those of the router's weights, and on to dn. */
-static void hmoe__router_backward_block(hmoe_model *m, int l, int N, double scale) {
-    const hmoe_steps *s = m->steps;
-    const hmoe_config *c = &m->config;
-    hmoe__layer *ly = &m->layers[l];
-    hmoe__buffers *b = m->buffers;
-    double all = m->all_tokens;
-    s->router_backward(&ly->routes, b->dgate, b->dP_all + (size_t)l * c->E,
-                       scale * c->ent_coef * c->E / all, scale * c->z_coef / all,
-                       c->gate == HMOE_GATE_NORM, N, c->E);
-    if (c->noisy_gating) {
-        s->noise_backward(ly->raw, m->grads + ly->w_noise_gain, &ly->routes, ly->raw,
-                          m->params + ly->w_noise_gain, c->rms_norm_eps, hmoe__noise_key(m, l),
-                          hmoe__first(m), N, c->E);
-        hmoe__dense_backward(m, b->dn, ly->w_noise, ly->raw, ly->n2, c->C, c->E, 1);
-    }
-    hmoe__dense_backward(m, b->dn, ly->w_router, ly->routes.logits, ly->n2, c->C, c->E, 1);
-}
-
-static void hmoe__moe_block_backward(hmoe_model *m, int l, int N, double scale) {
-    const hmoe_steps *s = m->steps;
-    const hmoe_config *c = &m->config;
-    hmoe__layer *ly = &m->layers[l];
-    hmoe__buffers *b = m->buffers;
-    hmoe_linear list[HMOE_MAX_EXPERTS];
-    const int *token = ly->routes.row_token;
-    int E = c->E;
-    hmoe_real *dy = m->dropout > 0 ? b->dn : b->dx;
-    if (m->dropout > 0) hmoe__drop(m, l, 1, dy, NULL, b->dx, N);
-    if (m->peers) m->peers->experts_backward(m, l, dy);
-    else {
-        hmoe__expert_list(list, m, ly, 0, m->params, b->dh, dy, token);
-        s->linear_backward_input(list, E);                 /* dh = dy W2, without the gate */
-        s->swiglu_backward(ly->u, b->h, b->dgate, b->dh, &ly->routes, c->H, E, hmoe__widest(c));
-        hmoe__expert_list(list, m, ly, 0, m->grads, b->h, dy, token);
-        s->linear_backward_weight(list, E);                /* dW2 += dy^T (g h) */
-        hmoe__expert_list(list, m, ly, 1, m->grads, ly->n2, ly->u, token);
-        s->linear_backward_weight(list, E);                /* dW13 += du^T n */
-        hmoe__expert_list(list, m, ly, 1, m->params, b->rows, ly->u, NULL);
-        s->linear_backward_input(list, E);                 /* dn of each row = du W13 */
-    }
-    s->combine_backward(b->dn, b->rows, &ly->routes, N, c->C);
-    hmoe__router_backward_block(m, l, N, scale);
-    s->rmsnorm_backward(b->dx, m->grads + ly->w_norm2, b->dn, ly->x2, m->params + ly->w_norm2,
-                        ly->rrms2, N, c->C);
-}
-
-static void hmoe__attention_block_backward(hmoe_model *m, int l, int B, int T) {
-    const hmoe_steps *s = m->steps;
-    hmoe__layer *ly = &m->layers[l];
-    hmoe__buffers *b = m->buffers;
-    int C = m->config.C, NH = m->config.NH, N = B * T;
-    hmoe_real *dy = m->dropout > 0 ? b->dn : b->dx;
-    if (m->dropout > 0) hmoe__drop(m, l, 0, dy, NULL, b->dx, N);
-    hmoe__dense_backward(m, b->dout, ly->w_o, dy, ly->out, C, C, 0);
-    s->attention_backward(b->dqkv, b->datt, b->dout, ly->out, ly->att, ly->qkv, B, T, NH, C / NH);
-    s->rope(b->dqkv, b->angles, -1, B, T, NH, C / NH);
-    hmoe__dense_backward(m, b->dn, ly->w_qkv, b->dqkv, ly->n1, C, 3 * C, 0);
-    s->rmsnorm_backward(b->dx, m->grads + ly->w_norm1, b->dn, ly->x, m->params + ly->w_norm1,
-                        ly->rrms1, N, C);
-}
-
-hmoe_status hmoe_backward(hmoe_model *m, double scale) {
-    const hmoe_steps *s = m->steps;
-    const hmoe_config *c = &m->config;
-    hmoe__buffers *b = m->buffers;
-    int B = m->B, T = m->sequence_length, N = B * T;
-    m->message[0] = 0;
-    if (m->mode != HMOE_TRAIN)
-        return HMOE__BAD(m->message, "hmoe_backward needs a successful hmoe_forward in mode "
-                         "HMOE_TRAIN just before it, once");
-    m->mode = -1;   /* the activations turn into gradients */
-    hmoe__layer *last = &m->layers[c->L];
-    for (int i = 0; i < c->L * c->E; i++) b->host_dP[i] *= (hmoe_real)scale;
-    s->store(b->dP_all, b->host_dP, (size_t)c->L * c->E * sizeof *b->host_dP);
-    s->cross_entropy_backward(b->logits, b->targets, scale / m->all_tokens, N, c->V);
-    hmoe__dense_backward(m, b->dn, m->head, b->logits, last->n1, c->C, c->V, 0);
-    s->zero(b->dx, (size_t)N * c->C * sizeof(hmoe_real));
-    s->rmsnorm_backward(b->dx, m->grads + last->w_norm1, b->dn, last->x, m->params + last->w_norm1,
-                        last->rrms1, N, c->C);
-    for (int l = c->L - 1; l >= 0; l--) {
-        hmoe__moe_block_backward(m, l, N, scale);
-        hmoe__attention_block_backward(m, l, B, T);
-    }
-    s->embed_backward(m->grads, b->tokens, b->dx, N, c->C);
-    for (int l = 0; l < c->L; l++)
-        for (int e = 0; e < c->E; e++)
-            m->chosen[l * c->E + e] += b->host_sums[l * hmoe__sum_count(c) + e];
-    m->step_tokens += m->all_tokens;
-    m->tokens += m->all_tokens;
-    m->flops += m->pass_flops;
-    return hmoe__settle(m);
-}
-
-/* ---------------------------------------------------------------------------------------------
-   OPTIMIZER - clipping, AdamW, the schedule; and the table of steps. */
-
 /* In 256 pieces of fixed place, so that the order of the sum does not depend on the threads. */
 static double hmoe__squared_norm(const hmoe_real *g, size_t n) {
     double part[256], sum = 0;
@@ -2476,27 +2646,6 @@ static double hmoe__squared_norm(const hmoe_real *g, size_t n) {
     }
     for (int i = 0; i < 256; i++) sum += part[i];
     return sum;
-}
-
-/* m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,
-   w -= lr (mhat / (sqrt(vhat) + 1e-8) + decay w);   and g = 0 for the next step: one pass over
-   memory, which is what this costs. All parameters are visited, not the activated ones alone. */
-static void hmoe__adamw(hmoe_real *w, hmoe_real *g, hmoe_real *m, hmoe_real *v, size_t n,
-                        const hmoe_rates *rates) {
-    const hmoe_rates r = *rates;
-    int blocks = (int)((n + 4095) / 4096);
-    HMOE__PARALLEL_FOR(blocks)
-    for (int block = 0; block < blocks; block++) {
-        size_t start = (size_t)block * 4096, end = start + 4096 < n ? start + 4096 : n;
-        HMOE__SIMD
-        for (size_t i = start; i < end; i++) {
-            hmoe_real g_i = g[i] * r.scale;
-            hmoe_real m_i = r.beta1 * m[i] + (1 - r.beta1) * g_i;
-            hmoe_real v_i = r.beta2 * v[i] + (1 - r.beta2) * g_i * g_i;
-            w[i] -= r.step * m_i / (hmoe__sqrt(v_i) * r.root + (hmoe_real)1e-8) + r.decay * w[i];
-            m[i] = m_i, v[i] = v_i, g[i] = 0;
-        }
-    }
 }
 
 /* The processor's own steps, in the order of hmoe_steps. */
@@ -2519,127 +2668,6 @@ static const hmoe_steps *hmoe__cpu(void) {
         hmoe__combine_backward, hmoe__squared_norm, hmoe__adamw,
     };
     return &steps;
-}
-
-hmoe_adamw hmoe_default_adamw(void) {
-    hmoe_adamw a = { 2e-3, 0.9, 0.99, 0.1, 1.0 };
-    return a;
-}
-
-double hmoe_learning_rate(int64_t step, int64_t warmup, int64_t steps, double lr, double min_lr) {
-    double done;
-    if (step <= warmup) return lr * (double)step / (double)warmup;
-    if (step >= steps) return min_lr;
-    done = (double)(step - warmup) / (double)(steps - warmup);
-    return min_lr + (lr - min_lr) * 0.5 * (1 + cos(3.141592653589793 * done));
-}
-
-/* Forgets what the passes since the last update left, but for the gradients. */
-static void hmoe__begin_step(hmoe_model *m) {
-    memset(m->chosen, 0, (size_t)m->config.L * m->config.E * sizeof *m->chosen);
-    m->step_tokens = 0;
-    m->mode = -1;   /* the activations are those of other weights */
-}
-
-void hmoe_zero_gradients(hmoe_model *m) {
-    if (m->grads) m->steps->zero(m->grads, m->param_count * sizeof(hmoe_real));
-    hmoe__begin_step(m);
-}
-
-/* Bias balancing (Wang et al. 2024):  b_e += rate sign(mean load - load_e)
-   load: [E], over the tokens of the step: chosen[e], or chosen[e] H[e] where work is balanced; null
-   experts, which do no work, then count neither in the mean nor move. */
-static void hmoe__steer_bias(hmoe_real *b, const double *chosen, const hmoe_config *c) {
-    int work = c->balance == HMOE_BALANCE_WORK, n = 0;
-    double load[HMOE_MAX_EXPERTS], sum = 0;
-    for (int e = 0; e < c->E; e++) {
-        load[e] = chosen[e] * (work ? c->H[e] : 1);
-        sum += load[e];
-        n += !work || c->H[e] > 0;
-    }
-    for (int e = 0; e < c->E; e++)   /* loads are whole numbers: an exact tie moves nothing */
-        if (!work || c->H[e] > 0)
-            b[e] += (hmoe_real)(c->balance_rate * ((n * load[e] < sum) - (n * load[e] > sum)));
-}
-
-/* A budget F (as DTop-p, arXiv 2512.13996, holds |S|):  logit(p) += 0.1 (F - width) / F
-   width: the chosen experts' share of all widths, mean over the step's tokens. In the logit a step
-   means as much near 1, where 1 - p counts, as elsewhere. The limits keep p where it has an effect,
-   so p reacts in the next step: the largest P is at least 1 / E. */
-static hmoe_real hmoe__steered_p(double p, double width, const hmoe_config *c) {
-    const double low = 0.5 / c->E, high = 1 - 1e-5;
-    p = p < low ? low : p > high ? high : p;
-    p = 1 / (1 + (1 - p) / p * exp(-0.1 * (c->budget - width) / c->budget));
-    return (hmoe_real)(p < low ? low : p > high ? high : p);
-}
-
-/* Moves the state of each layer by what the tokens of this step chose. */
-static hmoe_status hmoe__steer(hmoe_model *m) {
-    const hmoe_config *c = &m->config;
-    if (!c->balance && c->budget == 0) return HMOE_OK;
-    for (int l = 0; l < c->L && m->step_tokens > 0; l++) {
-        const double *chosen = m->chosen + l * c->E;
-        hmoe_real b[HMOE_MAX_EXPERTS], p, *bias = m->params + m->layers[l].bias;
-        hmoe_real *top_p = m->params + m->layers[l].top_p;
-        double width = 0;
-        if (c->balance) {
-            m->steps->fetch(b, bias, (size_t)c->E * sizeof *b);
-            hmoe__steer_bias(b, chosen, c);
-            m->steps->store(bias, b, (size_t)c->E * sizeof *b);
-        }
-        if (c->budget > 0) {
-            for (int e = 0; e < c->E; e++) width += chosen[e] * c->H[e];
-            m->steps->fetch(&p, top_p, sizeof p);
-            width /= (double)m->step_tokens * hmoe__total_width(c);
-            p = hmoe__steered_p((double)p, width, c);
-            m->steps->store(top_p, &p, sizeof p);
-        }
-    }
-    return hmoe__settle(m);
-}
-
-/* Adds up the gradients of all processes; clears them where their norm is not finite. */
-static hmoe_status hmoe__gradient_norm(hmoe_model *m) {
-    m->grad_norm = sqrt(m->peers ? m->peers->reduce(m)
-                                 : m->steps->squared_norm(m->grads, m->param_count));
-    if (isfinite(m->grad_norm)) return HMOE_OK;
-    hmoe_zero_gradients(m);
-    return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "the gradients' norm is %f", m->grad_norm);
-}
-
-hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
-    double t = (double)m->step + 1, clip = 1;
-    hmoe_rates rates;
-    m->message[0] = 0;
-    if (!m->grads) return HMOE__BAD(m->message, "this model was not made for training");
-    rates.beta1 = (hmoe_real)a->beta1, rates.beta2 = (hmoe_real)a->beta2;
-    rates.step = (hmoe_real)(a->lr / (1 - pow(a->beta1, t)));
-    rates.root = (hmoe_real)(1 / sqrt(1 - pow(a->beta2, t)));
-    rates.decay = (hmoe_real)(a->lr * a->weight_decay);
-    if (!(a->lr >= 0 && a->beta1 >= 0 && rates.beta1 < 1 && a->beta2 >= 0 && rates.beta2 < 1
-          && a->weight_decay >= 0 && a->clip >= 0 && isfinite(rates.step) && isfinite(rates.decay)))
-        return HMOE__BAD(m->message, "AdamW with lr %g, betas %.9g %.9g, decay %g, clip %g: in %d "
-                         "bytes betas must be below 1, lr and lr * decay finite, none negative",
-                         a->lr, a->beta1, a->beta2, a->weight_decay, a->clip,
-                         (int)sizeof rates.step);
-    HMOE__TRY(hmoe__gradient_norm(m));
-    if (a->clip > 0 && m->grad_norm > a->clip) clip = a->clip / m->grad_norm;
-    rates.scale = (hmoe_real)clip;
-    for (size_t i = 0, j; i < m->tensor_count; i = j) {   /* neighbours of one kind in one call */
-        const hmoe_tensor *one = &m->tensors[i];
-        size_t at = one->offset, end;
-        for (j = i + 1; j < m->tensor_count && m->tensors[j].dims == one->dims
-                        && m->tensors[j].fixed == one->fixed; j++) {}
-        end = j < m->tensor_count ? m->tensors[j].offset : m->param_count;
-        rates.decay = (hmoe_real)(one->dims == 2 ? a->lr * a->weight_decay : 0);
-        if (one->fixed) m->steps->zero(m->grads + at, (end - at) * sizeof *m->grads);
-        else m->steps->adamw(m->params + at, m->grads + at, m->exp_avg + at, m->exp_avg_sq + at,
-                        end - at, &rates);
-    }
-    hmoe_status status = hmoe__steer(m);
-    m->step++;
-    hmoe__begin_step(m);
-    return status;
 }
 
 /* ---------------------------------------------------------------------------------------------
@@ -2742,6 +2770,9 @@ int hmoe_sample(hmoe_real *logits, int V, double temperature, int top_k, double 
         }
     return last;
 }
+
+/* =============================================================================================
+   PART THREE - FILES AND INSPECTION */
 
 /* ---------------------------------------------------------------------------------------------
    INSPECTION */
@@ -2914,7 +2945,6 @@ hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x,
     s->give_back(on);
     return status;
 }
-
 
 /* ---------------------------------------------------------------------------------------------
    FILES - in the layout of Hugging Face's Mixtral.
@@ -4067,7 +4097,6 @@ hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training) {
     status = hmoe__created(m, status);
     return status ? status : hmoe__created(m, hmoe__lead(m, hmoe__read, dir, training));
 }
-
 
 #endif /* HMOE_NO_FILES */
 
