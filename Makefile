@@ -19,7 +19,7 @@ NVCC = $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc)
 SM = 75 80 86 89 90
 
 TINY = tinyshakespeare/input.txt
-HEADERS = hmoe.h hmoe_muon.h hmoe_parallel.h hmoe_mpi.h cli.h cli_peers.h
+HEADERS = hmoe.h hmoe_placement.h hmoe_muon.h hmoe_parallel.h hmoe_mpi.h cli.h cli_peers.h
 PROGRAMS = $(BIN)train_tiny $(BIN)generate
 DOUBLE_TESTS = $(BUILD)/test_gradients $(BUILD)/test_equivalence $(BUILD)/test_numbers \
 	$(BUILD)/test_muon $(BUILD)/test_steering

@@ -490,9 +490,9 @@ static inline hmoe_status cli_copy(hmoe_model *copy, hmoe_model *m) {
     hmoe_status status = hmoe_create(copy, &m->config, m->seed, 0, 0);
     const char *error;
     if (status) return status;
-    m->steps->fetch(copy->params, m->params, m->param_count * sizeof *m->params);
-    if ((error = m->steps->error()) == NULL) return HMOE_OK;
-    snprintf(copy->message, sizeof copy->message, "%s: %s", m->steps->name, error);
+    m->backend->download(copy->params, m->params, m->param_count * sizeof *m->params);
+    if ((error = m->backend->synchronize()) == NULL) return HMOE_OK;
+    snprintf(copy->message, sizeof copy->message, "%s: %s", m->backend->name, error);
     return HMOE_IO;
 }
 
@@ -504,7 +504,7 @@ static inline hmoe_status cli_write(hmoe_model *m, const unsigned char *prompt, 
     hmoe_cache cache = { 0 };
     hmoe_model copy = { 0 }, *given = m;
     hmoe_status status = HMOE_OK;
-    if (strcmp(m->steps->name, "cpu")) m = &copy, status = cli_copy(m, given);
+    if (strcmp(m->backend->name, "cpu")) m = &copy, status = cli_copy(m, given);
     if (!status) status = hmoe_cache_create(&cache, m);
     for (size_t i = 0; i < prompt_size && !status && n > 0; i++)
         status = hmoe_next(m, &cache, prompt[i], logits);
@@ -522,13 +522,13 @@ static inline hmoe_status cli_write(hmoe_model *m, const unsigned char *prompt, 
 
 /* The sum over all processes. */
 static inline double cli_sum(hmoe_model *m, double x) {
-    if (m->peers) m->peers->sum(m, &x, 1);
+    if (m->processes) m->processes->sum(m, &x, 1);
     return x;
 }
 
 /* Is every weight of theirs? */
 static inline int cli_is_finite(hmoe_model *m) {
-    return isfinite(cli_sum(m, m->steps->squared_norm(m->params, m->param_count)));
+    return isfinite(cli_sum(m, m->backend->squared_norm(m->params, m->param_count)));
 }
 
 /* What a text goes on from where nothing else is said: a newline, or token 0 if there is none. */
@@ -561,13 +561,13 @@ typedef struct cli_backend {
       "in which cuda multiplies", 0 }
 
 /* Gets them ready. Returns the steps for a model. */
-static inline const hmoe_steps *cli_steps(const cli_backend *b) {
+static inline const hmoe_backend *cli_steps(const cli_backend *b) {
     cli_threads(b->threads);
     if (b->bf16 && !b->cuda) cli_fail(2, "--precision bf16: the cpu computes in float32 only");
     if (!b->cuda) return NULL;                       /* the CPU's */
 #ifdef HMOE_CUDA
     char why[HMOE_MESSAGE_SIZE];
-    const hmoe_steps *steps = hmoe_cuda(b->bf16 ? HMOE_BF16 : HMOE_FLOAT32, why);
+    const hmoe_backend *steps = hmoe_cuda(b->bf16 ? HMOE_BF16 : HMOE_FLOAT32, why);
     if (!steps) cli_fail(1, "%s", why);
     return steps;
 #else

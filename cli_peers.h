@@ -16,9 +16,8 @@ static inline void cli_begin(const char *program, int *argc, char ***argv) {
     (void)argc, (void)argv;
 }
 static inline const char *cli_launcher(void) { return ""; }
-static inline hmoe_peers *cli_join(cli_peers *p, const cli_option *options, int n) {
-    (void)p, (void)options, (void)n;
-    return NULL;
+static inline void cli_join(cli_peers *p, hmoe_model *m, const cli_option *options, int n) {
+    (void)p, (void)m, (void)options, (void)n;
 }
 static inline unsigned char *cli_read_once(const char *path, size_t *size, const char *hint) {
     return cli_read(path, size, hint);
@@ -119,8 +118,8 @@ static inline void cli_place(cli_peers *p) {
     }
 }
 
-/* Joins the others: the peers of a model. */
-static inline hmoe_peers *cli_join(cli_peers *p, const cli_option *options, int n) {
+/* Joins the other processes, to train m with them. */
+static inline void cli_join(cli_peers *p, hmoe_model *m, const cli_option *options, int n) {
     char why[HMOE_MESSAGE_SIZE];
     const int *batch = NULL;
     cli_same_options(options, n);
@@ -138,15 +137,15 @@ static inline hmoe_peers *cli_join(cli_peers *p, const cli_option *options, int 
         cli_fail(1, "%s", why);
     cli_place(p);
     cli_joined = &p->parallel;
-    return &p->parallel.peers;
+    hmoe_train_with(m, &p->parallel);
 }
 
 /* A file that the first process reads for all. */
 static inline unsigned char *cli_read_once(const char *path, size_t *size, const char *hint) {
     unsigned char *bytes = cli_rank ? NULL : cli_read(path, size, hint);
-    hmoe_share(cli_joined, size, sizeof *size);
+    hmoe_broadcast(cli_joined, size, sizeof *size);
     if (cli_rank) bytes = (unsigned char *)cli_alloc(*size);
-    hmoe_share(cli_joined, bytes, *size);
+    hmoe_broadcast(cli_joined, bytes, *size);
     return bytes;
 }
 
@@ -171,7 +170,7 @@ static inline void cli_introduce_peers(const cli_peers *p, const hmoe_model *m) 
 /* Who computes. */
 static inline void cli_introduce(const cli_peers *p, const hmoe_model *m) {
     cli_introduce_peers(p, m);
-    if (strcmp(m->steps->name, "cpu")) printf("backend  %s\n", m->steps->name);
+    if (strcmp(m->backend->name, "cpu")) printf("backend  %s\n", m->backend->name);
     else printf("threads  %d%s\n", cli_threads(0), CLI_OPENMP);
     fflush(stdout);
 }

@@ -7,6 +7,7 @@
        generate --help                                      all options */
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
+#include "hmoe_placement.h"
 #include "cli.h"
 #include "page.h"
 
@@ -272,7 +273,7 @@ int main(int argc, char **argv) {
     hmoe_config config;
     cli_program = "generate";
     const char *dir = read_options(argc, argv);
-    model.steps = cli_steps(&set.backend);
+    model.backend = cli_steps(&set.backend);
     if (hmoe_load_config(&config, dir, why)) cli_fail(1, "%s", why);
     int batch = !set.score ? 0 : config.T < 1024 ? 1024 / config.T : 1;
     if (hmoe_load(&model, dir, batch, 0)) cli_fail(1, "%s", model.message);

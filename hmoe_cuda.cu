@@ -1,6 +1,6 @@
-/* hmoe_cuda.cu - the steps of hmoe.h on a GPU. Optional: hmoe.h is complete without it.
+/* hmoe_cuda.cu - the backend of hmoe.h for a GPU. Optional: hmoe.h is complete without it.
 
-   A backend is a table of steps (hmoe_steps). This file fills it with kernels; weights, gradients,
+   A backend is a table of functions (hmoe_backend). This file fills it with kernels; weights, gradients,
    moments and activations live on the GPU: a training step takes tokens in and gives a loss and the
    routers' sums out. Its heart is `multiply`, under PRODUCTS: a list of matrix products, ragged in
    rows and unequal in width, in one launch.
@@ -88,7 +88,7 @@ struct Device {
     int blocks;                /* multiprocessors: what grids are multiples of */
     Array *arrays;
     double *sums;              /* [SUMS], for squared_norm */
-    cudaError_t error;         /* the first since the last hmoe_steps.error, */
+    cudaError_t error;         /* the first since the last hmoe_backend.error, */
     const char *doing;         /*   and what met it */
     char text[HMOE_MESSAGE_SIZE];
 } device;
@@ -177,7 +177,7 @@ bf16 *twin(const float *x) {
     return a->twin ? a->twin + (x - a->data) : NULL;
 }
 
-template <int precision> void *get(size_t bytes) {
+template <int precision> void *device_alloc(size_t bytes) {
     Array *a = (Array *)calloc(1, sizeof *a);
     cudaError_t e;
     if (!a) return NULL;
@@ -195,7 +195,7 @@ template <int precision> void *get(size_t bytes) {
     return a->data;
 }
 
-void give_back(void *array) {
+void device_free(void *array) {
     Array **link = &device.arrays, *a;
     while (*link && (*link)->data != array) link = &(*link)->next;
     a = *link;
@@ -206,7 +206,7 @@ void give_back(void *array) {
     free(a);
 }
 
-void fetch(void *host, const void *array, size_t bytes) {
+void download(void *host, const void *array, size_t bytes) {
     if (!ok(cudaMemcpy(host, array, bytes, cudaMemcpyDeviceToHost), "fetching from the device"))
         memset(host, 0, bytes);
 }
@@ -217,7 +217,7 @@ void refresh_twin(void *array, size_t bytes) {
     if (array_of(x) && array_of(x)->twin) LAUNCH(round_to_bf16, bytes / 4, twin(x), x, bytes / 4);
 }
 
-void store(void *array, const void *host, size_t bytes) {
+void upload(void *array, const void *host, size_t bytes) {
     ok(cudaMemcpy(array, host, bytes, cudaMemcpyHostToDevice), "storing on the device");
     refresh_twin(array, bytes);
 }
@@ -227,7 +227,7 @@ void zero(void *array, size_t bytes) {
     refresh_twin(array, bytes);
 }
 
-const char *device_error() {
+const char *synchronize() {
     ok(cudaDeviceSynchronize(), "waiting for the device");
     if (!device.error) return NULL;
     snprintf(device.text, sizeof device.text, "%s (%s)", cudaGetErrorString(device.error),
@@ -624,7 +624,7 @@ void linear_backward_weight(const hmoe_linear *list, int n) { linear(list, n, WE
 
 /* The experts' first half, in one launch: a tile has 32 columns of W1 x and the same 32 of W3 x, so
    SwiGLU is made where they meet. */
-void up_forward(float *h, const hmoe_linear *list, const hmoe_routes *, const int *, int E,
+void experts_up(float *h, const hmoe_linear *list, const int *, const int *, int E,
                 int ldh) {
     linear(list, E, FORWARD, h, ldh);
 }
@@ -820,12 +820,12 @@ struct Widths { int H[HMOE_MAX_EXPERTS]; };
 
 /* A warp a row. Formulas: hmoe__swiglu_row_backward. */
 __global__ void swiglu_backward_kernel(float *u, bf16 *u_twin, float *h, bf16 *h_twin, float *dgate,
-                                       const float *dh, hmoe_routes routes,
+                                       const float *dh, const int *start, const float *row_gate,
                                        const __grid_constant__ Widths widths, int E, int ldh) {
-    EACH_WARP(row, routes.expert_start[E]) {
-        int e = member_of(routes.expert_start, E, row), H = widths.H[e];
+    EACH_WARP(row, start[E]) {
+        int e = member_of(start, E, row), H = widths.H[e];
         size_t a_at = row * 2 * ldh, h_at = row * ldh;
-        float g = routes.row_gate[row], dg = 0;
+        float g = row_gate[row], dg = 0;
         for (int i = lane(); i < H; i += 32) {
             float a = u[a_at + i], b = u[a_at + H + i], s = 1 / (1 + expf(-a)), d = dh[h_at + i];
             dg += d * a * s * b;
@@ -837,12 +837,12 @@ __global__ void swiglu_backward_kernel(float *u, bf16 *u_twin, float *h, bf16 *h
         if (lane() == 0) dgate[row] = dg;
     }
 }
-void swiglu_backward(float *u, float *h, float *dgate, const float *dh, const hmoe_routes *routes,
-                     const int *H, int E, int ldh) {
-    Widths widths;   /* how many rows there are, the host does not know */
+void swiglu_backward(float *u, float *h, float *dgate, const float *dh, const int *start,
+                     const float *row_gate, const int *H, int E, int ldh) {
+    Widths widths;   /* the host does not know the number of rows */
     memcpy(widths.H, H, (size_t)E * sizeof *H);
     LAUNCH_BLOCKS(swiglu_backward_kernel, device.blocks * 8, u, twin(u), h, twin(h), dgate, dh,
-                  *routes, widths, E, ldh);
+                  start, row_gate, widths, E, ldh);
 }
 
 /* The same bits as hmoe_random and hmoe_normal of hmoe.h. */
@@ -884,6 +884,13 @@ void dropout(float *y, const float *x, const float *dy, double p, uint64_t key, 
     size_t fours = (size_t)N * ((C + 3) / 4);
     LAUNCH(dropout_kernel, fours, y, twin(y), x, dy, (uint64_t)(p * 65536), (float)(1 / (1 - p)),
            key, first, fours, C);
+}
+void dropout_forward(float *y, const float *x, double p, uint64_t key, int first, int N, int C) {
+    dropout(y, x, NULL, p, key, first, N, C);
+}
+void dropout_backward(float *dblock, const float *dy, double p, uint64_t key, int first, int N,
+                      int C) {
+    dropout(dblock, NULL, dy, p, key, first, N, C);
 }
 
 /* The log of the sum of exp(x), by a warp. */
@@ -1150,7 +1157,7 @@ __global__ void squared_norm_kernel(double *sums, const float *g, size_t n) {
 double squared_norm(const float *g, size_t n) {
     double part[SUMS], sum = 0;
     LAUNCH_BLOCKS(squared_norm_kernel, SUMS, device.sums, g, n);
-    fetch(part, device.sums, sizeof part);
+    download(part, device.sums, sizeof part);
     for (int i = 0; i < SUMS; i++) sum += part[i];
     return device.error ? NAN : sum;
 }
@@ -1170,20 +1177,22 @@ void adamw(float *w, float *g, float *m, float *v, size_t n, const hmoe_rates *r
 }
 
 /* ---------------------------------------------------------------------------------------------
-   THE TABLE - in the order of hmoe_steps. Only `get` differs: arrays know if they have twins. */
-#define STEPS(name, get) { \
-    name, device_error, get, give_back, fetch, store, zero, linear_forward, \
-    linear_backward_input, linear_backward_weight, embed_forward, embed_backward, \
-    rmsnorm_forward, rmsnorm_backward, rope, attention_forward, attention_backward, up_forward, \
-    swiglu_backward, dropout, cross_entropy_forward, cross_entropy_backward, noise_forward, \
-    noise_backward, router_softmax, choose, dispatch, router_sums, router_backward, \
-    combine_forward, combine_backward, squared_norm, adamw }
-const hmoe_steps steps_float32 = STEPS("cuda", get<HMOE_FLOAT32>);
-const hmoe_steps steps_bf16 = STEPS("cuda bf16", get<HMOE_BF16>);
+   THE TABLE - in the order of struct hmoe_backend. The two backends differ in `alloc`: an array knows
+   whether it has a twin. */
+#define BACKEND(name, alloc) { \
+    name, synchronize, alloc, device_free, download, upload, zero, \
+    linear_forward, linear_backward_input, linear_backward_weight, \
+    router_softmax, choose, dispatch, router_sums, router_backward, noise_forward, noise_backward, \
+    experts_up, swiglu_backward, combine_forward, combine_backward, \
+    embed_forward, embed_backward, rmsnorm_forward, rmsnorm_backward, rope, attention_forward, \
+    attention_backward, cross_entropy_forward, cross_entropy_backward, dropout_forward, \
+    dropout_backward, squared_norm, adamw }
+const hmoe_backend backend_float32 = BACKEND("cuda", device_alloc<HMOE_FLOAT32>);
+const hmoe_backend backend_bf16 = BACKEND("cuda bf16", device_alloc<HMOE_BF16>);
 
 }  /* namespace */
 
-const hmoe_steps *hmoe_cuda(hmoe_precision precision, char *message) {
+const hmoe_backend *hmoe_cuda(hmoe_precision precision, char *message) {
     char unused[HMOE_MESSAGE_SIZE], *text = message ? message : unused;
     int count = 0, which = 0, major = 0;
     cudaError_t e = cudaGetDeviceCount(&count);
@@ -1199,5 +1208,5 @@ const hmoe_steps *hmoe_cuda(hmoe_precision precision, char *message) {
         snprintf(text, HMOE_MESSAGE_SIZE, "this GPU has no bf16, which begins with compute "
                  "capability 8.0: use float32");
     if (text[0]) return NULL;
-    return precision == HMOE_BF16 ? &steps_bf16 : &steps_float32;
+    return precision == HMOE_BF16 ? &backend_bf16 : &backend_float32;
 }

@@ -48,6 +48,7 @@ typedef struct hmoe_muon {
     double momentum;              /* 0.95 */
     double weight_decay;          /* 0.05 */
     /* inside */
+    unsigned char *mine;          /* [tensor_count] 1: this tensor is updated here */
     hmoe_muon_matrix *matrices;   /* those of one group of tensors at a time */
     hmoe_real *scratch;
 } hmoe_muon;
@@ -72,11 +73,10 @@ hmoe_status hmoe_muon_update(hmoe_muon *muon, hmoe_model *m);
 #ifndef HMOE_MUON_IMPLEMENTED
 #define HMOE_MUON_IMPLEMENTED
 
-enum { HMOE__GROUP = 64,     /* matrices whose products make one list; scratch is for as many */
-       HMOE__MUONS = 2 };    /* what `fixed` is of those; 1 is the program's */
+enum { HMOE__GROUP = 64 };   /* matrices whose products make one list; scratch is for as many */
 
 hmoe_muon hmoe_default_muon(void) {
-    hmoe_muon muon = { 0.02, 0.95, 0.05, NULL, NULL };
+    hmoe_muon muon = { 0.02, 0.95, 0.05, NULL, NULL, NULL };
     return muon;
 }
 
@@ -92,7 +92,7 @@ static size_t hmoe__muon_group(hmoe_muon *muon, const hmoe_model *m, size_t *nex
         const hmoe_tensor *t = &m->tensors[*next];
         size_t small = (size_t)(t->rows < t->cols ? t->rows : t->cols);
         size_t size = (size_t)t->rows * t->cols, at[4] = { used, used + size, 0, 0 };
-        if (t->fixed != HMOE__MUONS || !hmoe__is_here(m, t->expert)) continue;
+        if (!muon->mine[*next] || !hmoe__is_local(m, t->expert)) continue;
         at[2] = at[1] + size, at[3] = at[2] + small * small;
         used = at[3] + small * small;
         if (muon->scratch) {
@@ -112,33 +112,32 @@ hmoe_status hmoe_muon_create(hmoe_muon *muon, hmoe_model *m) {
     hmoe_status status;
     int n;
     m->message[0] = 0;
-    muon->scratch = NULL, muon->matrices = NULL;
+    muon->scratch = NULL, muon->matrices = NULL, muon->mine = NULL;
     if (!m->grads) return HMOE__BAD(m->message, "this model was not made for training");
-    if (m->steps != hmoe__cpu())
-        return HMOE__BAD(m->message, "Muon runs on the CPU, not on the %s backend", m->steps->name);
-    for (size_t i = 0; i < m->tensor_count; i++)   /* what the program froze stays frozen */
-        if (!m->tensors[i].fixed && hmoe__is_for_muon(&m->tensors[i]))
-            m->tensors[i].fixed = HMOE__MUONS;
-    while (next < m->tensor_count) {
+    if (m->backend != hmoe__cpu_backend())
+        return HMOE__BAD(m->message, "Muon runs on the CPU, not on the %s backend", m->backend->name);
+    muon->mine = (unsigned char *)hmoe__alloc_zeroed(m->tensor_count, 1);
+    for (size_t i = 0; muon->mine && i < m->tensor_count; i++)   /* not those that the caller froze */
+        muon->mine[i] = !m->tensors[i].frozen && hmoe__is_for_muon(&m->tensors[i]);
+    while (muon->mine && next < m->tensor_count) {
         size_t used = hmoe__muon_group(muon, m, &next, &n);
         most = used > most ? used : most;
     }
-    muon->matrices = (hmoe_muon_matrix *)hmoe__zeroed(HMOE__GROUP, sizeof *muon->matrices);
-    muon->scratch = (hmoe_real *)hmoe__zeroed(most, sizeof *muon->scratch);
-    status = hmoe__agree(m, muon->matrices && muon->scratch ? HMOE_OK : hmoe__no_memory(
+    muon->matrices = (hmoe_muon_matrix *)hmoe__alloc_zeroed(HMOE__GROUP, sizeof *muon->matrices);
+    muon->scratch = (hmoe_real *)hmoe__alloc_zeroed(most, sizeof *muon->scratch);
+    status = hmoe__common_status(m, muon->mine && muon->matrices && muon->scratch ? HMOE_OK : hmoe__no_memory(
                          m->message, (double)most * sizeof(hmoe_real), "Muon's products"), 0);
-    if (status) {
-        for (size_t i = 0; i < m->tensor_count; i++)
-            if (m->tensors[i].fixed == HMOE__MUONS) m->tensors[i].fixed = 0;
-        hmoe_muon_free(muon);
-    }
+    if (status) hmoe_muon_free(muon);
+    for (size_t i = 0; !status && i < m->tensor_count; i++)   /* AdamW leaves them alone */
+        if (muon->mine[i]) m->tensors[i].frozen = 1;
     return status;
 }
 
 void hmoe_muon_free(hmoe_muon *muon) {
+    HMOE_FREE(muon->mine);
     HMOE_FREE(muon->matrices);
     HMOE_FREE(muon->scratch);
-    muon->matrices = NULL, muon->scratch = NULL;
+    muon->mine = NULL, muon->matrices = NULL, muon->scratch = NULL;
 }
 
 /* Where number i, j of the matrix lies in X. */
@@ -197,11 +196,11 @@ static void hmoe__newton_schulz(const hmoe_model *m, hmoe_muon_matrix *q, int n)
                               NULL };
             to_A[i] = A, to_AA[i] = AA, to_X[i] = X;
         }
-        m->steps->linear_forward(to_A, n);           /* A  = X X^T */
-        m->steps->linear_forward(to_AA, n);          /* B  = A A^T, and A is symmetric */
+        m->backend->linear_forward(to_A, n);           /* A  = X X^T */
+        m->backend->linear_forward(to_AA, n);          /* B  = A A^T, and A is symmetric */
         HMOE__PARALLEL_FOR(n)
         for (int i = 0; i < n; i++) hmoe__muon_mix(&q[i]);
-        m->steps->linear_backward_input(to_X, n);    /* Y  = B X */
+        m->backend->linear_backward_input(to_X, n);    /* Y  = B X */
         for (int i = 0; i < n; i++) {
             hmoe_real *X = q[i].X;
             q[i].X = q[i].Y, q[i].Y = X;

@@ -27,6 +27,7 @@
 #define HMOE_PARALLEL_H
 
 #include "hmoe.h"
+#include "hmoe_placement.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -59,7 +60,6 @@ typedef enum hmoe_traffic {
 } hmoe_traffic;
 
 typedef struct hmoe_parallel {
-    hmoe_peers peers;                 /* for a model's `peers`; first, so that it leads back here */
     hmoe_placement placement;
     int device[HMOE_MAX_EXPERTS];     /* which process of a group has expert e; HMOE_GIVEN: set */
     double messages[HMOE_KINDS], bytes[HMOE_KINDS];
@@ -67,6 +67,7 @@ typedef struct hmoe_parallel {
     int64_t reduced;                  /* the step whose gradients are summed up, 0: none */
     double norm;                      /* their squared norm */
     const hmoe_wire *wire;
+    int here[HMOE_MAX_EXPERTS];           /* 1: expert e lies in this process */
     int mine, expert[HMOE_MAX_EXPERTS];   /* the experts here, ascending, */
     int H[HMOE_MAX_EXPERTS], ldh;         /*   their widths, and the widest */
     int order[HMOE_MAX_EXPERTS];          /* all experts, by process and then by number: */
@@ -81,18 +82,19 @@ typedef struct hmoe_parallel {
     hmoe_real *h, *dh, *dg, *ones;        /* [most, ldh], [most, ldh], [most], [most] by expert */
 } hmoe_parallel;
 
-/* Sets p up for a network, which must outlive it; placement and device may be changed after it. Set
-   m->peers = &p->peers before hmoe_create or hmoe_load; max_B is then the most sequences of this
+/* Sets p up for a network, which must outlive it; placement and device may be changed after it. Call
+   hmoe_train_with(m, p) before hmoe_create or hmoe_load; max_B is then the most sequences of this
    process. From then on all processes make the same calls for m, with the same arguments but for
    tokens, targets and B, which may be 0. Losses, usage and the gradients' norm are those of all
    together. What hmoe_save writes is what a single process would write; the first one writes it,
    and reads it for all. Failures are everyone's: the same status, the same message; but where
    hmoe_join itself fails it is this process's alone, and the others must be ended. */
 hmoe_status hmoe_join(hmoe_parallel *p, const hmoe_wire *wire, char *message);
+void hmoe_train_with(hmoe_model *m, hmoe_parallel *p);   /* p NULL: this process alone */
 void hmoe_leave(hmoe_parallel *p);        /* when its model is freed */
 
 /* Bytes of the first process, for all. */
-void hmoe_share(hmoe_parallel *p, void *bytes, size_t n);
+void hmoe_broadcast(hmoe_parallel *p, void *bytes, size_t n);
 
 #ifdef __cplusplus
 }
@@ -118,7 +120,13 @@ typedef struct hmoe__crossing {
     hmoe_real *y;                 /* [N * slots, C] what experts gave, in the order of sending */
 } hmoe__crossing;
 
-static hmoe_parallel *hmoe__parallel(const hmoe_model *m) { return (hmoe_parallel *)m->peers; }
+static hmoe_parallel *hmoe__parallel(const hmoe_model *m) { return (hmoe_parallel *)m->parallel; }
+
+static int hmoe__parallel_rank(const hmoe_model *m) { return hmoe__parallel(m)->wire->rank; }
+
+static int hmoe__parallel_has(const hmoe_model *m, int expert) {
+    return hmoe__parallel(m)->here[expert];
+}
 
 static int hmoe__size_of(const hmoe_parallel *p, hmoe_among among) {
     int D = p->wire->expert_ranks, R = p->wire->size;
@@ -194,7 +202,7 @@ static void hmoe__sum(hmoe_parallel *p, hmoe_among among, void *x, size_t n, siz
     }
 }
 
-static void hmoe__peers_sum(hmoe_model *m, double *x, int n) {
+static void hmoe__parallel_sum(hmoe_model *m, double *x, int n) {
     hmoe__sum(hmoe__parallel(m), HMOE_ALL, x, (size_t)n, sizeof *x, HMOE_SUMS);
 }
 
@@ -209,9 +217,9 @@ static void hmoe__pass_on(hmoe_parallel *p, int from, void *bytes, size_t n) {
     for (int r = 0; r < w->size; r++) if (r != from) hmoe__send(p, r, bytes, n);
 }
 
-void hmoe_share(hmoe_parallel *p, void *bytes, size_t n) { hmoe__pass_on(p, 0, bytes, n); }
+void hmoe_broadcast(hmoe_parallel *p, void *bytes, size_t n) { hmoe__pass_on(p, 0, bytes, n); }
 
-static hmoe_status hmoe__peers_agree(hmoe_model *m, hmoe_status status, int N) {
+static hmoe_status hmoe__parallel_common_status(hmoe_model *m, hmoe_status status, int N) {
     hmoe_parallel *p = hmoe__parallel(m);
     int mine[2], *all = p->everyones, first = 0;
     double tokens = 0;
@@ -238,7 +246,7 @@ static hmoe_status hmoe__check_copies(hmoe_model *m) {
     double differ = 0;
     for (size_t i = 0; i < m->tensor_count; i++) {
         const hmoe_tensor *t = &m->tensors[i];
-        size_t n = hmoe__is_here(m, t->expert) ? (size_t)t->rows * t->cols : 0;
+        size_t n = hmoe__is_local(m, t->expert) ? (size_t)t->rows * t->cols : 0;
         for (size_t k = 0; k < n; k++) {
             uint64_t bits = 0, *of = &hash[t->expert >= 0];
             memcpy(&bits, &m->params[t->offset + k], sizeof *m->params);
@@ -250,7 +258,7 @@ static hmoe_status hmoe__check_copies(hmoe_model *m) {
         hmoe__gather(p, among, &hash[experts], all, sizeof *all);
         for (int r = 1; r < hmoe__size_of(p, among); r++) differ += all[r] != all[0];
     }
-    hmoe__peers_sum(m, &differ, 1);
+    hmoe__parallel_sum(m, &differ, 1);
     if (differ == 0) return HMOE_OK;
     return HMOE__FAIL(m->message, HMOE_IO, "the processes no longer have the same weights: they "
                       "were built differently, or memory or the network fails");
@@ -272,8 +280,8 @@ static hmoe_status hmoe__place_here(hmoe_model *m) {
     }
     p->first[D] = n;
     for (int e = 0; e < c->E; e++) {
-        p->peers.here[e] = p->device[e] == me;
-        if (!p->peers.here[e]) continue;
+        p->here[e] = p->device[e] == me;
+        if (!p->here[e]) continue;
         p->expert[p->mine] = e, p->H[p->mine++] = c->H[e];
         p->ldh = c->H[e] > p->ldh ? c->H[e] : p->ldh;
     }
@@ -287,30 +295,30 @@ static double hmoe__list_crossings(hmoe_parallel *p, const hmoe_config *c, doubl
     hmoe__arena arena = { base, 0, 0 }, *a = &arena;
     int layers = training ? c->L : 1, D = p->wire->expert_ranks;
     double sent = N * hmoe__slots(c);
-    p->crossing = (hmoe__crossing *)hmoe__take(a, layers, 1, sizeof *p->crossing);
+    p->crossing = (hmoe__crossing *)hmoe__arena_alloc(a, layers, 1, sizeof *p->crossing);
     for (int l = 0; l < layers; l++) {
         hmoe__crossing unused, *cross = base ? &p->crossing[l] : &unused;
-        cross->got = hmoe__ints(a, D, p->mine), cross->start = hmoe__ints(a, p->mine + 1, 1);
-        cross->at = hmoe__ints(a, most, 1);
-        cross->x = hmoe__reals(a, most, c->C), cross->u = hmoe__reals(a, most, 2 * p->ldh);
-        cross->y = hmoe__reals(a, sent, c->C);
+        cross->got = hmoe__arena_ints(a, D, p->mine), cross->start = hmoe__arena_ints(a, p->mine + 1, 1);
+        cross->at = hmoe__arena_ints(a, most, 1);
+        cross->x = hmoe__arena_reals(a, most, c->C), cross->u = hmoe__arena_reals(a, most, 2 * p->ldh);
+        cross->y = hmoe__arena_reals(a, sent, c->C);
     }
-    p->counts = hmoe__ints(a, c->E, 1), p->row = hmoe__ints(a, sent, 1);
-    p->sent = hmoe__reals(a, sent, c->C);
-    p->came = hmoe__reals(a, most, c->C), p->gave = hmoe__reals(a, most, c->C);
-    p->h = hmoe__reals(a, most, p->ldh), p->dh = hmoe__reals(a, training ? most : 0, p->ldh);
-    p->dg = hmoe__reals(a, most, 1), p->ones = hmoe__reals(a, most, 1);
+    p->counts = hmoe__arena_ints(a, c->E, 1), p->row = hmoe__arena_ints(a, sent, 1);
+    p->sent = hmoe__arena_reals(a, sent, c->C);
+    p->came = hmoe__arena_reals(a, most, c->C), p->gave = hmoe__arena_reals(a, most, c->C);
+    p->h = hmoe__arena_reals(a, most, p->ldh), p->dh = hmoe__arena_reals(a, training ? most : 0, p->ldh);
+    p->dg = hmoe__arena_reals(a, most, 1), p->ones = hmoe__arena_reals(a, most, 1);
     return a->most + 64;
 }
 
-static hmoe_status hmoe__peers_create(hmoe_model *m, int max_B, int training) {
+static hmoe_status hmoe__parallel_create(hmoe_model *m, int max_B, int training) {
     hmoe_parallel *p = hmoe__parallel(m);
     const hmoe_config *c = &m->config;
     int slots = hmoe__slots(c);
     double N = max_B ? (double)max_B * c->T : 1, most, bytes;
-    if (m->steps != hmoe__cpu())
+    if (m->backend != hmoe__cpu_backend())
         return HMOE__BAD(m->message, "several processes compute on the CPU, not on the %s backend",
-                         m->steps->name);
+                         m->backend->name);
     HMOE__TRY(hmoe__place_here(m));
     most = p->wire->expert_ranks * N * (slots < p->mine ? slots : p->mine);
     if (most > INT_MAX)
@@ -394,7 +402,8 @@ static void hmoe__my_list(hmoe_linear *list, const hmoe_model *m, const hmoe__la
                           hmoe_real *y, const int *at) {
     hmoe_parallel *p = hmoe__parallel(m);
     hmoe_linear all[HMOE_MAX_EXPERTS];
-    hmoe__expert_list(all, m, ly, up, params, x, y, at);
+    if (up) hmoe__up_list(all, m, ly, params, x, y, at);
+    else hmoe__down_list(all, m, ly, params, x, y, at);
     for (int i = 0; i < p->mine; i++) {
         list[i] = all[p->expert[i]];
         list[i].rows = cross->start + i;
@@ -403,35 +412,24 @@ static void hmoe__my_list(hmoe_linear *list, const hmoe_model *m, const hmoe__la
     }
 }
 
-/* The rows as SwiGLU wants them: the gates are elsewhere. */
-static hmoe_routes hmoe__my_routes(hmoe_parallel *p, const hmoe__crossing *cross) {
-    hmoe_routes routes;
-    memset(&routes, 0, sizeof routes);
-    routes.expert_start = cross->start, routes.row_gate = p->ones;
-    for (int row = 0; row < cross->start[p->mine]; row++) p->ones[row] = 1;
-    return routes;
-}
-
-static void hmoe__peers_forward(hmoe_model *m, int l) {
+static void hmoe__parallel_forward(hmoe_model *m, int l) {
     hmoe_parallel *p = hmoe__parallel(m);
-    const hmoe_steps *s = m->steps;
+    const hmoe_backend *be = m->backend;
     hmoe__layer *ly = &m->layers[l];
     hmoe__crossing *cross = &p->crossing[m->grads ? l : 0];
     hmoe_linear list[HMOE_MAX_EXPERTS];
     const int *row_token = ly->routes.row_token;
     int C = m->config.C, E = m->config.E, rows = ly->routes.expert_start[E];
-    hmoe_routes routes;
     hmoe__plan(p, cross, ly->routes.expert_start, E, 1);
     HMOE__PARALLEL_FOR(rows)
     for (int k = 0; k < rows; k++)
         memcpy(p->sent + (size_t)k * C, ly->n2 + (size_t)row_token[p->row[k]] * C,
                (size_t)C * sizeof *p->sent);
     hmoe__rows_to_experts(p, cross->x, C);
-    routes = hmoe__my_routes(p, cross);
     hmoe__my_list(list, m, ly, cross, 1, m->params, cross->x, cross->u, cross->at);
-    if (p->mine) s->up_forward(p->h, list, &routes, p->H, p->mine, p->ldh);
+    if (p->mine) be->experts_up(p->h, list, cross->start, p->H, p->mine, p->ldh);
     hmoe__my_list(list, m, ly, cross, 0, m->params, p->h, p->gave, NULL);
-    s->linear_forward(list, p->mine);
+    be->linear_forward(list, p->mine);
     hmoe__rows_to_senders(m, cross, cross->y, rows);
 }
 
@@ -455,33 +453,34 @@ static void hmoe__send_dy(hmoe_model *m, const hmoe__layer *ly, const hmoe__cros
     }
 }
 
-static void hmoe__peers_backward(hmoe_model *m, int l, const hmoe_real *dy) {
+static void hmoe__parallel_backward(hmoe_model *m, int l, const hmoe_real *dy) {
     hmoe_parallel *p = hmoe__parallel(m);
-    const hmoe_steps *s = m->steps;
+    const hmoe_backend *be = m->backend;
     hmoe__layer *ly = &m->layers[l];
     hmoe__crossing *cross = &p->crossing[l];
     hmoe_linear list[HMOE_MAX_EXPERTS];
     int C = m->config.C, E = m->config.E, rows = ly->routes.expert_start[E];
-    hmoe_routes routes = hmoe__my_routes(p, cross);
     p->reduced = 0;
     hmoe__plan(p, cross, ly->routes.expert_start, E, 0);
     hmoe__send_dy(m, ly, cross, dy, rows);
     hmoe__rows_to_experts(p, p->came, C);
     hmoe__my_list(list, m, ly, cross, 0, m->params, p->dh, p->came, cross->at);
-    s->linear_backward_input(list, p->mine);               /* dh = g dy W2 */
-    s->swiglu_backward(cross->u, p->h, p->dg, p->dh, &routes, p->H, p->mine, p->ldh);
+    be->linear_backward_input(list, p->mine);               /* dh = g dy W2 */
+    for (int row = 0; row < cross->start[p->mine]; row++) p->ones[row] = 1;   /* g is in dh */
+    be->swiglu_backward(cross->u, p->h, p->dg, p->dh, cross->start, p->ones, p->H, p->mine,
+                        p->ldh);
     hmoe__my_list(list, m, ly, cross, 0, m->grads, p->h, p->came, cross->at);
-    s->linear_backward_weight(list, p->mine);              /* dW2 += (g dy)^T h */
+    be->linear_backward_weight(list, p->mine);              /* dW2 += (g dy)^T h */
     hmoe__my_list(list, m, ly, cross, 1, m->grads, cross->x, cross->u, cross->at);
-    s->linear_backward_weight(list, p->mine);              /* dW13 += du^T n */
+    be->linear_backward_weight(list, p->mine);              /* dW13 += du^T n */
     hmoe__my_list(list, m, ly, cross, 1, m->params, p->gave, cross->u, NULL);
-    s->linear_backward_input(list, p->mine);               /* dn of each row = du W13 */
+    be->linear_backward_input(list, p->mine);               /* dn of each row = du W13 */
     hmoe__rows_to_senders(m, cross, p->sent, rows);
 }
 
 /* Sums up the gradients of one step: an expert's over its copies, all others over everyone. What
    lies side by side and goes the same way goes at once. The squared norm counts each once. */
-static double hmoe__peers_reduce(hmoe_model *m) {
+static double hmoe__parallel_sum_gradients(hmoe_model *m) {
     hmoe_parallel *p = hmoe__parallel(m);
     double norm[2] = { 0, 0 };   /* of what all have; of experts */
     if (p->reduced == m->step + 1) return p->norm;   /* Muon asks, and then AdamW */
@@ -492,7 +491,7 @@ static double hmoe__peers_reduce(hmoe_model *m) {
         end = j < m->tensor_count ? m->tensors[j].offset : m->param_count;
         hmoe__sum(p, experts ? HMOE_COPIES : HMOE_ALL, m->grads + at, end - at, sizeof *m->grads,
                   HMOE_GRADIENTS);
-        norm[experts] += m->steps->squared_norm(m->grads + at, end - at);
+        norm[experts] += m->backend->squared_norm(m->grads + at, end - at);
     }
     hmoe__sum(p, HMOE_GROUP, &norm[1], 1, sizeof *norm, HMOE_SUMS);
     p->reduced = m->step + 1;
@@ -514,11 +513,11 @@ static hmoe_real *hmoe__saved(hmoe_model *m, uint64_t saved, uint64_t at) {
     return hmoe__saved_array(m, saved / m->tensor_count) + t->offset + at;
 }
 
-static void hmoe__peers_fetch(hmoe_model *m, hmoe_real *host, size_t saved, size_t at, size_t n) {
+static void hmoe__parallel_download(hmoe_model *m, hmoe_real *host, size_t saved, size_t at, size_t n) {
     hmoe_parallel *p = hmoe__parallel(m);
     int expert = m->tensors[saved % m->tensor_count].expert;
     hmoe__order order = { HMOE__FETCH, saved, at, n };
-    if (hmoe__is_here(m, expert)) {
+    if (hmoe__is_local(m, expert)) {
         memcpy(host, hmoe__saved(m, saved, at), n * sizeof *host);
         return;
     }
@@ -526,12 +525,12 @@ static void hmoe__peers_fetch(hmoe_model *m, hmoe_real *host, size_t saved, size
     p->wire->receive(p->wire, p->device[expert], host, n * sizeof *host);
 }
 
-static void hmoe__peers_store(hmoe_model *m, const hmoe_real *host, size_t saved, size_t at,
+static void hmoe__parallel_upload(hmoe_model *m, const hmoe_real *host, size_t saved, size_t at,
                               size_t n) {
     hmoe_parallel *p = hmoe__parallel(m);
     int expert = m->tensors[saved % m->tensor_count].expert;
     hmoe__order order = { HMOE__STORE, saved, at, n };
-    if (hmoe__is_here(m, expert)) memcpy(hmoe__saved(m, saved, at), host, n * sizeof *host);
+    if (hmoe__is_local(m, expert)) memcpy(hmoe__saved(m, saved, at), host, n * sizeof *host);
     for (int r = 1; r < p->wire->size; r++) {
         if (expert >= 0 && p->device[expert] != r % p->wire->expert_ranks) continue;
         hmoe__send(p, r, &order, sizeof order);
@@ -553,7 +552,7 @@ static void hmoe__serve(hmoe_model *m) {
 }
 
 /* The first one works, the others serve; then all have its configuration, and its run's state. */
-static hmoe_status hmoe__peers_lead(hmoe_model *m, hmoe_work work, const char *dir, int training) {
+static hmoe_status hmoe__parallel_by_first(hmoe_model *m, hmoe_file_work work, const char *dir, int training) {
     hmoe_parallel *p = hmoe__parallel(m);
     hmoe__order done = { HMOE__DONE, 0, 0, 0 };
     hmoe_status status = HMOE_OK;
@@ -563,9 +562,9 @@ static hmoe_status hmoe__peers_lead(hmoe_model *m, hmoe_work work, const char *d
         status = work(m, dir, training);
         for (int r = 1; r < p->wire->size; r++) hmoe__send(p, r, &done, sizeof done);
     }
-    HMOE__TRY(hmoe__peers_agree(m, status, 0));
-    hmoe_share(p, &m->config, sizeof m->config);
-    hmoe_share(p, (char *)m + offsetof(hmoe_model, seed),   /* the state of a run lies together */
+    HMOE__TRY(hmoe__parallel_common_status(m, status, 0));
+    hmoe_broadcast(p, &m->config, sizeof m->config);
+    hmoe_broadcast(p, (char *)m + offsetof(hmoe_model, seed),   /* the state of a run lies together */
                offsetof(hmoe_model, max_tokens) - offsetof(hmoe_model, seed));
     return HMOE_OK;
 }
@@ -578,19 +577,23 @@ hmoe_status hmoe_join(hmoe_parallel *p, const hmoe_wire *wire, char *message) {
         return HMOE__BAD(message, "%d processes in groups of %d: must be a multiple, and a group "
                          "at most %d", wire->size, wire->expert_ranks, HMOE_MAX_EXPERTS);
     p->wire = wire;
-    p->parts = hmoe__zeroed(numbers * sizeof(double) + 6 * R * sizeof(int), 1);
+    p->parts = hmoe__alloc_zeroed(numbers * sizeof(double) + 6 * R * sizeof(int), 1);
     if (!p->parts) return hmoe__no_memory(message, (double)numbers * 8, "sums");
     p->everyones = (int *)((double *)p->parts + numbers);
     p->out.count = p->everyones + 2 * R, p->out.at = p->out.count + R;
     p->in.count = p->out.at + R, p->in.at = p->in.count + R;
-    p->peers.rank = wire->rank, p->peers.size = wire->size;
-    p->peers.create = hmoe__peers_create, p->peers.agree = hmoe__peers_agree;
-    p->peers.sum = hmoe__peers_sum, p->peers.reduce = hmoe__peers_reduce;
-    p->peers.experts_forward = hmoe__peers_forward;
-    p->peers.experts_backward = hmoe__peers_backward;
-    p->peers.lead = hmoe__peers_lead;
-    p->peers.fetch = hmoe__peers_fetch, p->peers.store = hmoe__peers_store;
     return HMOE_OK;
+}
+
+void hmoe_train_with(hmoe_model *m, hmoe_parallel *p) {
+    static const struct hmoe_processes functions = {   /* in the order of hmoe.h */
+        hmoe__parallel_rank, hmoe__parallel_has, hmoe__parallel_create,
+        hmoe__parallel_common_status, hmoe__parallel_sum, hmoe__parallel_sum_gradients,
+        hmoe__parallel_forward, hmoe__parallel_backward, hmoe__parallel_by_first,
+        hmoe__parallel_download, hmoe__parallel_upload,
+    };
+    m->processes = p ? &functions : NULL;
+    m->parallel = p;
 }
 
 void hmoe_leave(hmoe_parallel *p) {

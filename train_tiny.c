@@ -33,7 +33,7 @@ static struct held {        /* what a checkpoint holds: a resumed run takes it f
 } held;
 
 #define COUNT "[1, 1000000000]"
-static cli_option options[] = {
+static const cli_option table[] = {
     { "--data", CLI_TEXT, &set.data, "FILE", "tinyshakespeare/input.txt", "the text to learn", 0 },
     { "--out", CLI_TEXT, &set.out, "DIR", "out", "where the run is kept", 0 },
     { "--resume", CLI_FLAG, &set.resume, 0, 0, "go on with the run in --out, up to --steps", 0 },
@@ -56,12 +56,7 @@ static cli_option options[] = {
       "even out tokens or work by a bias on the choice", 0 },
     { "--balance-rate", CLI_REAL, &held.config.balance_rate, "[0, 1]", "0.001",
       "how far that bias moves in a step", 0 },
-    { "--pp", CLI_REAL, &held.config.pp_coef, "[0, 1e6]", "0.01, or 0 with --balance",
-      "weight of the P-Penalty", 0 },
-    { "--lb", CLI_REAL, &held.config.lb_coef, "[0, 1e6]", "0", "of load balancing", 0 },
-    { "--ent", CLI_REAL, &held.config.ent_coef, "[0, 1e6]", "0; topp without --budget: 0.00003",
-      "weight of the router's entropy", 0 },
-    { "--z", CLI_REAL, &held.config.z_coef, "[0, 1e6]", "0", "of the router's z-loss", 0 },
+    { "losses", CLI_REAL, NULL, NULL, NULL, NULL, 0 },     /* here stand those of list_options */
     { "--steps", CLI_INT, &set.steps, "[0, 1000000000]", "2000", "of the whole run", 0 },
     { "--stop-at", CLI_INT, &set.stop_at, "[1, 1000000000]", "none", "step to stop after", 0 },
     { "--batch", CLI_INT, &set.batch, "[1, 16777216]", "12", "sequences in a micro-batch", 0 },
@@ -82,7 +77,8 @@ static cli_option options[] = {
     { "--seed", CLI_SEED, &held.seed, "[0, 18446744073709551615]", "1337", "of all randomness", 0 },
     CLI_PEERS(set.peers) CLI_BACKEND(set.backend),
 };
-enum { OPTIONS = sizeof options / sizeof *options };
+enum { OPTIONS = sizeof table / sizeof *table - 1 + HMOE_LOSS_TERMS };
+static cli_option options[OPTIONS];
 #define GIVEN(name) cli_given(options, name)      /* its value on the command line, or NULL */
 
 typedef struct run {
@@ -100,10 +96,30 @@ typedef struct run {
 
 /* --- the command line ------------------------------------------------------------------------ */
 
+/* The options are the table, and one for the weight of each of the router's losses. */
+static void list_options(void) {
+    static struct { char name[16], initial[64], help[80]; } text[HMOE_LOSS_TERMS];
+    cli_option *o = options;
+    for (size_t k = 0; k < sizeof table / sizeof *table; k++) {
+        if (table[k].value) { *o++ = table[k]; continue; }
+        for (int i = 0; i < HMOE_LOSS_TERMS; i++, o++) {
+            const hmoe_loss_term *loss = &hmoe_loss_terms[i];
+            const char *unless = i == HMOE_PP ? ", or 0 with --balance"
+                                 : i == HMOE_ENT ? "; topp without --budget: 0.00003" : "";
+            snprintf(text[i].name, sizeof text[i].name, "--%s", loss->name);
+            snprintf(text[i].initial, sizeof text[i].initial, "%g%s", loss->initial, unless);
+            snprintf(text[i].help, sizeof text[i].help, "weight of the loss: %s", loss->what);
+            *o = (cli_option){ text[i].name, CLI_REAL, &held.config.loss_coef[i], "[0, 1e6]",
+                               text[i].initial, text[i].help, 0 };
+        }
+    }
+}
+
 /* Reads the options; those that describe a model make its configuration. */
 static void read_options(int argc, char **argv) {
     char why[HMOE_MESSAGE_SIZE];
     hmoe_config *c = &held.config;
+    list_options();
     *c = hmoe_default_config(), set.muon = hmoe_default_muon();
     int end = cli_parse(argc, argv, options, OPTIONS, "usage: train_tiny [options]\n"
                         "Trains a heterogeneous mixture of experts on the bytes of a text.");
@@ -115,8 +131,8 @@ static void read_options(int argc, char **argv) {
         cli_fail(2, "--min-lr %.9g: is above --lr, %.9g", set.min_lr, set.adamw.lr);
     if (!GIVEN("--k") && c->E < c->K) c->K = c->E;
     if (!GIVEN("--warmup")) set.warmup = (set.steps + 2) / 3;
-    if (!GIVEN("--ent") && held.routing && !GIVEN("--budget")) c->ent_coef = 3e-5;
-    if (!GIVEN("--pp") && held.balance) c->pp_coef = 0;
+    if (!GIVEN("--ent") && held.routing && !GIVEN("--budget")) c->loss_coef[HMOE_ENT] = 3e-5;
+    if (!GIVEN("--pp") && held.balance) c->loss_coef[HMOE_PP] = 0;
     c->balance = (hmoe_balance)held.balance;
     c->routing = held.routing ? HMOE_TOP_P : HMOE_TOP_K;
     if (GIVEN("--gate")) c->gate = held.gate ? HMOE_GATE_RAW : HMOE_GATE_NORM;
@@ -177,8 +193,9 @@ static void open_log(run *r) {
     if (r->ours && !old && errno != ENOENT) cli_cannot("read", path);
     r->log = fopen(path_of(new_path, "log.csv.new"), "wb");
     if (!r->log) cli_cannot("write", new_path);
-    fprintf(r->log, "step,tokens,seconds,lr,loss,ce,lb,pp,ent,z,grad_norm,activated,experts,"
-            "val_loss\n");
+    fputs("step,tokens,seconds,lr,loss,ce,", r->log);
+    for (int i = 0; i < HMOE_LOSS_TERMS; i++) fprintf(r->log, "%s,", hmoe_loss_terms[i].name);
+    fputs("grad_norm,activated,experts,val_loss\n", r->log);
     while (old && fgets(row, sizeof row, old))
         if (strchr(row, '\n') && atoll(row) > 0 && atoll(row) <= r->model.step) fputs(row, r->log);
     if (old && (ferror(old) || fclose(old))) cli_fail(1, "cannot read the older log.csv");
@@ -352,7 +369,7 @@ static void warn_of_collapse(run *r) {
     }
     if (c->E == 1 || r->warned || !(one || alone)) return;
     r->warned = 1;
-    const char *less = c->ent_coef > 0 ? "a lower --ent, " : "";
+    const char *less = c->loss_coef[HMOE_ENT] > 0 ? "a lower --ent, " : "";
     if (one)
         cli_warn("layer %d has collapsed: one expert has over 95 %% of all choices, the others "
                  "learn nothing\n(%s%s, or a higher --pp or --lb, spreads the work: start anew with "
@@ -390,8 +407,7 @@ static double train_step(run *r, hmoe_losses *mean) {
         if (status || !isfinite(m->losses.total)) give_up(r, status, step);
         status = hmoe_backward(m, part);
         mean->total += part * m->losses.total, mean->ce += part * m->losses.ce;
-        mean->lb += part * m->losses.lb, mean->pp += part * m->losses.pp;
-        mean->ent += part * m->losses.ent, mean->z += part * m->losses.z;
+        for (int i = 0; i < HMOE_LOSS_TERMS; i++) mean->term[i] += part * m->losses.term[i];
     }
     adamw.lr = hmoe_learning_rate(step, set.warmup, set.steps, adamw.lr, set.min_lr);
     muon.lr *= set.adamw.lr > 0 ? adamw.lr / set.adamw.lr : 1;
@@ -430,9 +446,10 @@ static void log_step(run *r, const hmoe_losses *x, double lr) {
     double experts = 0;
     for (int l = 0; l < m->config.L; l++, experts += u.experts / m->config.L)
         hmoe_get_usage(m, l, &u);
-    fprintf(r->log, "%lld,%lld,%.3f,%.9f,%.6f,%.6f,%.6f,%.6f,%.6f,%.6f,%.6f,%.1f,%.6f,",
-            (long long)m->step, (long long)m->tokens, m->seconds, lr, x->total, x->ce, x->lb,
-            x->pp, x->ent, x->z, m->grad_norm, hmoe_activated(m), experts);
+    fprintf(r->log, "%lld,%lld,%.3f,%.9f,%.6f,%.6f,", (long long)m->step, (long long)m->tokens,
+            m->seconds, lr, x->total, x->ce);
+    for (int i = 0; i < HMOE_LOSS_TERMS; i++) fprintf(r->log, "%.6f,", x->term[i]);
+    fprintf(r->log, "%.6f,%.1f,%.6f,", m->grad_norm, hmoe_activated(m), experts);
 }
 
 /* Steps until --steps or an interruption; returns 0 where it was one. */
@@ -494,8 +511,8 @@ int main(int argc, char **argv) {
     cli_begin("train_tiny", &argc, &argv);
     r.began = r.shown = cli_seconds();
     read_options(argc, argv);
-    r.model.peers = cli_join(&set.peers, options, OPTIONS);
-    r.model.steps = cli_steps(&set.backend);
+    cli_join(&set.peers, &r.model, options, OPTIONS);
+    r.model.backend = cli_steps(&set.backend);
     enter_directory();
     start(&r);
     introduce(&r);

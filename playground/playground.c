@@ -74,7 +74,7 @@ EXPORT(make) const int *make(const double *s, const char *sizes, unsigned char *
     c.C = (int)s[0], c.L = (int)s[1], c.NH = c.C / 32, c.E = (int)s[2], c.K = (int)s[5];
     c.routing = s[4] > 0 ? HMOE_TOP_P : HMOE_TOP_K, c.top_p = s[6];
     c.gate = s[7] > 0 ? HMOE_GATE_RAW : HMOE_GATE_NORM;
-    c.pp_coef = s[8], c.lb_coef = s[9], c.ent_coef = s[10], c.z_coef = s[11];
+    c.loss_coef[HMOE_PP] = s[8], c.loss_coef[HMOE_LB] = s[9], c.loss_coef[HMOE_ENT] = s[10], c.loss_coef[HMOE_Z] = s[11];
     adamw = hmoe_default_adamw(), adamw.lr = s[12], steps = (int)s[13];
     if (hmoe_byte_vocab(&c, bytes, n, m.message)
         || hmoe_expert_sizes(c.H, c.E, (long long)(c.E * s[3]), sizes, m.message)
@@ -89,7 +89,7 @@ EXPORT(look_at) const int *look_at(unsigned char *bytes, size_t n) {
     if (hmoe_load_config(&c, "model", m.message)) return NULL;
     choose_micro(&c);
     if (hmoe_load(&m, "model", micro, 0)) return NULL;
-    hmoe__explain(m.message, "its config.json has no vocab: what its tokens are is not known");
+    hmoe__write_message(m.message, "its config.json has no vocab: what its tokens are is not known");
     return m.config.vocab_size ? begin(bytes, n) : NULL;
 }
 

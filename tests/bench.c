@@ -137,7 +137,7 @@ typedef struct speed {
 static const double LR = 2e-3;
 
 /* Whole training steps: forward, backward, clipping and AdamW. */
-static speed train(const hmoe_config *c, int B, int steps, int threads, const hmoe_steps *table,
+static speed train(const hmoe_config *c, int B, int steps, int threads, const hmoe_backend *table,
                    double lr) {
     enum { REPEATS = 5 };
     hmoe_model m = { 0 };
@@ -147,7 +147,7 @@ static speed train(const hmoe_config *c, int B, int steps, int threads, const hm
     speed s;
     use_threads(threads);
     adamw.lr = lr;
-    m.steps = table;
+    m.backend = table;
     check(hmoe_create(&m, c, 1, B, 1), &m);
     for (int r = -1; r < REPEATS; r++) {   /* -1: the warm-up */
         double start = now();
@@ -228,13 +228,17 @@ static double spent[PARTS];
 
 #define TIMED(part, name, parameters, arguments) \
     static void timed_##name parameters { \
-        double start = now(); \
+        double began = now(); \
         hmoe__##name arguments; \
-        spent[part] += now() - start; \
+        spent[part] += now() - began; \
     }
 #define R const hmoe_real
 #define ROUTES const hmoe_routes *routes
-TIMED(MEMORY, zero, (void *a, size_t n), (a, n))
+static void timed_zero(void *a, size_t n) {
+    double start = now();
+    memset(a, 0, n);
+    spent[MEMORY] += now() - start;
+}
 TIMED(PRODUCTS, linear_forward, (const hmoe_linear *list, int n), (list, n))
 TIMED(PRODUCTS, linear_backward_input, (const hmoe_linear *list, int n), (list, n))
 TIMED(PRODUCTS, linear_backward_weight, (const hmoe_linear *list, int n), (list, n))
@@ -253,8 +257,10 @@ TIMED(ATTENTION, attention_backward,
       (hmoe_real *dq, hmoe_real *da, R *d, R *o, hmoe_real *a, R *q, int B, int T, int NH, int hs),
       (dq, da, d, o, a, q, B, T, NH, hs))
 TIMED(EXPERTS, swiglu_backward,
-      (hmoe_real *u, hmoe_real *h, hmoe_real *g, R *d, ROUTES, const int *H, int E, int ldh),
-      (u, h, g, d, routes, H, E, ldh))
+      (hmoe_real *u, hmoe_real *h, hmoe_real *g, R *d, const int *start, R *row_gate, const int *H,
+       int E, int ldh), (u, h, g, d, start, row_gate, H, E, ldh))
+TIMED(EXPERTS, swiglu_forward,
+      (hmoe_real *h, R *u, const int *start, const int *H, int E, int ldh), (h, u, start, H, E, ldh))
 TIMED(LOSS, cross_entropy_forward, (hmoe_real *ce, R *x, const int *t, int N, int V),
       (ce, x, t, N, V))
 TIMED(LOSS, cross_entropy_backward, (hmoe_real *x, const int *t, double scale, int N, int V),
@@ -273,11 +279,10 @@ TIMED(EXPERTS, combine_backward, (hmoe_real *dx, R *rows, ROUTES, int N, int C),
       (dx, rows, routes, N, C))
 TIMED(OPTIMIZER, adamw, (hmoe_real *w, hmoe_real *g, hmoe_real *m, hmoe_real *v, size_t n,
                          const hmoe_rates *rates), (w, g, m, v, n, rates))
-/* The products in it are products; the CPU's SwiGLU is its backward walk without a gradient. */
-static void timed_up_forward(hmoe_real *h, const hmoe_linear *list, ROUTES, const int *H, int E,
-                             int ldh) {
+static void timed_experts_up(hmoe_real *h, const hmoe_linear *list, const int *start, const int *H,
+                             int E, int ldh) {
     timed_linear_forward(list, E);
-    timed_swiglu_backward(list->y, h, NULL, NULL, routes, H, E, ldh);
+    timed_swiglu_forward(h, list->y, start, H, E, ldh);
 }
 static double timed_squared_norm(const hmoe_real *g, size_t n) {
     double start = now(), sum = hmoe__squared_norm(g, n);
@@ -286,13 +291,13 @@ static double timed_squared_norm(const hmoe_real *g, size_t n) {
 }
 
 static void profile(const hmoe_config *c, int B, int steps, const char *name) {
-    hmoe_steps table = *hmoe__cpu();
+    hmoe_backend table = *hmoe__cpu_backend();
     double start, whole, rest;
 #define USE(step) table.step = timed_##step
     USE(zero), USE(linear_forward), USE(linear_backward_input);
     USE(linear_backward_weight), USE(embed_forward), USE(embed_backward), USE(rmsnorm_forward);
     USE(rmsnorm_backward), USE(rope), USE(attention_forward), USE(attention_backward);
-    USE(up_forward), USE(swiglu_backward), USE(cross_entropy_forward);
+    USE(experts_up), USE(swiglu_backward), USE(cross_entropy_forward);
     USE(cross_entropy_backward), USE(router_softmax), USE(choose), USE(dispatch);
     USE(router_sums), USE(router_backward), USE(combine_forward);
     USE(combine_backward), USE(squared_norm), USE(adamw);
@@ -315,7 +320,7 @@ int main(void) {
     hmoe_config by_mass = small;   /* an untrained router gives each about 1/8, so this takes two */
     double limit, first = 0;
     speed s, one;
-    by_mass.routing = HMOE_TOP_P, by_mass.top_p = 0.2, by_mass.pp_coef = 0;
+    by_mass.routing = HMOE_TOP_P, by_mass.top_p = 0.2, by_mass.loss_coef[HMOE_PP] = 0;
     use_threads(threads);
     limit = peak(threads);
     printf("peak     %.1f GFLOP/s on %d threads, tile %d x %d\n", limit, threads, HMOE__MR,

@@ -204,11 +204,11 @@ static inline void naive_moe(double *y, double *gates, hmoe_losses *losses, cons
         square += log(sum) * log(sum);
     }
     for (int e = 0; e < E; e++) {
-        losses->lb += E * f[e] * P_mean[e];
-        losses->pp += E * f[e] * c->H[e] / mean_H * P_mean[e];
+        losses->term[HMOE_LB] += E * f[e] * P_mean[e];
+        losses->term[HMOE_PP] += E * f[e] * c->H[e] / mean_H * P_mean[e];
     }
-    losses->ent += E * entropy / N;
-    losses->z += square / N;
+    losses->term[HMOE_ENT] += E * entropy / N;
+    losses->term[HMOE_Z] += square / N;
     free(r); free(P); free(extra); free(part); free(f); free(P_mean);
 }
 
@@ -257,8 +257,8 @@ static inline void naive_forward(naive *out, const hmoe_model *m, const double *
         ce += out->ce[t] / N;
     }
     losses->ce = ce;
-    losses->total = ce + c->lb_coef * losses->lb + c->pp_coef * losses->pp
-                    + c->ent_coef * losses->ent + c->z_coef * losses->z;
+    losses->total = ce;
+    for (int i = HMOE_LB; i <= HMOE_Z; i++) losses->total += c->loss_coef[i] * losses->term[i];
     free(x); free(n); free(y);
 }
 

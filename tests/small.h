@@ -77,7 +77,8 @@ static inline hmoe_config small_config(void) {
     c.V = 11; c.T = 6; c.C = 8; c.L = 2; c.NH = 2; c.E = 4; c.K = 2;
     memset(c.H, 0, sizeof c.H);
     memcpy(c.H, widths, sizeof widths);
-    c.lb_coef = 0.3; c.pp_coef = 0.2; c.ent_coef = 0.05; c.z_coef = 0.1;
+    c.loss_coef[HMOE_LB] = 0.3, c.loss_coef[HMOE_PP] = 0.2;
+    c.loss_coef[HMOE_ENT] = 0.05, c.loss_coef[HMOE_Z] = 0.1;
     return c;
 }
 

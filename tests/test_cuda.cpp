@@ -20,7 +20,7 @@
 
 enum { LEAST, SHORT, LONG };
 static int effort = SHORT;
-static const hmoe_steps *gpu, *const cpu = hmoe__cpu();
+static const hmoe_backend *gpu, *const cpu = hmoe__cpu_backend();
 static hmoe_precision precision;
 static char context[200];
 
@@ -87,14 +87,14 @@ static float *factors(size_t n, double scale, int packed = 0) {
    is the business of the steps from then on. */
 static void ready() {
     memcpy(before, here, used);
-    gpu->give_back(there);
-    there = (unsigned char *)gpu->get(used + 64);
+    gpu->free(there);
+    there = (unsigned char *)gpu->alloc(used + 64);
     CHECK(there);
     gpu->zero(there, used + 64);
     float *x = (float *)there;
     hmoe_linear nothing = hmoe__dense(x, x, x, 1, 1, (int *)there, NULL);
     gpu->linear_forward(&nothing, 1);
-    gpu->store(there, here, used);
+    gpu->upload(there, here, used);
     if (precision == HMOE_BF16)
         for (const Factors &f : factor_arrays)
             for (size_t i = 0; i < f.n; i++) f.at[i] = rounded(f.at[i]);
@@ -129,11 +129,11 @@ static const hmoe_linear *on(unsigned char *base, const hmoe_linear *) {
 }
 
 template <class... A, class... B>
-static void sized(void (*hmoe_steps::*step)(A...), B... arguments) {
+static void sized(void (*hmoe_backend::*step)(A...), B... arguments) {
     (cpu->*step)(on(sizes, (A)arguments)...);
 }
 template <class... A, class... B>
-static void both(void (*hmoe_steps::*step)(A...), B... arguments) {
+static void both(void (*hmoe_backend::*step)(A...), B... arguments) {
     (cpu->*step)(arguments...);
     (gpu->*step)(on(there, (A)arguments)...);
 }
@@ -141,8 +141,8 @@ static void both(void (*hmoe_steps::*step)(A...), B... arguments) {
 /* Ends a case: what of the results is left to look at? */
 static void fetch() {
     const char *error;
-    gpu->fetch(after, there, used);
-    error = gpu->error();
+    gpu->download(after, there, used);
+    error = gpu->synchronize();
     if (!CHECK(!error)) printf("  %s\n", error);
 }
 
@@ -207,9 +207,9 @@ static int some_rows(int most) {
     return n <= most ? n : pick(0, most);
 }
 
-static void (*hmoe_steps::*const product[3])(const hmoe_linear *, int) = {   /* by form */
-    &hmoe_steps::linear_forward, &hmoe_steps::linear_backward_input,
-    &hmoe_steps::linear_backward_weight
+static void (*hmoe_backend::*const product[3])(const hmoe_linear *, int) = {   /* by form */
+    &hmoe_backend::linear_forward, &hmoe_backend::linear_backward_input,
+    &hmoe_backend::linear_backward_weight
 };
 
 /* The list is laid out: multiplies, and looks at every member's result. */
@@ -312,15 +312,15 @@ static void twin_is_fresh(const float *x, int row, int end, int cols, int ld) {
     std::vector<float> w((size_t)OUT * cols), y((size_t)(end - row + 1) * OUT);
     if (precision != HMOE_BF16 || row == end) return;
     for (float &value : w) value = (float)pick(-8, 8);
-    float *w_there = (float *)gpu->get(w.size() * 4), *y_there = (float *)gpu->get(y.size() * 4);
-    int *rows_there = (int *)gpu->get(sizeof rows);
-    gpu->store(w_there, w.data(), w.size() * 4);
-    gpu->store(rows_there, rows, sizeof rows);
+    float *w_there = (float *)gpu->alloc(w.size() * 4), *y_there = (float *)gpu->alloc(y.size() * 4);
+    int *rows_there = (int *)gpu->alloc(sizeof rows);
+    gpu->upload(w_there, w.data(), w.size() * 4);
+    gpu->upload(rows_there, rows, sizeof rows);
     hmoe_linear map = hmoe__dense((float *)on(there, x) + (size_t)row * ld, w_there, y_there, cols,
                                   OUT, rows_there, NULL);
     map.ldx = ld;
     gpu->linear_forward(&map, 1);
-    gpu->fetch(y.data(), y_there, y.size() * 4);
+    gpu->download(y.data(), y_there, y.size() * 4);
     for (int r = 0; r < rows[1]; r++)
         for (int j = 0; j < OUT; j++) {
             double sum = 0, size = 1e-30;
@@ -334,7 +334,7 @@ static void twin_is_fresh(const float *x, int row, int end, int cols, int ld) {
                 break;
             }
         }
-    gpu->give_back(w_there), gpu->give_back(y_there), gpu->give_back(rows_there);
+    gpu->free(w_there), gpu->free(y_there), gpu->free(rows_there);
 }
 
 /* What is stored or zeroed later counts, too. */
@@ -348,7 +348,7 @@ static void twins_follow() {
         CASE("round %d", round);
         twin_is_fresh(x, 0, 40, 24, 24);
         if (round == 0) gpu->zero(on(there, x) + 5 * 24 + 3, 4 * 50);
-        else gpu->store(on(there, x) + 17, x + 100, 4 * 301);
+        else gpu->upload(on(there, x) + 17, x + 100, 4 * 301);
     }
 }
 
@@ -365,8 +365,8 @@ static void rmsnorm() {
         float *dx = numbers((size_t)N * C, 1), *dy = numbers((size_t)N * C, 1);
         float *dw = (room<float>(3), numbers(C, 1, 1));
         ready();
-        both(&hmoe_steps::rmsnorm_forward, y, rrms, x, w, 1e-5, N, C);
-        both(&hmoe_steps::rmsnorm_backward, dx, dw, dy, x, w, rrms, N, C);
+        both(&hmoe_backend::rmsnorm_forward, y, rrms, x, w, 1e-5, N, C);
+        both(&hmoe_backend::rmsnorm_backward, dx, dw, dy, x, w, rrms, N, C);
         fetch();
         twin_is_fresh(y, 0, N, C, C), twin_is_fresh(dx, 0, N, C, C);
         close(y, (size_t)N * C, 2e-6), close(rrms, N, 1e-6);
@@ -382,7 +382,7 @@ static void rmsnorm_overflows() {
     float *x = numbers(64, 1), *w = numbers(32, 1, 1), *y = room<float>(64), *rrms = room<float>(2);
     x[40] = 1e30f;
     ready();
-    both(&hmoe_steps::rmsnorm_forward, y, rrms, x, w, 1e-5, 2, 32);
+    both(&hmoe_backend::rmsnorm_forward, y, rrms, x, w, 1e-5, 2, 32);
     fetch();
     for (int i = 0; i < 64; i++) CHECK_INT(isnan(y[i]), i >= 32);
     CHECK(!isnan(rrms[0]) && isnan(rrms[1]));
@@ -396,7 +396,7 @@ static void rope() {
         for (int t = 0; t < T; t++) hmoe__rope_angles(angles + t * hs, t, hs, 10000);
         for (int direction = 1; direction >= -1; direction -= 2) {
             ready();
-            both(&hmoe_steps::rope, x, angles, direction, B, T, NH, hs);
+            both(&hmoe_backend::rope, x, angles, direction, B, T, NH, hs);
             fetch();
             twin_is_fresh(x, 0, B * T, row, row);
             close(x, (size_t)B * T * row, 1e-6);
@@ -414,8 +414,8 @@ static void embedding() {
         float *dw = numbers((size_t)V * C, 1), *dx = numbers((size_t)N * C, 1);
         for (int t = 0; t < N; t++) tokens[t] = pick(0, V - 1);
         ready();
-        both(&hmoe_steps::embed_forward, x, tokens, w, N, C);
-        both(&hmoe_steps::embed_backward, dw, tokens, dx, N, C);
+        both(&hmoe_backend::embed_forward, x, tokens, w, N, C);
+        both(&hmoe_backend::embed_backward, dw, tokens, dx, N, C);
         fetch();
         exact(x, (size_t)N * C), close(dw, (size_t)V * C, 2e-6);
         rest_is_untouched();
@@ -433,7 +433,7 @@ static void attention_case(int B, int T, int NH, int hs) {
     float *out = room<float>(N * C), *dout = factors(N * C, 1), *dqkv = room<float>(N * 3 * C);
     float *datt = room<float>((size_t)B * NH * HMOE__QUERIES * T);
     ready();
-    both(&hmoe_steps::attention_forward, out, att, qkv, B, T, NH, hs);
+    both(&hmoe_backend::attention_forward, out, att, qkv, B, T, NH, hs);
     fetch();
     twin_is_fresh(out, 0, (int)N, (int)C, (int)C);
     close(out, N * C, forward);
@@ -441,7 +441,7 @@ static void attention_case(int B, int T, int NH, int hs) {
         close(att + row * T, row % T + 1, precision ? 1e-5 : 4e-6);
     looked_at(att, (size_t)B * NH * T * T * 4);
     rest_is_untouched();
-    both(&hmoe_steps::attention_backward, dqkv, datt, dout, out, att, qkv, B, T, NH, hs);
+    both(&hmoe_backend::attention_backward, dqkv, datt, dout, out, att, qkv, B, T, NH, hs);
     fetch();
     close(dqkv, N * 3 * C, backward);
     looked_at(out, N * C * 4);
@@ -470,8 +470,8 @@ static void cross_entropy() {
         for (int t = 0; t < N; t++) targets[t] = pick(0, V - 1);
         logits[0] += 80;
         ready();
-        both(&hmoe_steps::cross_entropy_forward, ce, logits, targets, N, V);
-        both(&hmoe_steps::cross_entropy_backward, logits, targets, 0.25, N, V);
+        both(&hmoe_backend::cross_entropy_forward, ce, logits, targets, N, V);
+        both(&hmoe_backend::cross_entropy_backward, logits, targets, 0.25, N, V);
         fetch();
         twin_is_fresh(logits, 0, N, V, V);
         close(ce, N, 2e-6), close(logits, (size_t)N * V, 2e-6);
@@ -487,8 +487,8 @@ static void dropout() {
         clear();
         float *y = numbers(n, 1), *x = numbers(n, 1), *dy = numbers(n, 1), *dx = room<float>(n);
         ready();
-        both(&hmoe_steps::dropout, y, x, nullptr, p, key, first, N, C);
-        both(&hmoe_steps::dropout, dx, nullptr, dy, p, key, first, N, C);
+        both(&hmoe_backend::dropout_forward, y, x, p, key, first, N, C);
+        both(&hmoe_backend::dropout_backward, dx, dy, p, key, first, N, C);
         fetch();
         twin_is_fresh(dx, 0, N, C, C);
         close(y, n, 1e-6), exact(dx, n);
@@ -549,20 +549,20 @@ static void router() {
             if (pick(0, 1)) r.bias = bias;
             if (pick(0, 1)) r.top_p = own_p;
             ready();
-            both(&hmoe_steps::router_softmax, &r, N, E);
+            both(&hmoe_backend::router_softmax, &r, N, E);
             fetch();
             close(r.P, (size_t)N * E, 2e-6), close(r.lse, N, 1e-6), close(r.entropy, N, 1e-5);
             rest_is_untouched();
             for (int t = 0; t < N; t += 2)            /* and many of equal P */
                 for (int e = 0; e < E; e++) ties[(size_t)t * E + e] = (float)pick(1, 4) / 16;
             ready();                                  /* the same P for both */
-            both(&hmoe_steps::choose, &r, (hmoe_routing)routing, K, top_p, norm, N, E);
+            both(&hmoe_backend::choose, &r, (hmoe_routing)routing, K, top_p, norm, N, E);
             fetch();
             chosen(r, N);
             rest_is_untouched();
             ready();
-            both(&hmoe_steps::dispatch, &r, N, E);
-            both(&hmoe_steps::router_sums, sums, &r, N, E);
+            both(&hmoe_backend::dispatch, &r, N, E);
+            both(&hmoe_backend::router_sums, sums, &r, N, E);
             fetch();
             size_t rows = (size_t)r.expert_start[E];
             exact(r.expert_start, (size_t)E + 1), exact(r.row_token, rows);
@@ -603,7 +603,7 @@ static void router_backward() {
         hmoe_routes r = ready_routes(N, E, slots, HMOE_TOP_K);
         float *dgate = numbers((size_t)N * slots, 1), *dP = numbers(E, 1);
         ready();
-        both(&hmoe_steps::router_backward, &r, dgate, dP, 0.3, 0.2, norm, N, E);
+        both(&hmoe_backend::router_backward, &r, dgate, dP, 0.3, 0.2, norm, N, E);
         fetch();
         twin_is_fresh(r.logits, 0, N, E, E);
         close(r.logits, (size_t)N * E, 1e-5);
@@ -621,8 +621,8 @@ static void noise() {
         float *raw = numbers((size_t)N * E, 2), *gain = (room<float>(1), numbers(E, 1, 1));
         float *dgain = numbers(E, 1, 1);
         ready();
-        both(&hmoe_steps::noise_forward, &r, raw, gain, 1e-5, key, first, N, E);
-        both(&hmoe_steps::noise_backward, raw, dgain, &r, raw, gain, 1e-5, key, first, N, E);
+        both(&hmoe_backend::noise_forward, &r, raw, gain, 1e-5, key, first, N, E);
+        both(&hmoe_backend::noise_backward, raw, dgain, &r, raw, gain, 1e-5, key, first, N, E);
         fetch();
         twin_is_fresh(raw, 0, N, E, E);
         if (E > 1) close(raw, (size_t)N * E, 1e-5);      /* of one expert: 0, but for rounding */
@@ -652,8 +652,8 @@ static void experts_case(int N, int E, int slots, int C, int widest, hmoe_routin
         list[e] = up;
     }
     ready();
-    sized(&hmoe_steps::up_forward, h, list, &r, H, E, ldh);
-    both(&hmoe_steps::up_forward, h, list, &r, H, E, ldh);
+    sized(&hmoe_backend::experts_up, h, list, r.expert_start, H, E, ldh);
+    both(&hmoe_backend::experts_up, h, list, r.expert_start, H, E, ldh);
     fetch();
     for (int e = 0; e < E; e++) {
         twin_is_fresh(h, start[e], start[e + 1], H[e], ldh);
@@ -665,9 +665,9 @@ static void experts_case(int N, int E, int slots, int C, int widest, hmoe_routin
     }
     rest_is_untouched();
     ready();
-    both(&hmoe_steps::swiglu_backward, u, h, dgate, dh, &r, H, E, ldh);
-    both(&hmoe_steps::combine_forward, y, x, given, &r, N, C);
-    both(&hmoe_steps::combine_backward, dx, given, &r, N, C);
+    both(&hmoe_backend::swiglu_backward, u, h, dgate, dh, r.expert_start, r.row_gate, H, E, ldh);
+    both(&hmoe_backend::combine_forward, y, x, given, &r, N, C);
+    both(&hmoe_backend::combine_backward, dx, given, &r, N, C);
     fetch();
     for (int e = 0; e < E; e++) {
         twin_is_fresh(h, start[e], start[e + 1], H[e], ldh);
@@ -705,7 +705,7 @@ static void optimizer() {
         for (size_t i = 0; i < n; i++) v[i] = fabsf(v[i]), sum += (double)g[i] * g[i];
         ready();
         CHECK_NEAR(gpu->squared_norm(on(there, g), n), sum, 1e-6, 0);
-        both(&hmoe_steps::adamw, w, g, m, v, n, &rates);
+        both(&hmoe_backend::adamw, w, g, m, v, n, &rates);
         fetch();
         twin_is_fresh(w, 0, (int)(n / 5), 5, 5);
         close(w, n, 1e-6), exact(g, n), close(m, n, 1e-6), close(v, n, 1e-6);
@@ -721,7 +721,7 @@ static void optimizer() {
 struct Decision { std::vector<int> count, expert; };
 static std::vector<Decision> decisions;
 static size_t replayed;
-static hmoe_steps recorder, replayer;
+static hmoe_backend recorder, replayer;
 static int disagreements, looked;
 
 static void record(const hmoe_routes *r, hmoe_routing routing, int K, double top_p, int norm, int N,
@@ -739,12 +739,12 @@ static void replay(const hmoe_routes *r, hmoe_routing routing, int K, double top
     std::vector<int> count(N), expert(n);
     std::vector<float> bias(E, 0.0f);
     float own_p = 0;
-    if (r->bias) gpu->fetch(bias.data(), r->bias, bias.size() * 4);
-    if (r->top_p) gpu->fetch(&own_p, r->top_p, 4), top_p = own_p;
+    if (r->bias) gpu->download(bias.data(), r->bias, bias.size() * 4);
+    if (r->top_p) gpu->download(&own_p, r->top_p, 4), top_p = own_p;
     gpu->choose(r, routing, K, top_p, norm, N, E);
-    gpu->fetch(P.data(), r->P, P.size() * 4);
-    gpu->fetch(count.data(), r->count, count.size() * 4);
-    gpu->fetch(expert.data(), r->expert, n * 4);
+    gpu->download(P.data(), r->P, P.size() * 4);
+    gpu->download(count.data(), r->count, count.size() * 4);
+    gpu->download(expert.data(), r->expert, n * 4);
     for (int t = 0; t < N; t++) {
         float sum = 0, mass = 0, *g = &gate[(size_t)t * r->slots];
         const int *S = &d.expert[(size_t)t * r->slots], *own = &expert[(size_t)t * r->slots];
@@ -764,16 +764,16 @@ static void replay(const hmoe_routes *r, hmoe_routing routing, int K, double top
         }
         for (int s = 0; norm && s < d.count[t]; s++) g[s] /= sum;
     }
-    gpu->store(r->count, d.count.data(), count.size() * 4);
-    gpu->store(r->expert, d.expert.data(), n * 4);
-    gpu->store(r->gate, gate.data(), n * 4);
+    gpu->upload(r->count, d.count.data(), count.size() * 4);
+    gpu->upload(r->expert, d.expert.data(), n * 4);
+    gpu->upload(r->gate, gate.data(), n * 4);
 }
 
 static hmoe_config tiny(int variant) {
     hmoe_config c = hmoe_default_config();
     c.V = 31, c.T = 24, c.C = 24, c.L = 2, c.NH = 2, c.E = 4 + variant % 2 * 3;
     hmoe_expert_sizes(c.H, c.E, 12 * c.E, "arithmetic", NULL);
-    c.lb_coef = 0.05, c.pp_coef = 0.02, c.ent_coef = 0.01, c.z_coef = 0.01;
+    c.loss_coef[HMOE_LB] = 0.05, c.loss_coef[HMOE_PP] = 0.02, c.loss_coef[HMOE_ENT] = 0.01, c.loss_coef[HMOE_Z] = 0.01;
     if (variant == 1) c.routing = HMOE_TOP_P, c.top_p = 0.7, c.noisy_gating = 1;
     if (variant == 2) hmoe_expert_sizes(c.H, c.E, 63, "modse", NULL), c.noisy_gating = 1;
     if (variant == 3) c.K = 1, c.NH = 3, c.C = 18;
@@ -783,21 +783,21 @@ static hmoe_config tiny(int variant) {
     return c;
 }
 
-static void create(hmoe_model *m, const hmoe_config *c, const hmoe_steps *steps, int B) {
+static void create(hmoe_model *m, const hmoe_config *c, const hmoe_backend *steps, int B) {
     memset(m, 0, sizeof *m);
-    m->steps = steps;
+    m->backend = steps;
     if (hmoe_create(m, c, 11, B, 1)) { printf("  %s\n", m->message); exit(1); }
 }
 
 /* Weights large enough that the router has made up its mind. */
 static void spread(hmoe_model *to_cpu, hmoe_model *to_gpu) {
     spread_weights(to_cpu, 0.2, 0.5);
-    to_gpu->steps->store(to_gpu->params, to_cpu->params, to_cpu->param_count * sizeof(float));
+    to_gpu->backend->upload(to_gpu->params, to_cpu->params, to_cpu->param_count * sizeof(float));
 }
 
 static std::vector<float> fetched(const hmoe_model &m, const float *array) {
     std::vector<float> host(m.param_count);
-    m.steps->fetch(host.data(), array, host.size() * 4);
+    m.backend->download(host.data(), array, host.size() * 4);
     return host;
 }
 
@@ -950,8 +950,8 @@ static int short_life() {
     hmoe_adamw adamw = hmoe_default_adamw();
     int tokens[7] = { 1, 2, 3, 4, 5, 6, 7 };
     memset(&m, 0, sizeof m);
-    m.steps = hmoe_cuda(precision, message);
-    if (!m.steps) return message[0] != 0;
+    m.backend = hmoe_cuda(precision, message);
+    if (!m.backend) return message[0] != 0;
     int bad = hmoe_create(&m, &c, 5, 1, 1) || hmoe_forward(&m, HMOE_TRAIN, tokens, tokens + 1, 1, 6)
               || hmoe_backward(&m, 1);
     long passed = coc::calls;      /* then come the kernel and the copy of the gradients' norm: */
@@ -959,7 +959,7 @@ static int short_life() {
     if (!bad && coc::fail_at > passed && coc::fail_at <= passed + 2) bad = 4;  /* no step without */
     if (bad == 1) bad = m.message[0] ? 1 : 2;
     hmoe_free(&m);
-    bad |= m.steps->error() != NULL;
+    bad |= m.backend->synchronize() != NULL;
     return bad;
 }
 
@@ -1077,7 +1077,7 @@ int main(int argc, char **argv) {
 #ifdef CUDA_ON_CPU
         RUN(bytes_that_cross);
 #endif
-        gpu->give_back(there), there = NULL;
+        gpu->free(there), there = NULL;
 #ifdef CUDA_ON_CPU
         RUN(nothing_leaks);
 #endif

@@ -200,10 +200,10 @@ static void check_forward(hmoe_model *m, hmoe_mode mode, int B, int T) {
             for (int e = 0; e < E; e++) CHECK(gates[e] == 0);     /* nobody else was chosen */
         }
     CHECK_NEAR(m->losses.ce, slow.losses.ce, 10 * tolerance, tolerance);
-    CHECK_NEAR(m->losses.lb, slow.losses.lb, 10 * tolerance, 0);
-    CHECK_NEAR(m->losses.pp, slow.losses.pp, 10 * tolerance, 0);
-    CHECK_NEAR(m->losses.ent, slow.losses.ent, 10 * tolerance, 10 * tolerance);
-    CHECK_NEAR(m->losses.z, slow.losses.z, 10 * tolerance, 0);
+    CHECK_NEAR(m->losses.term[HMOE_LB], slow.losses.term[HMOE_LB], 10 * tolerance, 0);
+    CHECK_NEAR(m->losses.term[HMOE_PP], slow.losses.term[HMOE_PP], 10 * tolerance, 0);
+    CHECK_NEAR(m->losses.term[HMOE_ENT], slow.losses.term[HMOE_ENT], 10 * tolerance, 10 * tolerance);
+    CHECK_NEAR(m->losses.term[HMOE_Z], slow.losses.term[HMOE_Z], 10 * tolerance, 0);
     CHECK_NEAR(m->losses.total, slow.losses.total, 10 * tolerance, 0);
     naive_free(&slow);
     free(tokens); free(targets); free(logits); free(ce); free(params); free(noise);
@@ -289,8 +289,8 @@ static void one_expert_is_dense(void) {
         small_create(&m, &c, 2);
         spread_weights(&m, 0.3, 0.7);
         check_forward(&m, HMOE_EVALUATE, 2, 6);
-        CHECK_NEAR(m.losses.lb, c.L, tolerance, 0);
-        CHECK_NEAR(m.losses.ent, 0, 0, tolerance);
+        CHECK_NEAR(m.losses.term[HMOE_LB], c.L, tolerance, 0);
+        CHECK_NEAR(m.losses.term[HMOE_ENT], 0, 0, tolerance);
         hmoe_free(&m);
     }
 }

@@ -10,6 +10,7 @@ static void counted_free(void *p);
 #define HMOE_FREE(p) counted_free(p)
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
+#include "hmoe_placement.h"
 #include "hmoe_muon.h"
 #include "test.h"
 #include "small.h"
@@ -217,10 +218,10 @@ static void bad_configurations(void) {
     REFUSE((c.routing = HMOE_TOP_P, c.top_p = -0.25), "-0.25");
     REFUSE((c.routing = HMOE_TOP_P, c.top_p = 1.5), "1.5");
     REFUSE((c.routing = HMOE_TOP_P, c.top_p = NAN), "nan");
-    REFUSE(c.lb_coef = NAN, "nan");
-    REFUSE(c.pp_coef = INFINITY, "inf");
-    REFUSE(c.ent_coef = -INFINITY, "inf");
-    REFUSE(c.z_coef = NAN, "nan");
+    REFUSE(c.loss_coef[HMOE_LB] = NAN, "nan");
+    REFUSE(c.loss_coef[HMOE_PP] = INFINITY, "inf");
+    REFUSE(c.loss_coef[HMOE_ENT] = -INFINITY, "inf");
+    REFUSE(c.loss_coef[HMOE_Z] = NAN, "nan");
     REFUSE(c.rms_norm_eps = NAN, "nan");
     REFUSE(c.rms_norm_eps = -1, "-1");
     REFUSE(c.rope_theta = NAN, "nan");
@@ -328,13 +329,13 @@ static hmoe_status call_step(void) {
     return hmoe_update(&subject, &adamw);
 }
 static hmoe_status call_muon(void) {
-    int own[64], fixed = 0;                        /* which tensors are Muon's */
+    int own[64], frozen = 0;                       /* which tensors are Muon's */
     hmoe_status status;
-    for (size_t i = 0; i < subject.tensor_count; i++) own[i] = subject.tensors[i].fixed;
+    for (size_t i = 0; i < subject.tensor_count; i++) own[i] = subject.tensors[i].frozen;
     muon = hmoe_default_muon();
     status = hmoe_muon_create(&muon, &subject);
-    for (size_t i = 0; i < subject.tensor_count; i++) fixed |= subject.tensors[i].fixed != own[i];
-    CHECK_INT(fixed, !status);
+    for (size_t i = 0; i < subject.tensor_count; i++) frozen |= subject.tensors[i].frozen != own[i];
+    CHECK_INT(frozen, !status);
     if (status) CHECK(!muon.matrices && !muon.scratch);
     return status;
 }
@@ -383,7 +384,7 @@ static int is_gone(void) {                         /* all but the message, and w
     static const hmoe_model zero;
     hmoe_model m = subject;
     memset(m.message, 0, sizeof m.message);
-    m.steps = NULL;
+    m.backend = NULL;
     return !memcmp(&m, &zero, sizeof m);
 }
 

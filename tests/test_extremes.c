@@ -35,7 +35,7 @@ static hmoe_config least_config(void) {
     hmoe_config c = hmoe_default_config();
     c.V = 2, c.T = 1, c.C = 2, c.L = 1, c.NH = 1, c.E = 2, c.K = 1;
     for (int e = 0; e < HMOE_MAX_EXPERTS; e++) c.H[e] = 1;
-    c.pp_coef = 0;
+    c.loss_coef[HMOE_PP] = 0;
     return c;
 }
 
@@ -53,7 +53,8 @@ static int learn(hmoe_model *m, const hmoe_adamw *adamw, const int *text, int n,
         status = hmoe_forward(m, HMOE_TRAIN, tokens, targets, B, T);
         if (!status) {
             const hmoe_losses *l = &m->losses;
-            CHECK(isfinite(l->total + l->ce + l->lb + l->pp + l->ent + l->z));
+            CHECK(isfinite(l->total + l->ce));
+            for (int i = 0; i < HMOE_LOSS_TERMS; i++) CHECK(isfinite(l->term[i]));
             CHECK(!overflown);                     /* weights that were not, and it did not tell */
             *loss = l->ce;
             CHECK_INT(hmoe_backward(m, 1), HMOE_OK);
@@ -131,10 +132,10 @@ static void a_router_without_an_opinion(void) {
             memset(weights(&m, "model.layers.%d.block_sparse_moe.gate.weight", l), 0,
                    (size_t)c.E * c.C * sizeof(hmoe_real));
         CHECK_INT(hmoe_forward(&m, HMOE_TRAIN, tokens, tokens, 1, 6), HMOE_OK);
-        CHECK_NEAR(m.losses.lb, c.L * n, 1e-5, 0);
-        CHECK_NEAR(m.losses.pp, c.L * work, 1e-5, 0);
-        CHECK_NEAR(m.losses.ent, c.L * c.E * log((double)c.E), 1e-5, 1e-6);
-        CHECK_NEAR(m.losses.z, c.L * log((double)c.E) * log((double)c.E), 1e-5, 1e-6);
+        CHECK_NEAR(m.losses.term[HMOE_LB], c.L * n, 1e-5, 0);
+        CHECK_NEAR(m.losses.term[HMOE_PP], c.L * work, 1e-5, 0);
+        CHECK_NEAR(m.losses.term[HMOE_ENT], c.L * c.E * log((double)c.E), 1e-5, 1e-6);
+        CHECK_NEAR(m.losses.term[HMOE_Z], c.L * log((double)c.E) * log((double)c.E), 1e-5, 1e-6);
         hmoe_get_usage(&m, 1, &u);
         CHECK_INT(u.dead, c.E - n);
         CHECK_NEAR(u.experts, n, 0, 0);
@@ -157,7 +158,7 @@ static void a_router_without_a_doubt(void) {
         hmoe_usage u;
         c.L = 1;
         if (i % 2) c.routing = HMOE_TOP_P, c.top_p = 0.9;
-        c.z_coef = 0;                              /* (of lse = 1e30 no float holds the square) */
+        c.loss_coef[HMOE_Z] = 0;                              /* (of lse = 1e30 no float holds the square) */
         small_create(&m, &c, 1);
         spread_weights(&m, 0.4, 0);
         for (int k = 0; k < c.C; k++) m.params[k] = k ? 0 : 1000;
@@ -172,10 +173,10 @@ static void a_router_without_a_doubt(void) {
         CHECK_INT(hmoe_get_route(&m, 0, 5, &route), HMOE_OK);
         CHECK(route.count == 2 && route.expert[0] == 1 && route.expert[1] == 3);
         for (int s = 0; s < 2; s++) CHECK_NEAR(route.gate[s], 0.5, 1e-6, 0);
-        CHECK_NEAR(m.losses.ent, 4 * log(2.0), x[i / 2] > 1e5 ? 1 : 1e-3, 0);   /* r - lse cancel */
-        CHECK_NEAR(m.losses.z, x[i / 2] * x[i / 2], 0.1, 0);
-        CHECK_NEAR(m.losses.lb, 4, 1e-6, 0);       /* 4 (1 * 1/2 + 1 * 1/2) */
-        CHECK_NEAR(m.losses.pp, 4 * (2 + 1) / 3.75 / 2, 1e-6, 0);
+        CHECK_NEAR(m.losses.term[HMOE_ENT], 4 * log(2.0), x[i / 2] > 1e5 ? 1 : 1e-3, 0);   /* r - lse cancel */
+        CHECK_NEAR(m.losses.term[HMOE_Z], x[i / 2] * x[i / 2], 0.1, 0);
+        CHECK_NEAR(m.losses.term[HMOE_LB], 4, 1e-6, 0);       /* 4 (1 * 1/2 + 1 * 1/2) */
+        CHECK_NEAR(m.losses.term[HMOE_PP], 4 * (2 + 1) / 3.75 / 2, 1e-6, 0);
         hmoe_get_usage(&m, 0, &u);
         CHECK(u.dead == 2 && u.share[0] == 0 && u.share[1] == 1 && u.share[3] == 1);
         CHECK_INT(hmoe_backward(&m, 1), HMOE_OK);
@@ -222,7 +223,7 @@ static void extremes_of_learning(void) {
         }
         if (shape == 3) c.routing = HMOE_TOP_P, c.top_p = 1;
         c.noisy_gating = kind == NOISE;
-        if (kind == COEFFICIENTS) c.lb_coef = c.pp_coef = c.ent_coef = c.z_coef = value;
+        if (kind == COEFFICIENTS) c.loss_coef[HMOE_LB] = c.loss_coef[HMOE_PP] = c.loss_coef[HMOE_ENT] = c.loss_coef[HMOE_Z] = value;
         if (kind == LR) adamw.lr = value;
         if (kind == DECAY) adamw.weight_decay = value;
         if (kind == CLIP) adamw.clip = value;

@@ -80,7 +80,7 @@ static hmoe_config run_config(hmoe_routing routing, int noisy) {
     CHECK_INT(hmoe_expert_sizes(c.H, c.E, 8 * 40, "arithmetic", NULL), HMOE_OK);
     c.routing = routing;
     c.noisy_gating = noisy;
-    c.lb_coef = 0.01, c.pp_coef = 0.1, c.ent_coef = 0.03, c.z_coef = 0.001;
+    c.loss_coef[HMOE_LB] = 0.01, c.loss_coef[HMOE_PP] = 0.1, c.loss_coef[HMOE_ENT] = 0.03, c.loss_coef[HMOE_Z] = 0.001;
     return c;
 }
 
@@ -240,7 +240,7 @@ static void save_load_save(void) {
         if (i >= 4) steer(&c, i - 4);
         c.gate = (hmoe_gate)(i % 3);
         c.top_p = 0.1 + 0.2;                       /* 0.30000000000000004: all its digits */
-        c.lb_coef = 1.0 / 3;
+        c.loss_coef[HMOE_LB] = 1.0 / 3;
         if (i) {
             c.vocab_size = c.V;
             for (int k = 0; k < c.V; k++) c.vocab[k] = (unsigned char)(3 * k + i);

@@ -12,8 +12,13 @@
 #include "test.h"
 #include "small.h"
 
-enum { CE, LB, PP, ENT, Z, TOTAL, TERMS };     /* the model's losses; a layer has one, number 0 */
-static const char *const term_name[TERMS] = { "ce", "lb", "pp", "ent", "z", "total" };
+/* The model's losses: cross-entropy, each term of the router (TERM + HMOE_LB ...), the total. A layer
+   alone has one loss, number 0. */
+enum { CE, TERM, TOTAL = TERM + HMOE_LOSS_TERMS, TERMS };
+
+static const char *term_name(int k) {
+    return k == CE ? "ce" : k == TOTAL ? "total" : hmoe_loss_terms[k - TERM].name;
+}
 
 enum expected { NONZERO, ZERO };
 enum { MAX_ELEMENTS = 24 };                    /* checked of one tensor, evenly spread */
@@ -70,7 +75,7 @@ static void check_gradients(const char *name, hmoe_real *x, const hmoe_real *con
                  && 2 * checked > tried;
         if (!ok)
             printf("gradient of %s%s%s: off by %.3g, largest %.3g%s, %d of %d checked\n", name,
-                   terms > 1 ? " for " : "", terms > 1 ? term_name[k] : "", worst[k], largest[k],
+                   terms > 1 ? " for " : "", terms > 1 ? term_name(k) : "", worst[k], largest[k],
                    expected[k] == ZERO ? " (should be zero)" : "", checked, tried);
         CHECK(ok);
     }
@@ -242,7 +247,7 @@ static int H[5] = { 3, 1, 19, 8, 1 };
 static void swiglu_loss(double *loss) {
     int ldh = 19;
     *loss = 0;
-    hmoe__swiglu_backward(x, y, NULL, NULL, &routes, H, E, ldh);   /* forward */
+    hmoe__swiglu_forward(y, x, routes.expert_start, H, E, ldh);
     for (int e = 0; e < E; e++)
         for (int r = routes.expert_start[e]; r < routes.expert_start[e + 1]; r++)
             *loss += routes.row_gate[r] * dot(c + r * ldh, y + r * ldh, H[e]);
@@ -257,9 +262,9 @@ static void swiglu(void) {
     x = random_reals((size_t)rows * 2 * ldh, 1), y = reals(rows * ldh);
     c = random_reals(rows * ldh, 1);
     memcpy(du, x, (size_t)rows * 2 * ldh * sizeof *du);
-    hmoe__swiglu_backward(x, h, NULL, NULL, &routes, H, E, ldh);   /* forward */
+    hmoe__swiglu_forward(h, x, routes.expert_start, H, E, ldh);
     memcpy(forward, h, (size_t)rows * ldh * sizeof *h);
-    hmoe__swiglu_backward(du, h, dgate, c, &routes, H, E, ldh);
+    hmoe__swiglu_backward(du, h, dgate, c, routes.expert_start, routes.row_gate, H, E, ldh);
     for (int e = 0; e < E; e++)
         for (int r = routes.expert_start[e]; r < routes.expert_start[e + 1]; r++) {
             check_gradient("swiglu u", x + r * 2 * ldh, du + r * 2 * ldh, 2 * H[e], swiglu_loss);
@@ -427,8 +432,9 @@ static void model_loss(double loss[TERMS]) {
     hmoe_status status = hmoe_forward(&model, HMOE_TRAIN, tokens, targets, B, T);
     const hmoe_losses *l = &model.losses;
     CHECK(status == HMOE_OK);
-    loss[CE] = l->ce; loss[LB] = l->lb; loss[PP] = l->pp; loss[ENT] = l->ent; loss[Z] = l->z;
+    loss[CE] = l->ce;
     loss[TOTAL] = l->total;
+    for (int i = 0; i < HMOE_LOSS_TERMS; i++) loss[TERM + i] = l->term[i];
 }
 
 static uint64_t model_choice(void) {
@@ -446,13 +452,12 @@ static uint64_t model_choice(void) {
 
 /* The gradient of a loss by itself: of the total with its coefficient as 1, minus that without. */
 static hmoe_real *model_gradient(int term) {
-    double *coef[TERMS] = { NULL, &model.config.lb_coef, &model.config.pp_coef,
-                            &model.config.ent_coef, &model.config.z_coef, NULL };
     hmoe_config saved = model.config;
     hmoe_real *gradient = reals(model.param_count);
     double ignored[TERMS];
     for (int pass = 0; pass < (term == CE || term == TOTAL ? 1 : 2); pass++) {
-        if (term != TOTAL) for (int k = LB; k <= Z; k++) *coef[k] = k == term && pass == 0;
+        for (int i = 0; i < HMOE_LOSS_TERMS && term != TOTAL; i++)
+            model.config.loss_coef[i] = TERM + i == term && pass == 0;
         model_loss(ignored);
         CHECK(hmoe_backward(&model, 1) == HMOE_OK);
         for (size_t i = 0; i < model.param_count; i++)
@@ -489,11 +494,11 @@ static facts layer_facts(int l) {
     }
     /* sum_e a_e Phat_e is a constant where all a_e are equal, since Phat adds up to 1 */
     for (int e = 1; e < cfg->E; e++) {
-        if (f.used[e] != f.used[0]) f.moves[LB] = 1;
-        if (f.used[e] * cfg->H[e] != f.used[0] * cfg->H[0]) f.moves[PP] = 1;
+        if (f.used[e] != f.used[0]) f.moves[TERM + HMOE_LB] = 1;
+        if (f.used[e] * cfg->H[e] != f.used[0] * cfg->H[0]) f.moves[TERM + HMOE_PP] = 1;
     }
-    f.moves[ENT] = cfg->E > 1;
-    f.moves[Z] = 1;
+    for (int i = HMOE_ENT; i < HMOE_LOSS_TERMS; i++) f.moves[TERM + i] = cfg->E > 1;
+    f.moves[TERM + HMOE_Z] = 1;
     return f;
 }
 
@@ -511,7 +516,7 @@ static enum expected expect(const hmoe_tensor *t, int term, const facts *f) {
     /* the losses of the layers that see this tensor: an expert and a gate reach the next layer,
        what comes before the router this one too, the router's weights this one at any rate */
     from = l < 0 ? 0 : e >= 0 || router ? l + 1 : l;
-    for (int k = LB; k <= Z; k++) {
+    for (int k = TERM; k < TOTAL; k++) {
         if (term != TOTAL && term != k) continue;
         for (int i = from; i < L; i++) terms_below |= f[i].moves[k];
         if (router) own |= f[l].moves[k];

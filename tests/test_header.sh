@@ -26,11 +26,11 @@ check() {
     fi
 }
 
-cp "$root/hmoe.h" "$root/hmoe_muon.h" "$root/hmoe_parallel.h" .
+cp "$root/hmoe.h" "$root/hmoe_muon.h" "$root/hmoe_parallel.h" "$root/hmoe_placement.h" .
 
 # For each header: declarations alone, which a program uses; the implementation; both in one file.
 main='int main(void) { return hmoe_default_config().E != 8; }'
-headers="hmoe hmoe_muon hmoe_parallel"
+headers="hmoe hmoe_muon hmoe_placement hmoe_parallel"
 for header in $headers; do
     for suffix in c cpp; do
         printf '#include "%s.h"\n%s\n' $header "$main" >declared_$header.$suffix

@@ -77,7 +77,7 @@ static void three_steps(void) {
         const hmoe_tensor *t = &m.tensors[i];
         const hmoe_real *same = is_for_muon(t->name) ? expected : plain.params;
         test_context = t->name;
-        CHECK_INT(t->fixed != 0, is_for_muon(t->name) != 0);
+        CHECK_INT(t->frozen != 0, is_for_muon(t->name) != 0);
         for (size_t k = t->offset; k < t->offset + (size_t)t->rows * t->cols; k++) {
             CHECK_NEAR(m.params[k], same[k], 1e-10, 1e-10);
             CHECK(m.grads[k] == 0);
@@ -102,9 +102,9 @@ static void steps_are_orthogonal(void) {
     small_create(&m, &c, 1);
     hmoe_tensor *frozen = &m.tensors[m.tensor_count - 3];   /* the last W2; then norm and head */
     CHECK(strstr(frozen->name, ".w2.") != NULL);
-    frozen->fixed = 1;
+    frozen->frozen = 1;
     CHECK_INT(hmoe_muon_create(&muon, &m), HMOE_OK);
-    CHECK_INT(frozen->fixed, 1);
+    CHECK_INT(frozen->frozen, 1);
     muon.weight_decay = 0, muon.lr = 1;
     fill(m.grads, m.param_count, 1e-3);
     before = reals(m.param_count), g = reals(m.param_count);
@@ -119,7 +119,7 @@ static void steps_are_orthogonal(void) {
         test_context = t->name;
         for (size_t k = t->offset; t == frozen && k < t->offset + (size_t)t->rows * t->cols; k++)
             CHECK(m.params[k] == before[k]);
-        if (!t->fixed || t == frozen) continue;
+        if (!t->frozen || t == frozen) continue;
         for (size_t k = t->offset; k < t->offset + (size_t)t->rows * t->cols; k++) {
             double o = (before[k] - m.params[k]) / scale;
             trace += o * o, along += o * g[k], norm += g[k] * g[k];
@@ -193,7 +193,7 @@ static void fixed_tensors(void) {
     small_create(&m, &c, 1);
     before = reals(m.param_count);
     memcpy(before, m.params, m.param_count * sizeof *before);
-    for (size_t i = 0; i < m.tensor_count; i += 3) m.tensors[i].fixed = 1;
+    for (size_t i = 0; i < m.tensor_count; i += 3) m.tensors[i].frozen = 1;
     fill(m.grads, m.param_count, 1);
     CHECK_INT(hmoe_update(&m, &adamw), HMOE_OK);
     for (size_t i = 0; i < m.tensor_count; i++)

@@ -131,7 +131,7 @@ static void make_checkpoints(void) {
     c.V = 3, c.T = 2, c.C = 2, c.L = 1, c.NH = 1, c.E = 2, c.K = 2, c.noisy_gating = 1;
     memset(c.H, 0, sizeof c.H);
     c.H[0] = 1, c.H[1] = 2;
-    c.lb_coef = 0.5, c.z_coef = 0.25, c.ent_coef = 0.125;
+    c.loss_coef[HMOE_LB] = 0.5, c.loss_coef[HMOE_Z] = 0.25, c.loss_coef[HMOE_ENT] = 0.125;
     c.vocab_size = 3;
     memcpy(c.vocab, "abc", 3);
     small_create(&model, &c, 1);
@@ -185,8 +185,8 @@ static void check_config(const hmoe_config *c, const file *f) {
         { "num_key_value_heads", c->NH }, { "num_local_experts", c->E },
         { "num_experts_per_tok", c->K }, { "vocab_size", c->V }, { "intermediate_size", 2 },
         { "max_position_embeddings", c->T }, { "rms_norm_eps", c->rms_norm_eps },
-        { "rope_theta", c->rope_theta }, { "top_p", c->top_p }, { "lb_coef", c->lb_coef },
-        { "pp_coef", c->pp_coef }, { "ent_coef", c->ent_coef }, { "z_coef", c->z_coef } };
+        { "rope_theta", c->rope_theta }, { "top_p", c->top_p }, { "lb_coef", c->loss_coef[HMOE_LB] },
+        { "pp_coef", c->loss_coef[HMOE_PP] }, { "ent_coef", c->loss_coef[HMOE_ENT] }, { "z_coef", c->loss_coef[HMOE_Z] } };
     const char *vocab = value_of((const char *)f->data, (const char *)f->data + f->size, "vocab");
     char *comma;
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)

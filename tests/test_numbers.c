@@ -3,6 +3,7 @@
 
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
+#include "hmoe_placement.h"
 #include "test.h"
 #include "small.h"
 #include "naive.h"
@@ -49,10 +50,10 @@ static void losses_at_hand_made_routes(void) {
     /* P[2] is a tie of four: to be it exactly after rounding, its logits must be equal */
     CHECK_INT(hmoe_forward(&m, HMOE_EVALUATE, tokens, tokens, 1, 4), HMOE_OK);
     /* chosen: {0 1} {3 2} {0 1} {1 2}, so f = (2 3 2 1)/4, and Phat = (0.9 1.5 0.775 0.825)/4 */
-    CHECK_NEAR(m.losses.lb, 2.16875, 1e-10, 0);                  /* 4 sum f Phat */
-    CHECK_NEAR(m.losses.pp, 1.875, 1e-10, 0);                    /* 4 sum f H/5 Phat */
-    CHECK_NEAR(m.losses.ent, 4.587502730639634, 1e-10, 0);       /* 4/4 sum of -P ln P */
-    CHECK_NEAR(m.losses.z, (0 + 1 + 4 + 0.25) / 4, 1e-10, 0);
+    CHECK_NEAR(m.losses.term[HMOE_LB], 2.16875, 1e-10, 0);                  /* 4 sum f Phat */
+    CHECK_NEAR(m.losses.term[HMOE_PP], 1.875, 1e-10, 0);                    /* 4 sum f H/5 Phat */
+    CHECK_NEAR(m.losses.term[HMOE_ENT], 4.587502730639634, 1e-10, 0);       /* 4/4 sum of -P ln P */
+    CHECK_NEAR(m.losses.term[HMOE_Z], (0 + 1 + 4 + 0.25) / 4, 1e-10, 0);
     CHECK_NEAR(m.losses.total, m.losses.ce + 0.3 * 2.16875 + 0.2 * 1.875
                + 0.05 * 4.587502730639634 + 0.1 * 1.3125, 1e-10, 0);
     hmoe_get_usage(&m, 0, &u);
@@ -86,10 +87,10 @@ static void losses_at_uniform_routing(void) {
                 memset(m.params + naive_find(&m, gate, l)->offset, 0, E * c.C * sizeof(hmoe_real));
             }
             CHECK_INT(hmoe_forward(&m, HMOE_TRAIN, tokens, tokens, 1, 6), HMOE_OK);
-            CHECK_NEAR(m.losses.lb, c.L * K, 1e-12, 0);
-            CHECK_NEAR(m.losses.pp, c.L * K, 1e-12, 0);
-            CHECK_NEAR(m.losses.ent, c.L * E * log(E), 1e-12, 1e-12);
-            CHECK_NEAR(m.losses.z, c.L * log(E) * log(E), 1e-12, 1e-12);
+            CHECK_NEAR(m.losses.term[HMOE_LB], c.L * K, 1e-12, 0);
+            CHECK_NEAR(m.losses.term[HMOE_PP], c.L * K, 1e-12, 0);
+            CHECK_NEAR(m.losses.term[HMOE_ENT], c.L * E * log(E), 1e-12, 1e-12);
+            CHECK_NEAR(m.losses.term[HMOE_Z], c.L * log(E) * log(E), 1e-12, 1e-12);
             hmoe_get_usage(&m, 1, &u);             /* ties go to the lowest index */
             for (int e = 0; e < E; e++) CHECK(u.share[e] == (e < K));
             CHECK_INT(u.dead, E - K);
@@ -106,14 +107,14 @@ static void penalty_of_equal_widths_is_load_balancing(void) {
     for (int e = 0; e < c.E; e++) c.H[e] = 7;
     for (int i = 0; i < 2; i++) {
         hmoe_model m;
-        c.lb_coef = i ? 0.5 : 0;
-        c.pp_coef = i ? 0 : 0.5;
+        c.loss_coef[HMOE_LB] = i ? 0.5 : 0;
+        c.loss_coef[HMOE_PP] = i ? 0 : 0.5;
         small_draws = 300;
         small_create(&m, &c, 2);
         spread_weights(&m, 0.4, 0.6);
         CHECK_INT(hmoe_forward(&m, HMOE_TRAIN, tokens, tokens, 2, 6), HMOE_OK);
-        CHECK_NEAR(m.losses.pp, m.losses.lb, 1e-12, 0);
-        CHECK(fabs(m.losses.lb - 2 * c.L) > 1e-3);               /* not at rest */
+        CHECK_NEAR(m.losses.term[HMOE_PP], m.losses.term[HMOE_LB], 1e-12, 0);
+        CHECK(fabs(m.losses.term[HMOE_LB] - 2 * c.L) > 1e-3);               /* not at rest */
         CHECK_INT(hmoe_backward(&m, 1), HMOE_OK);
         if (!gradient) gradient = reals(m.param_count);
         for (size_t k = 0; k < m.param_count; k++)
@@ -500,7 +501,7 @@ static void accumulation(void) {
     hmoe_real *before;
     int *tokens = random_tokens(8 * 6, c.V), *targets = random_tokens(8 * 6, c.V);
     c.noisy_gating = 1;
-    c.lb_coef = c.pp_coef = 0;
+    c.loss_coef[HMOE_LB] = c.loss_coef[HMOE_PP] = 0;
     small_create(&whole, &c, 8);
     small_create(&cut, &c, 2);
     whole.dropout = cut.dropout = 0.2;         /* masks go by a token's number in the step */
@@ -509,7 +510,7 @@ static void accumulation(void) {
     before = reals(whole.param_count);
     memcpy(before, whole.params, whole.param_count * sizeof *before);
     for (int step = 0; step < 2; step++) {
-        hmoe_losses sum = { 0, 0, 0, 0, 0, 0 };
+        hmoe_losses sum = { 0, 0, { 0 } };
         CHECK_INT(hmoe_forward(&whole, HMOE_TRAIN, tokens, targets, 8, 6), HMOE_OK);
         CHECK_INT(hmoe_backward(&whole, 1), HMOE_OK);
         for (int i = 0; i < 4; i++) {
@@ -517,12 +518,12 @@ static void accumulation(void) {
                       HMOE_OK);
             CHECK_INT(hmoe_backward(&cut, 0.25), HMOE_OK);
             sum.ce += cut.losses.ce / 4;
-            sum.ent += cut.losses.ent / 4;
-            sum.z += cut.losses.z / 4;
+            sum.term[HMOE_ENT] += cut.losses.term[HMOE_ENT] / 4;
+            sum.term[HMOE_Z] += cut.losses.term[HMOE_Z] / 4;
         }
         CHECK_NEAR(sum.ce, whole.losses.ce, 1e-12, 0);
-        CHECK_NEAR(sum.ent, whole.losses.ent, 1e-12, 0);
-        CHECK_NEAR(sum.z, whole.losses.z, 1e-12, 0);
+        CHECK_NEAR(sum.term[HMOE_ENT], whole.losses.term[HMOE_ENT], 1e-12, 0);
+        CHECK_NEAR(sum.term[HMOE_Z], whole.losses.term[HMOE_Z], 1e-12, 0);
         for (size_t i = 0; i < whole.param_count; i++)
             CHECK_NEAR(cut.grads[i], whole.grads[i], 1e-12, 1e-12);
         CHECK_INT(hmoe_update(&whole, &adamw), HMOE_OK);
@@ -551,9 +552,9 @@ static void dropout_masks(void) {
     int dropped = 0, other = 0, *tokens = random_tokens(12, c.V);
     double loss;
     for (int i = 0; i < N * C; i++) y[i] = x[i] + 1;
-    hmoe__dropout(y, x, NULL, 0.25, 42, 7, N, C);
+    hmoe__dropout_forward(y, x, 0.25, 42, 7, N, C);
     for (int i = 0; i < N * C; i++) dy[i] = 1;
-    hmoe__dropout(dy, NULL, dy, 0.25, 42, 7, N, C);              /* the same mask, in place */
+    hmoe__dropout_backward(dy, dy, 0.25, 42, 7, N, C);              /* the same mask, in place */
     for (int i = 0; i < N * C; i++) {
         double branch = y[i] - x[i];
         CHECK(fabs(branch) < 1e-12 || fabs(branch - 4.0 / 3) < 1e-12);
@@ -562,9 +563,9 @@ static void dropout_masks(void) {
     }
     CHECK(abs(dropped - N * C / 4) < 4 * sqrt(N * C * 0.25 * 0.75));
     for (int i = 0; i < N * C; i++) later[i] = 1;                /* token 1 is number 8 there too */
-    hmoe__dropout(later, NULL, later, 0.25, 42, 8, N, C);
+    hmoe__dropout_backward(later, later, 0.25, 42, 8, N, C);
     CHECK(!memcmp(later, dy + C, (N - 1) * C * sizeof *dy));
-    hmoe__dropout(later, NULL, later, 0.25, 43, 8, N, C);
+    hmoe__dropout_backward(later, later, 0.25, 43, 8, N, C);
     for (int i = 0; i < (N - 1) * C; i++) other += (later[i] == 0) != (dy[C + i] == 0);
     CHECK(other > N * C / 8);
     small_create(&m, &c, 2);
@@ -592,9 +593,9 @@ static void noise_only_in_training(void) {
     small_create(&m, &c, 4);
     spread_weights(&m, 0.4, 0.6);
     CHECK_INT(hmoe_forward(&m, HMOE_EVALUATE, tokens, tokens, 4, 1), HMOE_OK);
-    evaluated = m.losses.z;
+    evaluated = m.losses.term[HMOE_Z];
     CHECK_INT(hmoe_forward(&m, HMOE_TRAIN, tokens, tokens, 4, 1), HMOE_OK);
-    trained = m.losses.z;
+    trained = m.losses.term[HMOE_Z];
     CHECK(fabs(evaluated - trained) > 1e-3);
     for (int t = 0; t < 4; t++) {                  /* four times the same token, other noise */
         hmoe_route route;
@@ -603,13 +604,13 @@ static void noise_only_in_training(void) {
         for (int s = 0; s < t; s++) CHECK(P[s] != P[t]);
     }
     CHECK_INT(hmoe_forward(&m, HMOE_TRAIN, tokens, tokens, 4, 1), HMOE_OK);
-    CHECK(m.losses.z == trained);                  /* the same step, the same noise */
+    CHECK(m.losses.term[HMOE_Z] == trained);                  /* the same step, the same noise */
     CHECK_INT(hmoe_backward(&m, 1), HMOE_OK);
     CHECK_INT(hmoe_update(&m, &still), HMOE_OK);
     CHECK_INT(hmoe_forward(&m, HMOE_TRAIN, tokens, tokens, 4, 1), HMOE_OK);
-    CHECK(m.losses.z != trained);
+    CHECK(m.losses.term[HMOE_Z] != trained);
     CHECK_INT(hmoe_forward(&m, HMOE_EVALUATE, tokens, tokens, 4, 1), HMOE_OK);
-    CHECK(m.losses.z == evaluated);
+    CHECK(m.losses.term[HMOE_Z] == evaluated);
     hmoe_free(&m);
 }
 

@@ -3,6 +3,7 @@
 
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
+#include "hmoe_placement.h"
 #include "test.h"
 #include "small.h"
 
@@ -90,7 +91,7 @@ static void bias_moves_towards(hmoe_balance balance, int H0, int H1, int H2, int
     hmoe_real b[3] = { 0.5, 0.25, -0.5 };
     c.E = 3, c.balance = balance, c.balance_rate = 1.0 / 64;
     c.H[0] = H0, c.H[1] = H1, c.H[2] = H2;
-    hmoe__steer_bias(b, chosen, &c);
+    hmoe__move_bias(b, chosen, &c);
     CHECK(b[0] == 0.5 + d0 / 64.0);
     CHECK(b[1] == 0.25 + d1 / 64.0);
     CHECK(b[2] == -0.5 + d2 / 64.0);
@@ -150,17 +151,17 @@ static void budget_updates(void) {
     hmoe_config c = small_config();
     c.E = 4, c.budget = 0.25;
     /* logit(1/2) = 0; twice the budget is spent: -0.1; nothing would be: +0.1; all of it: -0.3 */
-    CHECK_NEAR(hmoe__steered_p(0.5, 0.5, &c), 0.47502081252106, 1e-13, 0);
-    CHECK_NEAR(hmoe__steered_p(0.5, 0, &c), 0.52497918747894, 1e-13, 0);
-    CHECK_NEAR(hmoe__steered_p(0.5, 1, &c), 0.42555748318834, 1e-13, 0);
-    CHECK(hmoe__steered_p(0.5, 0.25, &c) == 0.5);                 /* met */
-    CHECK_NEAR(hmoe__steered_p(0.99, 0, &c), 0.99094300695, 1e-10, 0);   /* odds 99 e^0.1 to 1 */
+    CHECK_NEAR(hmoe__move_top_p(0.5, 0.5, &c), 0.47502081252106, 1e-13, 0);
+    CHECK_NEAR(hmoe__move_top_p(0.5, 0, &c), 0.52497918747894, 1e-13, 0);
+    CHECK_NEAR(hmoe__move_top_p(0.5, 1, &c), 0.42555748318834, 1e-13, 0);
+    CHECK(hmoe__move_top_p(0.5, 0.25, &c) == 0.5);                 /* met */
+    CHECK_NEAR(hmoe__move_top_p(0.99, 0, &c), 0.99094300695, 1e-10, 0);   /* odds 99 e^0.1 to 1 */
     /* the limits, 1/8 and 1 - 1e-5: p stays there, and comes back with the first step */
-    CHECK(hmoe__steered_p(0.125, 1, &c) == 0.125);
-    CHECK(hmoe__steered_p(1e-6, 1, &c) == 0.125);
-    CHECK(hmoe__steered_p(0.125, 0, &c) > 0.13);
-    CHECK_NEAR(hmoe__steered_p(1, 0, &c), 1 - 1e-5, 1e-15, 0);
-    CHECK_NEAR(1 - hmoe__steered_p(1, 0.5, &c), 1e-5 * exp(0.1), 1e-4, 0);
+    CHECK(hmoe__move_top_p(0.125, 1, &c) == 0.125);
+    CHECK(hmoe__move_top_p(1e-6, 1, &c) == 0.125);
+    CHECK(hmoe__move_top_p(0.125, 0, &c) > 0.13);
+    CHECK_NEAR(hmoe__move_top_p(1, 0, &c), 1 - 1e-5, 1e-15, 0);
+    CHECK_NEAR(1 - hmoe__move_top_p(1, 0.5, &c), 1e-5 * exp(0.1), 1e-4, 0);
 }
 
 /* Through the API: P is 1/3 for each, p starts at 1/2, so three tokens take experts 0 and 1 of
@@ -209,8 +210,8 @@ static void null_expert(void) {
     spread_weights(&m, 0.3, 0);
     for (size_t i = 0; i < m.tensor_count; i++) CHECK(!strstr(m.tensors[i].name, "experts.0."));
     CHECK_INT(hmoe_forward(&m, HMOE_TRAIN, tokens, tokens, 1, 3), HMOE_OK);
-    CHECK_NEAR(m.losses.lb, 2, 1e-14, 0);
-    CHECK_NEAR(m.losses.pp, 1.5, 1e-14, 0);
+    CHECK_NEAR(m.losses.term[HMOE_LB], 2, 1e-14, 0);
+    CHECK_NEAR(m.losses.term[HMOE_PP], 1.5, 1e-14, 0);
     hmoe_get_usage(&m, 0, &usage);
     CHECK(usage.share[0] == 1 && usage.share[1] == 1 && usage.share[2] == 0);
     CHECK(usage.width == 4 && usage.compute[0] == 0 && usage.compute[1] == 1);
@@ -250,7 +251,7 @@ static void nothing_but_null_experts_chosen(void) {
     CHECK_INT(hmoe_forward(&m, HMOE_TRAIN, tokens, tokens, 1, 3), HMOE_OK);
     CHECK_INT(hmoe_backward(&m, 1), HMOE_OK);
     hmoe_get_usage(&m, 0, &usage);
-    CHECK(usage.width == 0 && usage.compute[2] == 0 && m.losses.pp == 0);
+    CHECK(usage.width == 0 && usage.compute[2] == 0 && m.losses.term[HMOE_PP] == 0);
     uneven = hmoe_get_devices(&m, device, 2, of);
     CHECK(uneven.tokens == 2 && uneven.work == 0 && uneven.params == 2);
     for (size_t i = 0; i < (size_t)3 * c.C; i++) {

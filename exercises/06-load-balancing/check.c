@@ -31,12 +31,12 @@ static int make_case(int i) {
     }
     c.N = known ? cases[i].N : pick(1, 9), c.config.E = known ? cases[i].E : pick(1, 6);
     K = known ? cases[i].K : pick(1, c.config.E), c.config.L = known ? cases[i].L : pick(1, 3);
-    c.config.pp_coef = 0, c.config.lb_coef = known ? 1 : pick(1, 20) / 10.0;
+    c.config.loss_coef[HMOE_PP] = 0, c.config.loss_coef[HMOE_LB] = known ? 1 : pick(1, 20) / 10.0;
     describe("%s: N = %d, E = %d, K = %d, L = %d, lb_coef = %g, the other coefficients 0, ce = 2",
              known ? cases[i].what : "at random", c.N, c.config.E, K, c.config.L,
-             c.config.lb_coef);
+             c.config.loss_coef[HMOE_LB]);
     c.sums = reals("sums", c.config.L, 2 * c.config.E + 3, INPUT);
-    c.lb = reals("loss->lb", 0, 1, OUTPUT), c.total = reals("loss->total", 0, 1, OUTPUT);
+    c.lb = reals("loss->term[HMOE_LB]", 0, 1, OUTPUT), c.total = reals("loss->total", 0, 1, OUTPUT);
     c.dP_all = reals("dP_all", c.config.L, c.config.E, OUTPUT);
     for (int l = 0; l < c.config.L; l++) {
         hmoe_routes r = make_routes(c.N, c.config.E, K, HIDDEN, HIDDEN, HIDDEN, HIDDEN, HIDDEN);
@@ -88,7 +88,7 @@ static void call_settings(void) {
     if (!r->known) {
         hmoe_config sick = small_config(), well;
         r->known = r->collapsed = r->cured = r->learned = r->same = 1;
-        sick.E = 8, sick.pp_coef = 0;
+        sick.E = 8, sick.loss_coef[HMOE_PP] = 0;
         hmoe_expert_sizes(sick.H, 8, 192, "arithmetic", NULL);
         if (answers_my_collapse[me] != reference_my_collapse
             && answers_my_cure[me] != reference_my_cure) {
@@ -105,11 +105,11 @@ static void call_settings(void) {
             r->learned = ce[1] <= ce[0] - 0.05;
             r->same = sick.E == 8 && well.E == 8 && well.K == sick.K && well.gate == sick.gate
                       && well.routing == sick.routing && well.top_p == sick.top_p
-                      && well.noisy_gating == sick.noisy_gating && well.ent_coef >= sick.ent_coef
-                      && well.z_coef >= sick.z_coef;
-            r->clue[0] = sick.ent_coef > 0, r->clue[1] = well.lb_coef > 0 || well.pp_coef > 0;
-            r->clue[2] = well.ent_coef > sick.ent_coef, r->clue[3] = well.z_coef > sick.z_coef;
-            r->clue[4] = well.lb_coef + well.pp_coef >= 10, r->clue[5] = sick.K == 1;
+                      && well.noisy_gating == sick.noisy_gating && well.loss_coef[HMOE_ENT] >= sick.loss_coef[HMOE_ENT]
+                      && well.loss_coef[HMOE_Z] >= sick.loss_coef[HMOE_Z];
+            r->clue[0] = sick.loss_coef[HMOE_ENT] > 0, r->clue[1] = well.loss_coef[HMOE_LB] > 0 || well.loss_coef[HMOE_PP] > 0;
+            r->clue[2] = well.loss_coef[HMOE_ENT] > sick.loss_coef[HMOE_ENT], r->clue[3] = well.loss_coef[HMOE_Z] > sick.loss_coef[HMOE_Z];
+            r->clue[4] = well.loss_coef[HMOE_LB] + well.loss_coef[HMOE_PP] >= 10, r->clue[5] = sick.K == 1;
         }
     }
     *c.collapsed = r->collapsed, *c.cured = r->cured, *c.learned = r->learned, *c.same = r->same;
@@ -120,7 +120,7 @@ static void call_case(void) {
     hmoe_losses loss = { -1, 2, -1, -1, -1, -1 };
     if (c.settings) { call_settings(); return; }
     ANSWER(hmoe__losses)(&loss, c.dP_all, c.sums, &c.config, c.N);
-    *c.lb = loss.lb, *c.total = loss.total;
+    *c.lb = loss.term[HMOE_LB], *c.total = loss.total;
 }
 
 static void reference_my_collapse(hmoe_config *config) { (void)config; }   /* there are many */
@@ -128,7 +128,7 @@ static void reference_my_cure(hmoe_config *config) { (void)config; }
 
 static hmoe_config training_config(void) {
     hmoe_config config = small_config();
-    config.pp_coef = 0, config.lb_coef = 0.1;
+    config.loss_coef[HMOE_PP] = 0, config.loss_coef[HMOE_LB] = 0.1;
     return config;
 }
 

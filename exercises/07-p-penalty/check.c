@@ -19,13 +19,13 @@ static int make_case(int i) {
     c.N = known ? cases[i].N : pick(1, 9), c.config.E = known ? cases[i].E : pick(1, 6);
     K = known ? cases[i].K : pick(1, c.config.E), c.config.L = known ? cases[i].L : pick(1, 3);
     term = known ? cases[i].term : 4;
-    c.config.lb_coef = term == 0 || term == 4 ? 1 : 0;
-    c.config.pp_coef = term == 1 ? 1 : term == 4 ? 0.5 : 0;
-    c.config.ent_coef = term == 2 || term == 4 ? 0.25 : 0;
-    c.config.z_coef = term == 3 || term == 4 ? 0.125 : 0;
+    c.config.loss_coef[HMOE_LB] = term == 0 || term == 4 ? 1 : 0;
+    c.config.loss_coef[HMOE_PP] = term == 1 ? 1 : term == 4 ? 0.5 : 0;
+    c.config.loss_coef[HMOE_ENT] = term == 2 || term == 4 ? 0.25 : 0;
+    c.config.loss_coef[HMOE_Z] = term == 3 || term == 4 ? 0.125 : 0;
     describe("%s: N = %d, E = %d, K = %d, L = %d; coefficients lb %g, pp %g, ent %g, z %g; ce = 2",
-             known ? cases[i].what : "at random", c.N, c.config.E, K, c.config.L, c.config.lb_coef,
-             c.config.pp_coef, c.config.ent_coef, c.config.z_coef);
+             known ? cases[i].what : "at random", c.N, c.config.E, K, c.config.L, c.config.loss_coef[HMOE_LB],
+             c.config.loss_coef[HMOE_PP], c.config.loss_coef[HMOE_ENT], c.config.loss_coef[HMOE_Z]);
     int *H = ints("H", 0, c.config.E, INPUT);
     for (int e = 0; e < c.config.E; e++) {
         c.config.H[e] = H[e] = i == 5 || i == 8 ? 4 : i == 0 ? 1 : i % 2 ? 1 + 2 * e : pick(1, 9);
@@ -46,13 +46,13 @@ static int make_case(int i) {
 static void call_case(void) {
     hmoe_losses loss = { check_unset, 2, check_unset, check_unset, check_unset, check_unset };
     ANSWER(hmoe__losses)(&loss, c.dP_all, c.sums, &c.config, c.N);
-    c.losses[0] = loss.lb, c.losses[1] = loss.pp, c.losses[2] = loss.ent, c.losses[3] = loss.z;
+    c.losses[0] = loss.term[HMOE_LB], c.losses[1] = loss.term[HMOE_PP], c.losses[2] = loss.term[HMOE_ENT], c.losses[3] = loss.term[HMOE_Z];
     c.losses[4] = loss.total;
 }
 
 static hmoe_config training_config(void) {
     hmoe_config config = small_config();
-    config.lb_coef = 0.05, config.pp_coef = 0.1, config.ent_coef = 0.01, config.z_coef = 0.01;
+    config.loss_coef[HMOE_LB] = 0.05, config.loss_coef[HMOE_PP] = 0.1, config.loss_coef[HMOE_ENT] = 0.01, config.loss_coef[HMOE_Z] = 0.01;
     return config;
 }
 
@@ -65,7 +65,7 @@ static void experiment(void) {
         hmoe_config config = small_config();
         hmoe_model m;
         double work = 0, tokens = 0;
-        config.lb_coef = penalty ? 0 : 0.5, config.pp_coef = penalty ? 0.5 : 0;
+        config.loss_coef[HMOE_LB] = penalty ? 0 : 0.5, config.loss_coef[HMOE_PP] = penalty ? 0.5 : 0;
         check_answer = 1;
         if (!train(&m, &config, 1e-2, STEPS, ce, 1)) { hmoe_free(&m); check_answer = 0; return; }
         check_answer = 0;

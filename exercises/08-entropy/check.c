@@ -54,7 +54,7 @@ static void call_case(void) {
 
 static hmoe_config training_config(void) {
     hmoe_config config = small_config();
-    config.routing = HMOE_TOP_P, config.ent_coef = 0.03, config.z_coef = 0.01;
+    config.routing = HMOE_TOP_P, config.loss_coef[HMOE_ENT] = 0.03, config.loss_coef[HMOE_Z] = 0.01;
     return config;
 }
 
@@ -67,13 +67,13 @@ static void experiment(void) {
         hmoe_config config = training_config();
         hmoe_model m;
         double experts = 0;
-        config.ent_coef = i ? 0.003 * pow(10, i - 1) : 0, config.z_coef = 0;
+        config.loss_coef[HMOE_ENT] = i ? 0.003 * pow(10, i - 1) : 0, config.loss_coef[HMOE_Z] = 0;
         check_answer = 1;
         if (!train(&m, &config, 1e-2, STEPS, ce, 1)) { hmoe_free(&m); check_answer = 0; return; }
         check_answer = 0;
         for (int l = 0; l < config.L; l++)
             for (int e = 0; e < config.E; e++) experts += share(&m, l, e) / config.L;
-        printf("    ent_coef %5.3f   %.2f experts a token   cross-entropy %.3f\n", config.ent_coef,
+        printf("    ent_coef %5.3f   %.2f experts a token   cross-entropy %.3f\n", config.loss_coef[HMOE_ENT],
                experts, mean_in_the_end(ce, STEPS));
         hmoe_free(&m);
     }

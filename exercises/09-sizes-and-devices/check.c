@@ -140,7 +140,7 @@ static void experiment(void) {
     hmoe_config config = small_config();
     double predicted;
     if (answers_my_widths[1] == reference_my_widths) return;
-    config.E = 8, config.pp_coef = 0.1, check_answer = 1;
+    config.E = 8, config.loss_coef[HMOE_PP] = 0.1, check_answer = 1;
     my_widths(&config, 30000);
     check_answer = 0;
     printf("\nA budget of 30000 parameters; your widths:");

@@ -2,13 +2,13 @@
    moves a little: it is a constant, and the gradient by Phat is E f. */
 static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sums,
                          const hmoe_config *c, double N) {
-    loss->lb = loss->pp = loss->ent = loss->z = 0;
+    loss->term[HMOE_LB] = loss->term[HMOE_PP] = loss->term[HMOE_ENT] = loss->term[HMOE_Z] = 0;
     for (int l = 0; l < c->L; l++, sums += 2 * c->E + 3) {
         for (int e = 0; e < c->E; e++) {
             double f = sums[e] / N, Phat = sums[c->E + e] / N;
-            loss->lb += c->E * f * Phat;
-            dP_all[l * c->E + e] = c->E * c->lb_coef * Phat / N;
+            loss->term[HMOE_LB] += c->E * f * Phat;
+            dP_all[l * c->E + e] = c->E * c->loss_coef[HMOE_LB] * Phat / N;
         }
     }
-    loss->total = loss->ce + c->lb_coef * loss->lb;
+    loss->total = loss->ce + c->loss_coef[HMOE_LB] * loss->term[HMOE_LB];
 }

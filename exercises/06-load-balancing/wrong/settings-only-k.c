@@ -5,5 +5,5 @@ static void my_collapse(hmoe_config *config) {
 }
 
 static void my_cure(hmoe_config *config) {
-    config->lb_coef = 1;
+    config->loss_coef[HMOE_LB] = 1;
 }

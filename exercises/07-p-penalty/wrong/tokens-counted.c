@@ -2,17 +2,17 @@
    counts work, f H[e] / mean(H). */
 static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sums,
                          const hmoe_config *c, double N) {
-    loss->lb = loss->pp = loss->ent = loss->z = 0;
+    loss->term[HMOE_LB] = loss->term[HMOE_PP] = loss->term[HMOE_ENT] = loss->term[HMOE_Z] = 0;
     for (int l = 0; l < c->L; l++, sums += 2 * c->E + 3) {
         for (int e = 0; e < c->E; e++) {
             double f = sums[e] / N, Phat = sums[c->E + e] / N, M = f;
-            loss->lb += c->E * f * Phat;
-            loss->pp += c->E * M * Phat;
-            dP_all[l * c->E + e] = c->E * (c->lb_coef * f + c->pp_coef * M) / N;
+            loss->term[HMOE_LB] += c->E * f * Phat;
+            loss->term[HMOE_PP] += c->E * M * Phat;
+            dP_all[l * c->E + e] = c->E * (c->loss_coef[HMOE_LB] * f + c->loss_coef[HMOE_PP] * M) / N;
         }
-        loss->ent += c->E * sums[2 * c->E] / N;
-        loss->z += sums[2 * c->E + 1] / N;
+        loss->term[HMOE_ENT] += c->E * sums[2 * c->E] / N;
+        loss->term[HMOE_Z] += sums[2 * c->E + 1] / N;
     }
-    loss->total = loss->ce + c->lb_coef * loss->lb + c->pp_coef * loss->pp
-                  + c->ent_coef * loss->ent + c->z_coef * loss->z;
+    loss->total = loss->ce + c->loss_coef[HMOE_LB] * loss->term[HMOE_LB] + c->loss_coef[HMOE_PP] * loss->term[HMOE_PP]
+                  + c->loss_coef[HMOE_ENT] * loss->term[HMOE_ENT] + c->loss_coef[HMOE_Z] * loss->term[HMOE_Z];
 }
