@@ -8,7 +8,7 @@
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
 #include "cli.h"
-#include "page.h"
+#include "extra/router_page/page.h"
 
 static struct settings {
     const char *prompt, *score, *export_to, *routes, *page;
