@@ -600,6 +600,6 @@ static inline void cli_sync(FILE *f, const char *path) {
     if (!cli_is_at(f, path)) cli_fail(1, "nothing more is saved: %s is gone", path);
 }
 
-#include "cli_peers.h"
+#include "extra/parallel/cli_peers.h"
 
 #endif /* CLI_H */

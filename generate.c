@@ -7,9 +7,9 @@
        generate --help                                      all options */
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
-#include "hmoe_placement.h"
+#include "extra/parallel/hmoe_placement.h"
 #include "cli.h"
-#include "page.h"
+#include "extra/router_page/page.h"
 
 static struct settings {
     const char *prompt, *score, *export_to, *routes, *page;

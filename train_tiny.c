@@ -11,7 +11,7 @@
    never was. The story is in main(), at the end. */
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
-#include "hmoe_muon.h"
+#include "extra/muon/hmoe_muon.h"
 #include "cli.h"
 
 enum { PATH_SIZE = 1024, BATCHES = 1, SAMPLES };   /* for the last two hmoe_random draws */

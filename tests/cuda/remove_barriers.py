@@ -14,11 +14,11 @@ import subprocess
 import sys
 import tempfile
 
-TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-ROOT = os.path.dirname(TESTS)
+CUDA = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(CUDA))
 WAIT = re.compile(r"(__syncthreads|__syncwarp|__pipeline_wait_prior)\s*\([^()]*\)\s*;")
 COMPILE = [os.environ.get("CXX", "g++"), "-std=c++17", "-O1", "-g", "-w",
-           "-I" + os.path.join(TESTS, "cuda"), "-I" + ROOT, "-I" + TESTS]
+           "-I" + CUDA, "-I" + ROOT]
 RUN = ["least", "0", "products", "products_side_by_side", "rmsnorm", "attention", "router",
        "router_gradients", "experts", "optimizer"]
 ORDERS = [{"COC_ORDER": "0"}, {"COC_ORDER": "1"}, {"COC_ORDER": "2", "COC_SEED": "1"},
@@ -27,9 +27,10 @@ ORDERS = [{"COC_ORDER": "0"}, {"COC_ORDER": "1"}, {"COC_ORDER": "2", "COC_SEED":
 
 def build(folder, source, name, *flags):
     """The tests with another hmoe_cuda.cu. Line numbers stay those of the files they are in."""
-    with open(os.path.join(TESTS, "test_cuda.cpp")) as f:
-        test = f.read().replace('"../hmoe.h"', '"hmoe.h"')
-    test = test.replace('#include "../hmoe_cuda.cu"', '#include "%s.cu"' % name)
+    with open(os.path.join(CUDA, "cuda.cpp")) as f:
+        test = f.read()
+    assert test.count('#include "hmoe_cuda.cu"') == 1
+    test = test.replace('#include "hmoe_cuda.cu"', '#include "%s.cu"' % name)
     for file, text in (name + ".cu", source), (name + ".cpp", test):
         with open(os.path.join(folder, file), "w") as f:
             f.write(text)

@@ -1,0 +1,118 @@
+#!/bin/sh
+# The headers as their users meet them: in C99 and C++17, with whatever compilers there are, without
+# a warning, in one file or in two; and the program in hmoe.h's top comment, compiled word for word.
+# CC, if set, is tried besides gcc, clang, g++ and clang++.
+
+root=$(cd "$(dirname "$0")/../.." && pwd) || exit 1
+dir=$(mktemp -d "${TMPDIR:-/tmp}/hmoe-header-XXXXXX") || exit 1
+trap 'rm -rf "$dir"' EXIT
+trap 'exit 1' HUP INT TERM
+cd "$dir" || exit 1
+
+passed=0
+failed=0
+warnings="-Wall -Wextra -Wpedantic -Wshadow -Werror"
+
+pass() { passed=$((passed + 1)); }
+fail() { failed=$((failed + 1)); echo "FAILED $1"; }
+
+# check NAME COMMAND...: the command succeeds and says nothing
+check() {
+    name=$1
+    shift
+    if "$@" >output 2>&1 && ! [ -s output ]; then pass; else
+        fail "$name"
+        sed 's/^/    /' output | head -n 12
+    fi
+}
+
+cp "$root/hmoe.h" "$root/extra/muon/hmoe_muon.h" "$root/extra/parallel/hmoe_parallel.h" \
+    "$root/extra/parallel/hmoe_placement.h" .
+
+# For each header: declarations alone, which a program uses; the implementation; both in one file.
+main='int main(void) { return hmoe_default_config().E != 8; }'
+headers="hmoe hmoe_muon hmoe_placement hmoe_parallel"
+for header in $headers; do
+    for suffix in c cpp; do
+        printf '#include "%s.h"\n%s\n' $header "$main" >declared_$header.$suffix
+        printf '#define HMOE_IMPLEMENTATION\n#include "%s.h"\n' $header >implemented_$header.$suffix
+        printf '#define HMOE_IMPLEMENTATION\n#include "%s.h"\n%s\n' $header "$main" >both.$suffix
+    done
+done
+
+{
+    echo '#define HMOE_IMPLEMENTATION'
+    for header in $headers; do echo "#include \"$header.h\""; done
+} >all.c
+cp all.c all.cpp
+printf '#define HMOE_NO_FILES\n#define HMOE_IMPLEMENTATION\n#include "hmoe.h"\n%s\n' "$main" >no_files.c
+cp no_files.c no_files.cpp
+
+# variants COMPILER LANGUAGE SUFFIX: everything that one compiler is asked
+variants() {
+    compiler=$1 language=$2 suffix=$3
+    openmp=
+    echo 'int main(void) { return 0; }' >probe.$suffix
+    if $compiler -fopenmp probe.$suffix -o probe >/dev/null 2>&1; then openmp=-fopenmp; fi
+    for real in float double; do
+        flags="-std=$language $warnings -DHMOE_REAL=$real"
+        for omp in "" $openmp; do
+            check "$compiler $language $real $omp: implementation" \
+                $compiler $flags $omp all.$suffix -c -o implemented.o
+        done
+        for header in $headers; do
+            what="$compiler $language $real"
+            check "$what: declarations of $header.h" \
+                $compiler $flags declared_$header.$suffix -c -o declared.o
+            # the last implementation.o may be one with OpenMP: the other file need not know
+            check "$what: two files, one program" \
+                $compiler $openmp declared.o implemented.o -o two -lm
+            check "$what: runs" ./two
+        done
+    done
+    check "$compiler $language: hmoe.h without files" \
+        $compiler -std=$language $warnings no_files.$suffix -o one -lm
+    check "$compiler $language: runs without files" ./one
+    check "$compiler $language: one file, one program" \
+        $compiler -std=$language $warnings both.$suffix -o one -lm
+    check "$compiler $language: runs" ./one
+}
+
+tried=" "
+for compiler in ${CC:-} gcc clang g++ clang++; do
+    case $tried in *" $compiler "*) continue ;; esac
+    tried="$tried$compiler "
+    # a plain cc is one of the others, where there are any
+    if [ "$compiler" = cc ] && { command -v gcc || command -v clang; } >/dev/null; then continue; fi
+    if ! command -v "$compiler" >/dev/null 2>&1; then
+        echo "no $compiler here: skipped"
+        continue
+    fi
+    case $compiler in
+        *++*) variants "$compiler" c++17 cpp ;;
+        *)    variants "$compiler" c99 c ;;
+    esac
+done
+
+# The example: the block that is indented under A WHOLE PROGRAM, up to the next heading.
+compiler=${CC:-cc}
+sed -n '/^A WHOLE PROGRAM/,/^CONTENTS/{
+    /^A WHOLE PROGRAM/d
+    /^CONTENTS/d
+    s/^       //
+    p
+}' hmoe.h >example.c
+check "the example is there" sh -c 'test "$(grep -c "int main(void)" example.c)" -eq 1'
+check "the example compiles" $compiler -std=c99 $warnings -O2 example.c -o example -lm
+if ./example >curve; then pass; else fail "the example runs"; fi
+# its cross-entropy starts near ln 27 = 3.3 and ends far below; its last line is empty
+if awk '/^step/ { last = $4; if (!n++) first = last }
+        END { exit !(n == 40 && first > 3 && first < 3.6 && last < first / 2 && $0 == "") }' curve
+then pass
+else
+    fail "the example's cross-entropy falls"
+    sed 's/^/    /' curve | head -n 3
+fi
+
+echo "header: $passed passed, $failed failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,61 @@
+# The tests. Those in C are built like the programs, as doubles or as floats, and run_tests.sh runs
+# them all and adds up. course/course.mk and extra/*/*.mk have added their own.
+## make test-full     all of `make test`, the slower tests, and once more with sanitizers
+## make test-long     train with six seeds, and take out each barrier of the GPU: 15 minutes
+## make test-everywhere   other machines, under qemu and wine; and programs that look for mistakes
+## make fuzz          look for files that break the readers: SECONDS=60, with clang
+## make bench         measure speed, a minute; PROFILE=1 adds where the time goes
+DOUBLE_TESTS += $(patsubst %,$(BUILD)/tests/model/%,gradients by_hand against_naive steering)
+FLOAT_TESTS += $(patsubst %,$(BUILD)/tests/%,model/reproducible model/extremes files/errors \
+	files/damaged)
+TESTS = $(DOUBLE_TESTS) $(FLOAT_TESTS) $(BUILD)/tests/model/against_naive_float
+SCRIPTS = tests/programs/header.sh tests/programs/programs.sh tests/cuda/cuda.sh
+BENCH = $(BUILD)/tests/programs/bench
+USED = $(HEADERS) $(wildcard tests/*.h tests/*/*.h) $(BUILD)/flags
+
+all: $(TESTS) $(BENCH)
+
+$(DOUBLE_TESTS): REAL = -DHMOE_REAL=double
+$(DOUBLE_TESTS) $(FLOAT_TESTS) $(BENCH): $(BUILD)/%: %.c $(USED)
+	@mkdir -p $(@D)
+	$(COMPILE) $(REAL) -o $@ $< $(LINK)
+$(BUILD)/tests/model/against_naive_float: tests/model/against_naive.c $(USED)
+	@mkdir -p $(@D)
+	$(COMPILE) -o $@ $< $(LINK)
+
+RUN_TESTS = sh tests/run_tests.sh CC='$(CC)'
+
+test: all
+	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS)
+
+# The sanitizers' build has its own directory, so that the programs here stay the fast ones.
+SANITIZED = $(BUILD)/sanitized
+FULL_TESTS += tests/model/top_p.sh tests/programs/options.py tests/files/crashes.py
+
+test-full: all
+	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) BIN=$(SANITIZED)/ all
+	@$(PYTHON_READY) || echo 'no Python environment: tests that need it are skipped'
+	@$(MAKE) --no-print-directory playground || echo 'no playground: its test is skipped'
+	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) $(FULL_TESTS) \
+		PYTHON=$(PYTHON) $(PACKAGE_TESTS) PYTHON=python3 \
+		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
+		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/programs/programs.sh tests/programs/options.py \
+		tests/cuda/cuda_programs.sh tests/cuda/static.py \
+		FULL=1 tests/cuda/cuda.sh $(SANITIZED)/tests/files/damaged
+
+test-long: $(PROGRAMS) data
+	@$(RUN_TESTS) BIN=$(BIN) tests/model/learning.sh tests/cuda/remove_barriers.py \
+		FULL=1 tests/files/crashes.py $(LONG_TESTS)
+
+test-everywhere:
+	@$(RUN_TESTS) BUILD=$(BUILD) tests/programs/everywhere.sh tests/programs/analysis.sh
+
+SECONDS = 60
+fuzz:
+	@sh tests/files/fuzz.sh $(BUILD)/fuzz $(SECONDS)
+
+# This is not one of the tests: a time proves nothing, and other work disturbs it.
+bench: $(BENCH)
+	@$(BENCH)
+
+.PHONY: test test-full test-long test-everywhere fuzz bench
