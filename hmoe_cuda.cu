@@ -1071,7 +1071,7 @@ void dispatch(const hmoe_routes *routes, int N, int E) {
 }
 
 /* A block a sum: of P of each expert, of entropies, of lse^2; and the counts. */
-__global__ void router_sums_kernel(double *sums, hmoe_routes routes, int N, int E) {
+__global__ void router_sums_kernel(hmoe_sums sums, hmoe_routes routes, int N, int E) {
     SHARED(Parts<double>, s);
     int which = blockIdx.x;
     double sum = 0;
@@ -1082,12 +1082,15 @@ __global__ void router_sums_kernel(double *sums, hmoe_routes routes, int N, int 
     }
     sum = block_sum(sum, s.part);
     if (threadIdx.x == 0) {
-        sums[E + which] = which < E + 2 ? sum : routes.expert_start[E];
-        if (which < E) sums[which] = routes.expert_start[which + 1] - routes.expert_start[which];
+        double *to = which < E ? &sums.P[which] : which == E ? sums.entropy
+                     : which == E + 1 ? sums.lse2 : sums.rows;
+        *to = which < E + 2 ? sum : routes.expert_start[E];
+        if (which < E)
+            sums.count[which] = routes.expert_start[which + 1] - routes.expert_start[which];
     }
 }
 void router_sums(double *sums, const hmoe_routes *routes, int N, int E) {
-    LAUNCH_BLOCKS(router_sums_kernel, E + 3, sums, *routes, N, E);
+    LAUNCH_BLOCKS(router_sums_kernel, E + 3, hmoe_sums_in(sums, E), *routes, N, E);
 }
 
 /* dP of one expert: what the losses say, and what the gate says if it was chosen. */
