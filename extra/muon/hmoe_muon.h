@@ -1,31 +1,31 @@
-/* hmoe_muon.h - Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for hmoe.h's models:
-   an optimizer that needs about half the tokens of AdamW. Include it beside hmoe.h, in the
-   same way.
+/* hmoe_muon.h - Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the
+   models of hmoe.h. This optimizer needs about half the tokens of AdamW. Include it after
+   hmoe.h, in the same way.
 
-   The gradient of a matrix is mostly a few directions. Muon replaces it, after momentum, by the
-   nearest orthogonal matrix, in which all directions count alike:
+   A few directions dominate the gradient of a matrix. Muon replaces the gradient, after
+   momentum, by the nearest orthogonal matrix. In it all directions have the same weight:
 
        M = momentum M + G,   U = G + momentum M                                     (Nesterov)
        U = P S Q^T  ->  O = P Q^T                        every singular value becomes about 1
        W -= lr (sqrt(max(1, rows / cols)) O + decay W)
 
-   O is found without a decomposition, by five Newton-Schulz steps from X = U / |U| on,
+   Five Newton-Schulz steps, starting from X = U / |U|, compute O without a decomposition:
 
        X -> a X + b (X X^T) X + c (X X^T)^2 X
 
-   which push all singular values towards 1 and are nothing but products: here lists of them, of as
-   many sizes as there are experts.
+   They push all singular values towards 1. They consist of matrix products only: here
+   lists of products with as many sizes as there are experts.
 
-   Muon is for the matrices of attention and of the experts; hmoe_update trains all else (embedding,
-   head, router, norms) by AdamW:
+   Muon trains the matrices of attention and of the experts. hmoe_update trains all other
+   tensors (embedding, head, router, norms) with AdamW:
 
        hmoe_muon muon = hmoe_default_muon();
        if (hmoe_muon_create(&muon, &model)) ...
        if (hmoe_muon_update(&muon, &model) || hmoe_update(&model, &adamw)) ...    in every step
        hmoe_muon_free(&muon);
 
-   M lies in the model's exp_avg (exp_avg_sq stays 0 there), so a saved run has it. Gradients need
-   no clipping: the size of U does not matter. */
+   M is stored in the model's exp_avg (exp_avg_sq stays 0 there), so hmoe_save saves it.
+   Gradients need no clipping, because the size of U does not matter. */
 #ifndef HMOE_MUON_H
 #define HMOE_MUON_H
 
@@ -35,8 +35,8 @@
 extern "C" {
 #endif
 
-/* One matrix, and the arrays for it. X and Y are [m, n] with m = min(rows, cols): a tall one is
-   transposed, since A = X X^T and B are [m, m]. */
+/* One matrix and its arrays. X and Y are [m, n] with m = min(rows, cols). A tall matrix
+   is transposed, because A = X X^T and B are [m, m]. */
 typedef struct hmoe_muon_matrix {
     hmoe_real *w, *g, *M;
     hmoe_real *X, *Y, *A, *B;
@@ -47,7 +47,7 @@ typedef struct hmoe_muon {
     double lr;                    /* 0.02 */
     double momentum;              /* 0.95 */
     double weight_decay;          /* 0.05 */
-    /* inside */
+    /* internal */
     unsigned char *mine;          /* [tensor_count] 1: this tensor is updated here */
     hmoe_muon_matrix *matrices;   /* those of one group of tensors at a time */
     hmoe_real *scratch;
@@ -55,12 +55,14 @@ typedef struct hmoe_muon {
 
 hmoe_muon hmoe_default_muon(void);
 
-/* Room for the work, and the mark on the tensors. After a failure nothing is left to free. */
+/* Allocates memory and freezes its tensors for hmoe_update. If it fails, nothing is left
+   to free. */
 hmoe_status hmoe_muon_create(hmoe_muon *muon, hmoe_model *m);
 void hmoe_muon_free(hmoe_muon *muon);
 
-/* One step for these matrices, before hmoe_update, which counts it. HMOE_NOT_FINITE: a gradient is
-   not finite; no weight was changed, and all gradients are cleared. */
+/* Makes one step for these matrices. Call hmoe_update after it, which counts the step. If
+   a gradient is not finite, it changes no weight, clears all gradients and returns
+   HMOE_NOT_FINITE. */
 hmoe_status hmoe_muon_update(hmoe_muon *muon, hmoe_model *m);
 
 #ifdef __cplusplus
@@ -73,7 +75,7 @@ hmoe_status hmoe_muon_update(hmoe_muon *muon, hmoe_model *m);
 #ifndef HMOE_MUON_IMPLEMENTED
 #define HMOE_MUON_IMPLEMENTED
 
-enum { HMOE__GROUP = 64 };   /* matrices whose products make one list; scratch is for as many */
+enum { HMOE__GROUP = 64 };   /* matrices in one list of products; scratch has memory for as many */
 
 hmoe_muon hmoe_default_muon(void) {
     hmoe_muon muon = { 0.02, 0.95, 0.05, NULL, NULL, NULL };
@@ -84,8 +86,8 @@ static int hmoe__is_for_muon(const hmoe_tensor *t) {
     return strstr(t->name, "_proj.") || strstr(t->name, ".experts.");
 }
 
-/* The next group of matrices, from tensor *next on; their arrays begin at `scratch` (NULL: they are
-   only counted). Returns how many numbers that takes. */
+/* Collects the next group of matrices, from tensor *next on. Their arrays start at
+   `scratch`; if it is NULL, they are only counted. Returns the count of numbers. */
 static size_t hmoe__muon_group(hmoe_muon *muon, const hmoe_model *m, size_t *next, int *n) {
     size_t used = 0;
     for (*n = 0; *next < m->tensor_count && *n < HMOE__GROUP; ++*next) {
@@ -115,9 +117,10 @@ hmoe_status hmoe_muon_create(hmoe_muon *muon, hmoe_model *m) {
     muon->scratch = NULL, muon->matrices = NULL, muon->mine = NULL;
     if (!m->grads) return HMOE__BAD(m->message, "this model was not made for training");
     if (m->backend != hmoe__cpu_backend())
-        return HMOE__BAD(m->message, "Muon runs on the CPU, not on the %s backend", m->backend->name);
+        return HMOE__BAD(m->message, "Muon runs on the CPU, not on the %s backend",
+                         m->backend->name);
     muon->mine = (unsigned char *)hmoe__alloc_zeroed(m->tensor_count, 1);
-    for (size_t i = 0; muon->mine && i < m->tensor_count; i++)   /* not those that the caller froze */
+    for (size_t i = 0; muon->mine && i < m->tensor_count; i++)   /* not frozen ones */
         muon->mine[i] = !m->tensors[i].frozen && hmoe__is_for_muon(&m->tensors[i]);
     while (muon->mine && next < m->tensor_count) {
         size_t used = hmoe__muon_group(muon, m, &next, &n);
@@ -125,8 +128,13 @@ hmoe_status hmoe_muon_create(hmoe_muon *muon, hmoe_model *m) {
     }
     muon->matrices = (hmoe_muon_matrix *)hmoe__alloc_zeroed(HMOE__GROUP, sizeof *muon->matrices);
     muon->scratch = (hmoe_real *)hmoe__alloc_zeroed(most, sizeof *muon->scratch);
-    status = hmoe__common_status(m, muon->mine && muon->matrices && muon->scratch ? HMOE_OK : hmoe__no_memory(
-                         m->message, (double)most * sizeof(hmoe_real), "Muon's products"), 0);
+    status = hmoe__common_status(m,
+                                 muon->mine && muon->matrices && muon->scratch
+                                     ? HMOE_OK
+                                     : hmoe__no_memory(m->message,
+                                                       (double)most * sizeof(hmoe_real),
+                                                       "Muon's products"),
+                                 0);
     if (status) hmoe_muon_free(muon);
     for (size_t i = 0; !status && i < m->tensor_count; i++)   /* AdamW leaves them alone */
         if (muon->mine[i]) m->tensors[i].frozen = 1;
@@ -140,7 +148,7 @@ void hmoe_muon_free(hmoe_muon *muon) {
     muon->mine = NULL, muon->matrices = NULL, muon->scratch = NULL;
 }
 
-/* Where number i, j of the matrix lies in X. */
+/* Index in X of element i, j of the matrix. */
 static size_t hmoe__muon_at(const hmoe_muon_matrix *q, int i, int j) {
     return q->rows > q->cols ? (size_t)j * q->rows + i : (size_t)i * q->cols + j;
 }
@@ -163,7 +171,7 @@ static void hmoe__muon_start(const hmoe_muon_matrix *q, hmoe_real momentum) {
         }
 }
 
-/* B = a I + b A + c A A, of which B holds the last product. */
+/* B = a I + b A + c A A. B holds A A at first. */
 static void hmoe__muon_mix(const hmoe_muon_matrix *q) {
     const hmoe_real a = (hmoe_real)3.4445, b = (hmoe_real)-4.7750, c = (hmoe_real)2.0315;
     int m = q->range[1];
@@ -183,7 +191,8 @@ static void hmoe__muon_end(const hmoe_muon_matrix *q, double lr, double decay) {
         }
 }
 
-/* Five Newton-Schulz steps for n matrices at once: X -> (a I + b A + c A A) X with A = X X^T. */
+/* Five Newton-Schulz steps for n matrices at once: X -> (a I + b A + c A A) X with A = X
+   X^T. */
 static void hmoe__newton_schulz(const hmoe_model *m, hmoe_muon_matrix *q, int n) {
     hmoe_linear to_A[HMOE__GROUP], to_AA[HMOE__GROUP], to_X[HMOE__GROUP];
     for (int step = 0; step < 5; step++) {
@@ -215,7 +224,7 @@ hmoe_status hmoe_muon_update(hmoe_muon *muon, hmoe_model *m) {
         return HMOE__BAD(m->message, "Muon with lr %g, momentum %g, decay %g: momentum must be "
                          "below 1, and nothing negative", muon->lr, muon->momentum,
                          muon->weight_decay);
-    HMOE__TRY(hmoe__gradient_norm(m));   /* one process may not change what another cannot */
+    HMOE__TRY(hmoe__gradient_norm(m));   /* fails in all processes together */
     while (next < m->tensor_count) {
         int n;
         hmoe__muon_group(muon, m, &next, &n);

@@ -1,18 +1,18 @@
-/* hmoe_mpi.h - the network of hmoe_parallel.h over MPI: Open MPI, MPICH, and what else there is.
-   Include it after hmoe_parallel.h in one file, and compile that with mpicc.
+/* hmoe_mpi.h - the network of hmoe_parallel.h over MPI (Open MPI, MPICH and others).
+   Include it after hmoe_parallel.h in one file, and compile that file with mpicc.
 
-       MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);   OpenMP's never call MPI
+       MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided);
        hmoe_wire wire;
        hmoe_parallel parallel;
        if (hmoe_mpi(&wire, 2, message) || hmoe_join(&parallel, &wire, message))   groups of two
            MPI_Abort(MPI_COMM_WORLD, 1);
-       model.peers = &parallel.peers;
+       hmoe_train_with(&model, &parallel);
        ... hmoe_create, hmoe_forward, hmoe_backward, hmoe_update, hmoe_save, as with one process
        hmoe_free(&model), hmoe_leave(&parallel), hmoe_mpi_free(&wire);
        MPI_Finalize();
 
-   Errors of MPI itself end all processes, which is what MPI does unless it is told otherwise. All
-   machines must have numbers of the same layout. */
+   An error of MPI ends all processes (MPI's default). All machines must store numbers in
+   the same way. */
 #ifndef HMOE_MPI_H
 #define HMOE_MPI_H
 
@@ -20,7 +20,8 @@
 
 #include "hmoe_parallel.h"
 
-/* A table for all processes of MPI_COMM_WORLD, in groups of expert_ranks neighbours; 0: in one. */
+/* Fills the table for all processes of MPI_COMM_WORLD, in groups of expert_ranks
+   neighbours; 0: one group. */
 static inline hmoe_status hmoe_mpi(hmoe_wire *wire, int expert_ranks, char *message);
 static inline void hmoe_mpi_free(hmoe_wire *wire);   /* before MPI_Finalize */
 
@@ -30,7 +31,7 @@ static inline MPI_Comm hmoe__mpi_set(const hmoe_wire *wire, hmoe_among among) {
     return ((const hmoe__mpi_sets *)wire->self)->of[among];
 }
 
-/* What an exchange moves is one item of MPI's, a row: so counts stay int, however wide a row is. */
+/* An item is one MPI type. So counts stay int, however wide a row is. */
 static inline void hmoe__mpi_exchange(const hmoe_wire *wire, hmoe_among among,
                                       const hmoe_parcels *out, const hmoe_parcels *in,
                                       size_t item) {
@@ -42,7 +43,7 @@ static inline void hmoe__mpi_exchange(const hmoe_wire *wire, hmoe_among among,
     MPI_Type_free(&row);
 }
 
-/* Of n bytes so many at a time: MPI counts with ints. */
+/* Bytes that are sent at a time: MPI counts with ints. */
 static inline size_t hmoe__mpi_part(size_t n) { return n < 1u << 30 ? n : 1u << 30; }
 
 static inline void hmoe__mpi_send(const hmoe_wire *wire, int to, const void *bytes, size_t n) {

@@ -1,10 +1,11 @@
-/* hmoe_parallel.h - one model of hmoe.h in several processes: expert parallelism, and replicas.
-   Include it beside hmoe.h, in the same way. It knows no network: that is a table of three
-   functions, hmoe_wire, which hmoe_mpi.h fills for MPI.
+/* hmoe_parallel.h - one model of hmoe.h in several processes: expert parallelism, and
+   replicas. Include it after hmoe.h, in the same way. The network is a table of three
+   functions, hmoe_wire. hmoe_mpi.h fills it for MPI.
 
-   R processes are R / D groups of D. Within a group every expert lies in one process: whole pairs,
-   a wide one with a narrow one (hmoe_place_experts). Each group has a copy of all of them, and each
-   process one of attention, norms, router, embedding and head. R = 4, D = 2:
+   R processes form R / D groups of D. Within a group each expert is in one process. A
+   process has whole pairs of a wide and a narrow expert (hmoe_place_experts). Each group
+   has a copy of all experts. Each process has a copy of attention, norms, router,
+   embedding and head. R = 4, D = 2:
 
        group 0                                  group 1
        process 0          process 1             process 2          process 3
@@ -14,15 +15,16 @@
               <----- gradients of the same experts --->
        <------------------------- gradients of all else -------------------------->
 
-   A process routes its own tokens and sends each to where its experts are: first how many rows come
-   for which expert, then the rows. The outputs come back, and who sent the tokens adds them up: the
-   gates never travel. Backward it sends g dy and gets dx; its gate's gradient is dg = dy . y, of
-   the output y that it kept. There are as many rows as forward, in the same order, so nothing is
-   counted again. An expert sees the tokens of its whole group in the order in which one process
-   would have had them: its gradients are summed over its copies alone.
+   A process routes its own tokens and sends each to the processes of its experts: first
+   the number of rows for each expert, then the rows. The outputs come back, and the
+   sender adds them up, so gates are never sent. In the backward pass it sends g dy and
+   gets dx. The gradient of the gate is dg = dy . y, with the output y that it kept. The
+   rows are the same as in the forward pass, in the same order, so they are not counted
+   again. An expert sees the tokens of its whole group in the order in which one process
+   would have them. Its gradients are summed over its copies only.
 
-   All sums are made in the order of the processes, whatever the network does: the same processes
-   give the same bits. */
+   All sums are made in the order of the processes, so the same processes give the same
+   bits. */
 #ifndef HMOE_PARALLEL_H
 #define HMOE_PARALLEL_H
 
@@ -33,28 +35,29 @@
 extern "C" {
 #endif
 
-/* A set of processes: all, this one's group, or those with the same experts. */
+/* A set of processes: all, the group of this one, or those with the same experts. */
 typedef enum hmoe_among { HMOE_ALL, HMOE_GROUP, HMOE_COPIES } hmoe_among;
 
-/* For each process r of a set: count[r] items, that lie in array from item at[r] on. */
+/* For each process r of a set: count[r] items, which start at item at[r] of array. */
 typedef struct hmoe_parcels {
     void *array;
     int *count, *at;
 } hmoe_parcels;
 
-/* The network. All functions wait until they are done; none returns where it failed. */
+/* The network. Each function returns when it is done. If it fails, it ends the process.
+   */
 typedef struct hmoe_wire {
     int rank, size;                   /* this process is number `rank` of `size` */
     int expert_ranks;                 /* D: the processes of a group are neighbours */
-    /* each process of the set sends parcels to all, itself too; items of so many bytes */
+    /* each process of the set sends parcels to all, itself too; item: bytes of one item */
     void (*exchange)(const struct hmoe_wire *wire, hmoe_among among, const hmoe_parcels *out,
                      const hmoe_parcels *in, size_t item);
     void (*send)(const struct hmoe_wire *wire, int to, const void *bytes, size_t n);
     void (*receive)(const struct hmoe_wire *wire, int from, void *bytes, size_t n);
-    void *self;                       /* its own */
+    void *self;                       /* data of the network */
 } hmoe_wire;
 
-/* What went over it from here, for which purpose: to other processes, empty parcels not counted. */
+/* Kinds of messages. Messages to other processes are counted, except empty ones. */
 typedef enum hmoe_traffic {
     HMOE_COUNTS, HMOE_ROWS, HMOE_GRADIENTS, HMOE_SUMS, HMOE_FILES, HMOE_KINDS
 } hmoe_traffic;
@@ -63,18 +66,18 @@ typedef struct hmoe_parallel {
     hmoe_placement placement;
     int device[HMOE_MAX_EXPERTS];     /* which process of a group has expert e; HMOE_GIVEN: set */
     double messages[HMOE_KINDS], bytes[HMOE_KINDS];
-    /* inside */
-    int64_t reduced;                  /* the step whose gradients are summed up, 0: none */
+    /* internal */
+    int64_t reduced;                  /* the step whose gradients are summed; 0: none */
     double norm;                      /* their squared norm */
     const hmoe_wire *wire;
     int here[HMOE_MAX_EXPERTS];           /* 1: expert e lies in this process */
-    int mine, expert[HMOE_MAX_EXPERTS];   /* the experts here, ascending, */
+    int mine, expert[HMOE_MAX_EXPERTS];   /* the experts in this process, ascending, */
     int H[HMOE_MAX_EXPERTS], ldh;         /*   their widths, and the widest */
     int order[HMOE_MAX_EXPERTS];          /* all experts, by process and then by number: */
     int first[HMOE_MAX_EXPERTS + 1];      /*   process d has order[first[d]] .. [first[d+1]-1] */
-    hmoe_parcels out, in;                 /* [R] what goes where and comes from where */
+    hmoe_parcels out, in;                 /* [R] parcels to and from each process */
     int *everyones;                       /* [2 R] */
-    void *parts;                          /* what is to be added up */
+    void *parts;                          /* the terms of a sum */
     struct hmoe__crossing *crossing;      /* [L], or one that all layers use in turn */
     void *arena;
     int *counts, *row;                    /* [E], [N * slots]: routes, in the order of sending */
@@ -82,18 +85,19 @@ typedef struct hmoe_parallel {
     hmoe_real *h, *dh, *dg, *ones;        /* [most, ldh], [most, ldh], [most], [most] by expert */
 } hmoe_parallel;
 
-/* Sets p up for a network, which must outlive it; placement and device may be changed after it. Call
-   hmoe_train_with(m, p) before hmoe_create or hmoe_load; max_B is then the most sequences of this
-   process. From then on all processes make the same calls for m, with the same arguments but for
-   tokens, targets and B, which may be 0. Losses, usage and the gradients' norm are those of all
-   together. What hmoe_save writes is what a single process would write; the first one writes it,
-   and reads it for all. Failures are everyone's: the same status, the same message; but where
-   hmoe_join itself fails it is this process's alone, and the others must be ended. */
+/* Prepares p for a network, which must outlive it. Then set placement and device if
+   needed, and call hmoe_train_with(m, p) before hmoe_create or hmoe_load; max_B is then
+   the most sequences of this process. All processes must make the same calls for m with
+   the same arguments, except tokens, targets and B, which may be 0. Losses, usage and the
+   gradients' norm are those of all processes. The first process saves and loads for all,
+   and hmoe_save writes what a single process would write. If a call fails in one process,
+   it fails in all, with the same status and message. But if hmoe_join fails, it fails in
+   this process only, and the caller must end the others. */
 hmoe_status hmoe_join(hmoe_parallel *p, const hmoe_wire *wire, char *message);
-void hmoe_train_with(hmoe_model *m, hmoe_parallel *p);   /* p NULL: this process alone */
-void hmoe_leave(hmoe_parallel *p);        /* when its model is freed */
+void hmoe_train_with(hmoe_model *m, hmoe_parallel *p);   /* p NULL: only this process */
+void hmoe_leave(hmoe_parallel *p);        /* call it after hmoe_free */
 
-/* Bytes of the first process, for all. */
+/* Copies n bytes from the first process to all. */
 void hmoe_broadcast(hmoe_parallel *p, void *bytes, size_t n);
 
 #ifdef __cplusplus
@@ -108,16 +112,17 @@ void hmoe_broadcast(hmoe_parallel *p, void *bytes, size_t n);
 
 #include <limits.h>
 
-enum { HMOE__PIECE = 1 << 18 };   /* numbers added up at a time */
+enum { HMOE__PIECE = 1 << 18 };   /* numbers that are added at a time */
 
-/* What one layer keeps for its backward pass. Rows lie as they came (by process, then by expert) or
-   by expert (then by process), as products want them. */
+/* What one layer keeps for its backward pass. Rows have one of two orders: as they came
+   (by process, then by expert), or by expert (then by process), which the products need.
+   */
 typedef struct hmoe__crossing {
     int *got;                     /* [D, mine] rows that came from each process for each expert */
-    int *start;                   /* [mine + 1] where, by expert, those of each begin */
-    int *at;                      /* [most] by expert: which row as they came */
+    int *start;                   /* [mine + 1] by expert: first row of each */
+    int *at;                      /* [most] by expert: number of the row as it came */
     hmoe_real *x, *u;             /* [most, C] as they came; [most, 2 ldh] by expert */
-    hmoe_real *y;                 /* [N * slots, C] what experts gave, in the order of sending */
+    hmoe_real *y;                 /* [N * slots, C] outputs, in the order of sending */
 } hmoe__crossing;
 
 static hmoe_parallel *hmoe__parallel(const hmoe_model *m) { return (hmoe_parallel *)m->parallel; }
@@ -139,14 +144,14 @@ static int hmoe__rank_in(const hmoe_parallel *p, hmoe_among among) {
 }
 
 /* ---------------------------------------------------------------------------------------------
-   Sums, and one failure for all. */
+   Sums, and a common status. */
 
 static void hmoe__count(hmoe_parallel *p, hmoe_traffic kind, double bytes) {
     p->messages[kind] += bytes > 0;
     p->bytes[kind] += bytes;
 }
 
-/* Parcels from p->out to p->in. */
+/* Sends the parcels p->out and receives p->in. */
 static void hmoe__exchange(hmoe_parallel *p, hmoe_among among, const void *out, void *in,
                            size_t item, hmoe_traffic kind) {
     p->out.array = (void *)out, p->in.array = in;
@@ -155,7 +160,7 @@ static void hmoe__exchange(hmoe_parallel *p, hmoe_among among, const void *out, 
     p->wire->exchange(p->wire, among, &p->out, &p->in, item);
 }
 
-/* all[r] receives `bytes` bytes of process r's `mine`. */
+/* all[r] receives the `bytes` bytes `mine` of process r. */
 static void hmoe__gather(hmoe_parallel *p, hmoe_among among, const void *mine, void *all,
                          size_t bytes) {
     for (int r = 0; r < hmoe__size_of(p, among); r++) {
@@ -165,7 +170,8 @@ static void hmoe__gather(hmoe_parallel *p, hmoe_among among, const void *mine, v
     hmoe__exchange(p, among, mine, all, bytes, HMOE_SUMS);
 }
 
-/* parts: [R, n], doubles or hmoe_reals. Their sum, in the order of R, replaces the first. */
+/* parts: [R, n] doubles or hmoe_reals. The first row receives the sum, in the order of R.
+   */
 static void hmoe__add_up(void *parts, int R, int n, size_t size) {
     for (int i = 0; i < n; i++) {
         double sum = 0;
@@ -179,7 +185,8 @@ static void hmoe__add_up(void *parts, int R, int n, size_t size) {
 
 static int hmoe__slice(int n, int r, int R) { return (int)((int64_t)n * r / R); }
 
-/* x[0 .. n-1] becomes its sum over a set: each process adds up one slice and hands it round. */
+/* x[0 .. n-1] receives its sum over a set. Each process adds up one slice and sends it to
+   all. */
 static void hmoe__sum(hmoe_parallel *p, hmoe_among among, void *x, size_t n, size_t size,
                       hmoe_traffic kind) {
     int R = hmoe__size_of(p, among), me = hmoe__rank_in(p, among);
@@ -233,13 +240,13 @@ static hmoe_status hmoe__parallel_common_status(hmoe_model *m, hmoe_status statu
     }
     if (tokens > INT_MAX)
         return HMOE__BAD(m->message, "%.0f tokens in all processes: at most %d", tokens, INT_MAX);
-    if (tokens == 0) return HMOE_OK;   /* a pass that waits for its backward keeps its own */
+    if (tokens == 0) return HMOE_OK;   /* a pass may wait for its backward */
     m->all_tokens = (int)tokens, m->first_token = 0;
     for (int r = 0; r < p->wire->rank; r++) m->first_token += all[2 * r + 1];
     return HMOE_OK;
 }
 
-/* Has every process the same of what all have, and of the experts of which it has a copy? */
+/* Checks that all copies of a weight are equal, by hashes. */
 static hmoe_status hmoe__check_copies(hmoe_model *m) {
     hmoe_parallel *p = hmoe__parallel(m);
     uint64_t hash[2] = { 0, 0 }, *all = (uint64_t *)p->parts;
@@ -265,14 +272,14 @@ static hmoe_status hmoe__check_copies(hmoe_model *m) {
 }
 
 /* ---------------------------------------------------------------------------------------------
-   Who has which experts, and room for the rows that come to them. */
+   The experts of each process, and memory for their rows. */
 
 static hmoe_status hmoe__place_here(hmoe_model *m) {
     hmoe_parallel *p = hmoe__parallel(m);
     const hmoe_config *c = &m->config;
     int D = p->wire->expert_ranks, me = hmoe__rank_in(p, HMOE_GROUP), n = 0;
     hmoe_placement how = D == 1 && p->placement == HMOE_PAIRS ? HMOE_CONTIGUOUS : p->placement;
-    HMOE__TRY(hmoe_place_experts(p->device, c->H, c->E, D, how, m->message));   /* alone: any E */
+    HMOE__TRY(hmoe_place_experts(p->device, c->H, c->E, D, how, m->message));
     p->mine = p->ldh = 0;
     for (int d = 0; d < D; d++) {
         p->first[d] = n;
@@ -288,8 +295,9 @@ static hmoe_status hmoe__place_here(hmoe_model *m) {
     return HMOE_OK;
 }
 
-/* The one walk over this memory, as hmoe__list_activations. `most` rows come if all tokens of a
-   group choose the experts here; memory that no row touches costs addresses alone. */
+/* All of this memory, like hmoe__list_activations. `most` rows come if all tokens of a
+   group choose the experts of this process. Memory that no row touches costs only
+   addresses. */
 static double hmoe__list_crossings(hmoe_parallel *p, const hmoe_config *c, double N, double most,
                                    int training, char *base) {
     hmoe__arena arena = { base, 0, 0 }, *a = &arena;
@@ -298,15 +306,18 @@ static double hmoe__list_crossings(hmoe_parallel *p, const hmoe_config *c, doubl
     p->crossing = (hmoe__crossing *)hmoe__arena_alloc(a, layers, 1, sizeof *p->crossing);
     for (int l = 0; l < layers; l++) {
         hmoe__crossing unused, *cross = base ? &p->crossing[l] : &unused;
-        cross->got = hmoe__arena_ints(a, D, p->mine), cross->start = hmoe__arena_ints(a, p->mine + 1, 1);
+        cross->got = hmoe__arena_ints(a, D, p->mine),
+        cross->start = hmoe__arena_ints(a, p->mine + 1, 1);
         cross->at = hmoe__arena_ints(a, most, 1);
-        cross->x = hmoe__arena_reals(a, most, c->C), cross->u = hmoe__arena_reals(a, most, 2 * p->ldh);
+        cross->x = hmoe__arena_reals(a, most, c->C),
+        cross->u = hmoe__arena_reals(a, most, 2 * p->ldh);
         cross->y = hmoe__arena_reals(a, sent, c->C);
     }
     p->counts = hmoe__arena_ints(a, c->E, 1), p->row = hmoe__arena_ints(a, sent, 1);
     p->sent = hmoe__arena_reals(a, sent, c->C);
     p->came = hmoe__arena_reals(a, most, c->C), p->gave = hmoe__arena_reals(a, most, c->C);
-    p->h = hmoe__arena_reals(a, most, p->ldh), p->dh = hmoe__arena_reals(a, training ? most : 0, p->ldh);
+    p->h = hmoe__arena_reals(a, most, p->ldh),
+    p->dh = hmoe__arena_reals(a, training ? most : 0, p->ldh);
     p->dg = hmoe__arena_reals(a, most, 1), p->ones = hmoe__arena_reals(a, most, 1);
     return a->most + 64;
 }
@@ -334,10 +345,10 @@ static hmoe_status hmoe__parallel_create(hmoe_model *m, int max_B, int training)
 }
 
 /* ---------------------------------------------------------------------------------------------
-   The experts' rows, there and back. */
+   Sending rows to the experts and back. */
 
-/* What goes where, in p->out and p->row, and comes from where, in p->in, start and at. Forward,
-   the counts travel first. */
+/* Computes which rows go to which process (p->out, p->row), and which come from which
+   (p->in, start, at). In the forward pass it sends the counts first. */
 static void hmoe__plan(hmoe_parallel *p, hmoe__crossing *cross, const int *expert_start, int E,
                        int forward) {
     int D = p->wire->expert_ranks, n = 0, mine = p->mine, next[HMOE_MAX_EXPERTS], came = 0;
@@ -370,7 +381,8 @@ static void hmoe__plan(hmoe_parallel *p, hmoe__crossing *cross, const int *exper
             for (int k = 0; k < cross->got[d * mine + i]; k++) cross->at[next[i]++] = row++;
 }
 
-/* Rows of C numbers, to[i] = from[at[i]] or (scatter) to[at[i]] = from[i]. */
+/* Copies rows of C numbers: to[i] = from[at[i]], or to[at[i]] = from[i] if scatter is 1.
+   */
 static void hmoe__move_rows(hmoe_real *to, const hmoe_real *from, const int *at, int n, int C,
                             int scatter) {
     HMOE__PARALLEL_FOR(n)
@@ -383,7 +395,8 @@ static void hmoe__rows_to_experts(hmoe_parallel *p, hmoe_real *came, int C) {
     hmoe__exchange(p, HMOE_GROUP, p->sent, came, (size_t)C * sizeof *came, HMOE_ROWS);
 }
 
-/* p->gave, by expert, to who sent its rows: received in the order of sending, then by route. */
+/* Sends p->gave (by expert) back to the senders. Stores it in the order of sending, then
+   by route. */
 static void hmoe__rows_to_senders(hmoe_model *m, const hmoe__crossing *cross, hmoe_real *received,
                                   int rows) {
     hmoe_parallel *p = hmoe__parallel(m);
@@ -395,8 +408,8 @@ static void hmoe__rows_to_senders(hmoe_model *m, const hmoe__crossing *cross, hm
     hmoe__move_rows(m->buffers->rows, received, p->row, rows, C, 1);
 }
 
-/* The products of the experts here: of hmoe.h's list those members, on the rows that came. x (up)
-   or y (down) is read row by row as at[] says. */
+/* The products of this process's experts: members of hmoe.h's list, on the rows that
+   came. Row r of x (up = 1) or of y (up = 0) is read from row at[r]. */
 static void hmoe__my_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly,
                           const hmoe__crossing *cross, int up, hmoe_real *params, hmoe_real *x,
                           hmoe_real *y, const int *at) {
@@ -433,7 +446,7 @@ static void hmoe__parallel_forward(hmoe_model *m, int l) {
     hmoe__rows_to_senders(m, cross, cross->y, rows);
 }
 
-/* Sent: g dy of each route; and dg = dy . y, from what is here. */
+/* Fills p->sent with g dy of each route, and computes dg = dy . y. */
 static void hmoe__send_dy(hmoe_model *m, const hmoe__layer *ly, const hmoe__crossing *cross,
                           const hmoe_real *dy, int rows) {
     hmoe_parallel *p = hmoe__parallel(m);
@@ -478,12 +491,13 @@ static void hmoe__parallel_backward(hmoe_model *m, int l, const hmoe_real *dy) {
     hmoe__rows_to_senders(m, cross, p->sent, rows);
 }
 
-/* Sums up the gradients of one step: an expert's over its copies, all others over everyone. What
-   lies side by side and goes the same way goes at once. The squared norm counts each once. */
+/* Sums the gradients of one step: those of an expert over its copies, all others over all
+   processes. Neighbours that are summed over the same set are sent together. The squared
+   norm counts each gradient once. */
 static double hmoe__parallel_sum_gradients(hmoe_model *m) {
     hmoe_parallel *p = hmoe__parallel(m);
-    double norm[2] = { 0, 0 };   /* of what all have; of experts */
-    if (p->reduced == m->step + 1) return p->norm;   /* Muon asks, and then AdamW */
+    double norm[2] = { 0, 0 };   /* of shared tensors; of experts */
+    if (p->reduced == m->step + 1) return p->norm;   /* Muon calls this first, then AdamW */
     for (size_t i = 0, j; i < m->tensor_count; i = j) {
         size_t at = m->tensors[i].offset, end;
         int experts = m->tensors[i].expert >= 0;
@@ -499,10 +513,11 @@ static double hmoe__parallel_sum_gradients(hmoe_model *m) {
 }
 
 /* ---------------------------------------------------------------------------------------------
-   Files. The first process reads or writes, and asks the others for what it lacks, or hands out
-   what they need, tensor by tensor. */
+   Files. The first process reads and writes them. It asks the others for their tensors,
+   or sends them theirs. */
 
-/* What it asks of another one: n numbers of saved tensor `saved`, from number `at` on. */
+/* A request to another process: n numbers of saved tensor number `saved`, from number
+   `at` on. */
 enum { HMOE__FETCH, HMOE__STORE, HMOE__DONE };
 typedef struct hmoe__order {
     uint64_t what, saved, at, n;
@@ -513,7 +528,8 @@ static hmoe_real *hmoe__saved(hmoe_model *m, uint64_t saved, uint64_t at) {
     return hmoe__saved_array(m, saved / m->tensor_count) + t->offset + at;
 }
 
-static void hmoe__parallel_download(hmoe_model *m, hmoe_real *host, size_t saved, size_t at, size_t n) {
+static void hmoe__parallel_download(hmoe_model *m, hmoe_real *host, size_t saved,
+                                    size_t at, size_t n) {
     hmoe_parallel *p = hmoe__parallel(m);
     int expert = m->tensors[saved % m->tensor_count].expert;
     hmoe__order order = { HMOE__FETCH, saved, at, n };
@@ -551,8 +567,10 @@ static void hmoe__serve(hmoe_model *m) {
     }
 }
 
-/* The first one works, the others serve; then all have its configuration, and its run's state. */
-static hmoe_status hmoe__parallel_by_first(hmoe_model *m, hmoe_file_work work, const char *dir, int training) {
+/* The first process works, and the others answer its requests. Then it sends them the
+   configuration and the state of the run. */
+static hmoe_status hmoe__parallel_by_first(hmoe_model *m, hmoe_file_work work,
+                                           const char *dir, int training) {
     hmoe_parallel *p = hmoe__parallel(m);
     hmoe__order done = { HMOE__DONE, 0, 0, 0 };
     hmoe_status status = HMOE_OK;
@@ -564,7 +582,8 @@ static hmoe_status hmoe__parallel_by_first(hmoe_model *m, hmoe_file_work work, c
     }
     HMOE__TRY(hmoe__parallel_common_status(m, status, 0));
     hmoe_broadcast(p, &m->config, sizeof m->config);
-    hmoe_broadcast(p, (char *)m + offsetof(hmoe_model, seed),   /* the state of a run lies together */
+    /* the fields of the run's state are neighbours */
+    hmoe_broadcast(p, (char *)m + offsetof(hmoe_model, seed),
                offsetof(hmoe_model, max_tokens) - offsetof(hmoe_model, seed));
     return HMOE_OK;
 }
