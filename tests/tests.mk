@@ -8,7 +8,8 @@
 DOUBLE_TESTS += $(patsubst %,$(BUILD)/tests/model/%,gradients by_hand against_naive steering)
 FLOAT_TESTS += $(patsubst %,$(BUILD)/tests/%,model/reproducible model/extremes files/errors \
 	files/damaged)
-TESTS = $(DOUBLE_TESTS) $(FLOAT_TESTS) $(BUILD)/tests/model/against_naive_float
+TESTS = $(DOUBLE_TESTS) $(FLOAT_TESTS) $(BUILD)/tests/model/against_naive_float \
+	$(BUILD)/tests/model/against_naive_plain
 SCRIPTS = tests/programs/header.sh tests/programs/programs.sh tests/cuda/cuda.sh
 BENCH = $(BUILD)/tests/programs/bench
 USED = $(HEADERS) $(wildcard tests/*.h tests/*/*.h) $(BUILD)/flags
@@ -19,9 +20,12 @@ $(DOUBLE_TESTS): REAL = -DHMOE_REAL=double
 $(DOUBLE_TESTS) $(FLOAT_TESTS) $(BENCH): $(BUILD)/%: %.c $(USED)
 	@mkdir -p $(@D)
 	$(COMPILE) $(REAL) -o $@ $< $(LINK)
-$(BUILD)/tests/model/against_naive_float: tests/model/against_naive.c $(USED)
+$(BUILD)/tests/model/against_naive_float $(BUILD)/tests/model/against_naive_plain: \
+		tests/model/against_naive.c $(USED)
 	@mkdir -p $(@D)
-	$(COMPILE) -o $@ $< $(LINK)
+	$(COMPILE) $(PLAIN_TEST) -o $@ $< $(LINK)
+# the plain product of PRODUCTS IN SHORT
+$(BUILD)/tests/model/against_naive_plain: PLAIN_TEST = -DHMOE_REAL=double -DHMOE_PLAIN
 
 RUN_TESTS = sh tests/run_tests.sh CC='$(CC)'
 
