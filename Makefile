@@ -23,7 +23,7 @@ NVCC = $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc)
 SM = 75 80 86 89 90
 
 TINY = tinyshakespeare/input.txt
-HEADERS = hmoe.h cli.h extra/muon/hmoe_muon.h $(wildcard extra/parallel/*.h)
+HEADERS = hmoe.h cli.h $(wildcard extra/muon/*.h extra/interop/*.h extra/parallel/*.h)
 PROGRAMS = $(BIN)train_tiny $(BIN)generate
 
 help:

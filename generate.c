@@ -7,6 +7,7 @@
        generate --help                                      all options */
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
+#include "extra/interop/hmoe_interop.h"
 #include "extra/parallel/hmoe_placement.h"
 #include "cli.h"
 #include "extra/router_page/page.h"
@@ -276,7 +277,7 @@ int main(int argc, char **argv) {
     model.backend = cli_steps(&set.backend);
     if (hmoe_load_config(&config, dir, why)) cli_fail(1, "%s", why);
     int batch = !set.score ? 0 : config.T < 1024 ? 1024 / config.T : 1;
-    if (hmoe_load(&model, dir, batch, 0)) cli_fail(1, "%s", model.message);
+    if (hmoe_load_mixtral(&model, dir, batch)) cli_fail(1, "%s", model.message);
     if (!model.config.vocab_size && !set.export_to) name_bytes(&model.config, dir);
     if (set.export_to) export_mixtral(&model, dir);
     else if (set.score) score(&model, dir, batch);

@@ -1,23 +1,25 @@
-/* hmoe.h - a heterogeneous mixture-of-experts language model in one C header, for training and use.
+/* hmoe.h - a heterogeneous mixture-of-experts language model in one C header, for
+   training and use.
 
 WHAT IT IS
 
-   A transformer in the LLaMA form. Its feed-forward layers are mixtures of experts, and the experts
-   have different widths. A router sends each token to a few experts. A narrow expert is cheap, a
-   wide expert is strong, and a loss on the router decides how the work is shared. Two papers define
-   the model:
+   A transformer in the LLaMA form. Its feed-forward layers are mixtures of experts, and
+   the experts have different widths. A router sends each token to a few experts. A narrow
+   expert is cheap, a wide expert is strong, and a loss on the router decides how the work
+   is shared. Two papers define the model:
 
      HMoE    Wang et al., Heterogeneous Mixture of Experts for Language Modeling, arXiv 2408.10681
      MoDSE   Sun et al., Mixture of Diverse Size Experts, arXiv 2409.12210
 
-   The header holds every layer and its gradient, the router and its losses, AdamW, generation with
-   a key/value cache, checkpoints, and functions that show which expert computed what. It needs libc
-   only. It uses OpenMP if the compiler has it.
+   The header holds every layer and its gradient, the router and its losses, AdamW,
+   generation with a key/value cache, checkpoints, and functions that show which expert
+   computed what. It needs libc only. It uses OpenMP if the compiler has it.
 
 WHAT IT IS NOT
 
-   It is not a tensor library, it does not differentiate automatically, and it has no tokenizer.
-   It computes this one model. No expert has a capacity limit, no token is dropped, nothing is padded.
+   It is not a tensor library, it does not differentiate automatically, and it has no
+   tokenizer. It computes this one model. No expert has a capacity limit, no token is
+   dropped, nothing is padded.
 
 HOW TO USE IT
 
@@ -26,8 +28,8 @@ HOW TO USE IT
        #define HMOE_IMPLEMENTATION
        #include "hmoe.h"
 
-   before any other #include. Write a plain #include "hmoe.h" in all other files. Compile with
-   -O3 -march=native -ffp-contract=fast -fno-math-errno -fopenmp, and link with -lm.
+   before any other #include. Write a plain #include "hmoe.h" in all other files. Compile
+   with -O3 -march=native -ffp-contract=fast -fno-math-errno -fopenmp, and link with -lm.
 
 A WHOLE PROGRAM
 
@@ -56,13 +58,14 @@ CONTENTS, in file order (search for the words in capitals)
                       INSPECTION      which expert computed what
                       FILES           save and load
                       ROUTES          the router's decision, as data
-                      BACKEND         the table of functions that a GPU replaces; skip it at first
-   PART ONE           A MIXTURE AS A LOOP, PRODUCTS IN SHORT, ROUTER, EXPERTS, LOSSES, EXPERT SIZES,
-   the model          LAYERS, FORWARD, BACKWARD, ADAMW. Read it from its first line to its last.
-   PART TWO           UTILITIES, FAST PRODUCTS, MEMORY, CHECKS AND ACCOUNTS, ROUNDING OF SIZES,
-   the engine room    THE CPU BACKEND, GENERATING. It makes PART ONE fast, safe and portable.
-   PART THREE         LOOKING INSIDE, THE PLATFORM, WRITING, JSON, READING
-   files, inspection
+                      BACKEND         the functions that a GPU replaces; skip it at first
+   PART ONE           A MIXTURE AS A LOOP, PRODUCTS IN SHORT, ROUTER, EXPERTS, LOSSES,
+   the model          EXPERT SIZES, LAYERS, FORWARD, BACKWARD, ADAMW. Read it from its first
+                      line to its last; you may stop there.
+   PART TWO           UTILITIES, FAST PRODUCTS, OPTIONS, SEVERAL PROCESSES, MEMORY, CHECKS AND
+   the engine room    ACCOUNTS, ROUNDING OF SIZES, THE CPU BACKEND, GENERATING. It makes
+                      PART ONE fast, safe and portable.
+   PART THREE         LOOKING INSIDE, FILES: THE PLATFORM, WRITING, JSON, READING
 
 SYMBOLS, the same everywhere
 
@@ -71,15 +74,15 @@ SYMBOLS, the same everywhere
    NH, hs             attention heads, size of one head (C = NH * hs)
    E, K, H[e]         experts in a layer, experts per token, hidden width of expert e
    r, P, lse          router logits [N, E], their softmax, the log of its denominator
-   S[t], g[t][e]      the experts chosen for token t, and their gates: the weights of their outputs
+   S[t], g[t][e]      the experts chosen for token t; their gates: weights of their outputs
    slot, row          place of an expert in S[t]; place of a (token, expert) pair in expert order
    f[e], Phat[e]      share of the tokens that chose expert e; mean of P[t][e] over the tokens
    dx                 gradient of the loss with respect to x, for every x
 
 MACROS, defined before the #include
 
-   HMOE_REAL                      type of every number: float by default; double for gradient checks.
-                                  Define it the same way in every file.
+   HMOE_REAL                      type of every number: float by default; double for gradient
+                                  checks. Define it the same way in every file.
    HMOE_MALLOC(n), HMOE_FREE(p)   your allocator; p may be NULL   } needed only in the file
    HMOE_SIMD                      -fopenmp-simd is on             } that defines
    HMOE_NO_FILES                  leave out FILES                 } HMOE_IMPLEMENTATION
@@ -87,26 +90,29 @@ MACROS, defined before the #include
 
 OWNERSHIP AND ERRORS
 
-   The caller owns every struct and array that it passes. The library copies what it keeps.
-   hmoe_free and hmoe_cache_free free what hmoe_create and hmoe_cache_create allocate.
-   A function that can fail returns a status; 0 is HMOE_OK. If it fails, it writes one line into the
-   model's `message`, or into the `message` argument (HMOE_MESSAGE_SIZE chars; may be NULL). The line
-   says what is wrong and what would be right. The library never exits or prints, and has no
-   global state. assert() checks the library's own invariants, never its input.
+   The caller owns every struct and array that it passes. The library copies what it
+   keeps. hmoe_free and hmoe_cache_free free what hmoe_create and hmoe_cache_create
+   allocate. A function that can fail returns a status; 0 is HMOE_OK. If it fails, it
+   writes one line into the model's `message`, or into the `message` argument
+   (HMOE_MESSAGE_SIZE chars; may be NULL). The line says what is wrong and what would be
+   right. The library never exits or prints, and has no global state. assert() checks the
+   library's own invariants, never its input.
 
 THREADS AND REPRODUCIBILITY
 
-   OpenMP threads share the work (omp_set_num_threads). One thread at a time may use a model;
-   different models are independent. The number of threads never changes a result. Every random
-   number is computed from the seed and its purpose (step, layer, token), never from how many numbers
-   were drawn before. The same seed and the same build give the same bits.
+   OpenMP threads share the work (omp_set_num_threads). One thread at a time may use a
+   model; different models are independent. The number of threads never changes a result.
+   Every random number is computed from the seed and its purpose (step, layer, token),
+   never from how many numbers were drawn before. The same seed and the same build give
+   the same bits.
 
 LIMITS
 
-   HMOE_MAX_* below limit the sizes. Attention stores B * NH * T * T numbers, in training for each
-   layer. A key/value cache stores 2 * L * T * C numbers. Texts are read and written with the decimal
-   point of LC_NUMERIC, so leave that at "C" (its value if setlocale() is never called). A thread
-   needs 360 KB of stack: set OMP_STACKSIZE=1M if the system gives less.
+   HMOE_MAX_* below limit the sizes. Attention stores B * NH * T * T numbers, in training
+   for each layer. A key/value cache stores 2 * L * T * C numbers. Texts are read and
+   written with the decimal point of LC_NUMERIC, so leave that at "C" (its value if
+   setlocale() is never called). A thread needs 360 KB of stack: set OMP_STACKSIZE=1M if
+   the system gives less.
 
 CHANGES   1.0   the model, training, generation, files, inspection
 
@@ -142,7 +148,7 @@ typedef HMOE_REAL hmoe_real;
 extern "C" {
 #endif
 
-/* =============================================================================================
+/* =======================================================================================
    THE API */
 
 typedef enum hmoe_status {
@@ -154,28 +160,29 @@ typedef enum hmoe_status {
     HMOE_BAD_FILE          /* a file has wrong contents */
 } hmoe_status;
 
-/* ---------------------------------------------------------------------------------------------
+/* ---------------------------------------------------------------------------------------
    CONFIGURATION - start from hmoe_default_config() and change fields. */
 
 typedef enum hmoe_routing {
-    HMOE_TOP_K,            /* the K experts of largest P             HMoE eq. 8, MoDSE eq. 2 */
-    HMOE_TOP_P             /* the fewest whose P add up to top_p     HMoE eq. 9 to 11 */
+    HMOE_TOP_K,  /* the K experts of largest P             HMoE eq. 8, MoDSE eq. 2 */
+    HMOE_TOP_P   /* the fewest whose P add up to top_p     HMoE eq. 9 to 11 */
 } hmoe_routing;
 
 typedef enum hmoe_gate {
-    HMOE_GATE_DEFAULT,     /* norm; but raw for Top-K with K = 1, because norm would make every gate
-                              1 and the router would get no gradient from the cross-entropy */
-    HMOE_GATE_NORM,        /* g = P divided by the sum of P over the chosen experts */
-    HMOE_GATE_RAW          /* g = P */
+    HMOE_GATE_DEFAULT,  /* norm; but raw for Top-K with K = 1, because norm would make every gate
+                           1 and the router would get no gradient from the cross-entropy */
+    HMOE_GATE_NORM,     /* g = P divided by the sum of P over the chosen experts */
+    HMOE_GATE_RAW       /* g = P */
 } hmoe_gate;
 
-/* Bias balancing (Wang et al., arXiv 2408.15664): each layer has a bias b for each expert. Experts
-   are ordered by P + b; gates use P alone. After each update, b_e increases by balance_rate if the
-   load of expert e is below the mean load, and decreases by it if the load is above. */
+/* Bias balancing (Wang et al., arXiv 2408.15664): each layer has a bias b for each
+   expert. Experts are ordered by P + b; gates use P alone. After each update, b_e
+   increases by balance_rate if the load of expert e is below the mean load, and decreases
+   by it if the load is above. */
 typedef enum hmoe_balance {
     HMOE_BALANCE_OFF,
-    HMOE_BALANCE_TOKENS,   /* load of expert e: f_e, its share of the tokens */
-    HMOE_BALANCE_WORK      /* load: f_e H[e], its share of the work. The b of a null expert stays 0 */
+    HMOE_BALANCE_TOKENS,  /* load of expert e: f_e, its share of the tokens */
+    HMOE_BALANCE_WORK     /* load: f_e H[e], its share of the work. A null expert keeps b = 0 */
 } hmoe_balance;
 
 /* The router's losses. LOSSES in PART ONE explains them and says how to add one. */
@@ -188,76 +195,78 @@ enum {
 };
 
 typedef struct hmoe_config {
-    int V;                        /* vocabulary: tokens are 0 .. V-1. There is no default */
-    int T;                        /* context: the longest sequence */
-    int C;                        /* width of the model, a multiple of NH; C / NH is even (RoPE) */
-    int L;                        /* layers */
-    int NH;                       /* attention heads */
-    int E;                        /* experts per layer, 1 .. HMOE_MAX_EXPERTS; 1 is a dense model */
-    int K;                        /* experts per token under Top-K, 1 .. E */
-    int H[HMOE_MAX_EXPERTS];      /* [E] hidden width of each expert, the same in every layer
-                                     (hmoe_expert_sizes). 0 is a null expert: it has no parameters
-                                     and adds 0. At least one width is above 0 */
+    int V;                    /* vocabulary: tokens are 0 .. V-1. There is no default */
+    int T;                    /* context: the longest sequence */
+    int C;                    /* width of the model, a multiple of NH; C / NH is even (RoPE) */
+    int L;                    /* layers */
+    int NH;                   /* attention heads */
+    int E;                    /* experts per layer, 1 .. HMOE_MAX_EXPERTS; 1 is a dense model */
+    int K;                    /* experts per token under Top-K, 1 .. E */
+    int H[HMOE_MAX_EXPERTS];  /* [E] hidden width of each expert, the same in every layer
+                                 (hmoe_expert_sizes). 0 is a null expert: it has no parameters
+                                 and adds 0. At least one width is above 0 */
     hmoe_routing routing;
-    double top_p;                 /* under Top-P: 1e-9 to 1; 1 takes all experts */
-    double budget;                /* 0: top_p is fixed. Above 0, up to 1, Top-P only: each layer has
-                                     its own top_p. It starts at top_p. After each update it moves
-                                     so that the experts of a token have, on average, this share of
-                                     the layer's total width */
+    double top_p;             /* under Top-P: 1e-9 to 1; 1 takes all experts */
+    double budget;            /* 0: top_p is fixed. Above 0, up to 1, Top-P only: each layer has
+                                 its own top_p. It starts at top_p. After each update it moves
+                                 so that the experts of a token have, on average, this share of
+                                 the layer's total width */
     hmoe_gate gate;
     hmoe_balance balance;
-    double balance_rate;          /* change of b in one update, 0 to 1 */
-    int noisy_gating;             /* 1: noise on the logits in training, MoDSE eq. 3 to 5 */
-    double loss_coef[HMOE_LOSS_TERMS];   /* weights of the router's losses: [HMOE_PP] ... */
-    double rms_norm_eps;          /* added to the mean square in RMSNorm */
-    double rope_theta;            /* base of the wavelengths in RoPE */
-    int vocab_size;               /* number of entries in vocab: V, or 0 for none */
-    unsigned char vocab[256];     /* token i is byte vocab[i], ascending. Kept for programs, and
-                                     saved in config.json */
+    double balance_rate;      /* change of b in one update, 0 to 1 */
+    int noisy_gating;         /* 1: noise on the logits in training, MoDSE eq. 3 to 5 */
+    double loss_coef[HMOE_LOSS_TERMS];  /* weights of the router's losses: [HMOE_PP] ... */
+    double rms_norm_eps;       /* added to the mean square in RMSNorm */
+    double rope_theta;         /* base of the wavelengths in RoPE */
+    int vocab_size;            /* number of entries in vocab: V, or 0 for none */
+    unsigned char vocab[256];  /* token i is byte vocab[i], ascending. Kept for programs, and
+                                  saved in config.json */
 } hmoe_config;
 
-/* C 128, L 4, NH 4, T 64; 8 experts of arithmetic widths, 172 on average; Top-2 with normalised
-   gates, and the P-Penalty. V is 0 and must be set. */
+/* C 128, L 4, NH 4, T 64; 8 experts of arithmetic widths, 172 on average; Top-2 with
+   normalised gates, and the P-Penalty. V is 0 and must be set. */
 hmoe_config hmoe_default_config(void);
 
 /* Fills H[0 .. E-1] with widths that follow a strategy and whose sum is exactly `total`:
      "homogeneous"   all equal                             "arithmetic"  9 11 13 ... 23   (HMoE)
      "geometric"     1 2 4 8 ...                 (HMoE)    "hybrid"      1 1 1 1 2 2 4 4  (HMoE)
      "modse"         4.5 0.5 4 1 ..., pairs      (MoDSE)   "3,1,2.5"     your own E ratios
-   A ratio of 0 makes a null expert; the other experts share the total. Widths are multiples of 8 if
-   the total allows it. */
-hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strategy, char *message);
+   A ratio of 0 makes a null expert; the other experts share the total. Widths are
+   multiples of 8 if the total allows it. */
+hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strategy,
+                              char *message);
 
 /* Returns HMOE_OK if the configuration describes a model. */
 hmoe_status hmoe_check_config(const hmoe_config *config, char *message);
 
-/* ---------------------------------------------------------------------------------------------
+/* ---------------------------------------------------------------------------------------
    TRAINING */
 
-/* One tensor. Initialisation, weight decay, files and gradient checks walk over the table of them. */
+/* One tensor. Initialisation, weight decay, files and gradient checks walk over the table
+   of them. */
 typedef struct hmoe_tensor {
-    char name[HMOE_NAME_SIZE];    /* as in a Mixtral checkpoint */
-    int dims, rows, cols;         /* shape: [rows] if dims is 1 (cols is then 1), [rows, cols] if 2 */
-    int expert;                   /* the expert that owns it; -1: none */
-    size_t offset;                /* its start in params, grads, exp_avg and exp_avg_sq */
-    double mean, std;             /* initial values are mean + std * N(0, 1) */
-    int frozen;                   /* set by the caller. 1: hmoe_update clears the gradient of this
-                                     tensor and does not change its values */
-    int state;                    /* 1: not a parameter but state of a layer, b or top_p. Its
-                                     gradient is always 0; hmoe_update moves it */
+    char name[HMOE_NAME_SIZE];  /* as in a Mixtral checkpoint */
+    int dims, rows, cols;       /* shape: [rows] if dims is 1 (cols is then 1), [rows, cols] if 2 */
+    int expert;                 /* the expert that owns it; -1: none */
+    size_t offset;              /* its start in params, grads, exp_avg and exp_avg_sq */
+    double mean, std;           /* initial values are mean + std * N(0, 1) */
+    int frozen;                 /* set by the caller. 1: hmoe_update clears the gradient of this
+                                   tensor and does not change its values */
+    int state;                  /* 1: not a parameter but state of a layer, b or top_p. Its
+                                   gradient is always 0; hmoe_update moves it */
 } hmoe_tensor;
 
 typedef struct hmoe_losses {
-    double total;                     /* ce + the sum over i of loss_coef[i] * term[i] */
-    double ce;                        /* cross-entropy, mean over the tokens, in nats */
-    double term[HMOE_LOSS_TERMS];     /* the router's losses, each a sum over the layers */
+    double total;                  /* ce + the sum over i of loss_coef[i] * term[i] */
+    double ce;                     /* cross-entropy, mean over the tokens, in nats */
+    double term[HMOE_LOSS_TERMS];  /* the router's losses, each a sum over the layers */
 } hmoe_losses;
 
 /* The table of the router's losses. Its index is the enum above. */
 typedef struct hmoe_means hmoe_means;
 typedef struct hmoe_loss_term {
-    const char *name;      /* "pp": of the option --pp, the key pp_coef and the column pp of the log */
-    double (*value)(const hmoe_means *x, double coef, hmoe_means *slope);   /* see LOSSES */
+    const char *name;  /* "pp": of the option --pp, the key pp_coef and the column pp of the log */
+    double (*value)(const hmoe_means *x, double coef, hmoe_means *slope);  /* see LOSSES */
     double initial;        /* coefficient in hmoe_default_config() */
     const char *what;      /* "P-Penalty" */
 } hmoe_loss_term;
@@ -287,90 +296,94 @@ typedef struct hmoe_model {
 
     /* State of a run. hmoe_save stores it with training = 1. */
     uint64_t seed;
-    int64_t step;                     /* updates made */
-    int64_t tokens;                   /* tokens seen in training */
-    double flops;                     /* spent in training: 6 * activated * tokens, and attention */
-    double seconds;                   /* kept for the caller: time spent in training */
-    double best_val_loss;             /* kept for the caller: lowest so far; at first DBL_MAX */
-    int optimizer;                    /* kept for the caller: which optimizer; at first 0 */
+    int64_t step;          /* updates made */
+    int64_t tokens;        /* tokens seen in training */
+    double flops;          /* spent in training: 6 * activated * tokens, and attention */
+    double seconds;        /* kept for the caller: time spent in training */
+    double best_val_loss;  /* kept for the caller: lowest so far; at first DBL_MAX */
+    int optimizer;         /* kept for the caller: which optimizer; at first 0 */
 
     /* Internal. */
-    int max_tokens;                   /* most tokens in a batch */
-    int B, sequence_length, mode;     /* of the last forward pass */
-    int has_results;                  /* 1: its activations are still there, and finite */
-    int had_targets;                  /* 1: there are token losses */
-    int all_tokens, first_token;      /* tokens of all processes; of those before this one */
-    double pass_flops;                /* cost of the last pass, added to flops by hmoe_backward */
-    int64_t step_tokens;              /* tokens since the last update */
-    double *usage;                    /* sums of the routers over many passes, for hmoe_get_usage */
-    double *chosen;                   /* [L, E] tokens that chose each expert since the last update */
-    struct hmoe__layer *layers;       /* [L + 1] offsets and activations of each layer */
-    struct hmoe__buffers *buffers;    /* activations that the layers share */
-    void *arena;                      /* the backend's memory that holds all activations */
-    size_t head;                      /* offset of lm_head.weight */
-    const struct hmoe_processes *processes;   /* NULL: this process is alone. extra/parallel sets */
-    void *parallel;                           /*   both, for training in several processes */
+    int max_tokens;                 /* most tokens in a batch */
+    int B, sequence_length, mode;   /* of the last forward pass */
+    int has_results;                /* 1: its activations are still there, and finite */
+    int had_targets;                /* 1: there are token losses */
+    int all_tokens, first_token;    /* tokens of all processes; of those before this one */
+    double pass_flops;              /* cost of the last pass, added to flops by hmoe_backward */
+    int64_t step_tokens;            /* tokens since the last update */
+    double *usage;                  /* sums of the routers over many passes, for hmoe_get_usage */
+    double *chosen;                 /* [L, E] tokens that chose each expert since the last update */
+    struct hmoe__layer *layers;     /* [L + 1] offsets and activations of each layer */
+    struct hmoe__buffers *buffers;  /* activations that the layers share */
+    void *arena;                    /* the backend's memory that holds all activations */
+    size_t head;                    /* offset of lm_head.weight */
+    const struct hmoe_processes *processes;  /* NULL: this process is alone. extra/parallel sets */
+    void *parallel;                          /*   both, for training in several processes */
 } hmoe_model;
 
-/* Makes a model with weights drawn from the seed. Set *m to zero first (and then m->backend, to
-   choose one). max_B: most sequences of config->T tokens in a batch; 0: the model can only generate.
-   training: 1 allocates gradients, moments and activations for the backward pass. If it fails,
-   nothing is left to free. */
-hmoe_status hmoe_create(hmoe_model *m, const hmoe_config *config, uint64_t seed, int max_B,
-                        int training);
+/* Makes a model with weights drawn from the seed. Set *m to zero first (and then
+   m->backend, to choose one). max_B: most sequences of config->T tokens in a batch; 0:
+   the model can only generate. training: 1 allocates gradients, moments and activations
+   for the backward pass. If it fails, nothing is left to free. */
+hmoe_status hmoe_create(hmoe_model *m, const hmoe_config *config, uint64_t seed,
+                        int max_B, int training);
 void hmoe_free(hmoe_model *m);  /* keeps the message; *m may be zero, or already freed */
 
 typedef enum hmoe_mode { HMOE_EVALUATE, HMOE_TRAIN } hmoe_mode;
 
 /* Runs B sequences of T tokens. T <= config.T and B * T <= max_B * config.T.
    tokens: [B, T]   targets: [B, T] the tokens that follow, or NULL (then there are no losses).
-   HMOE_TRAIN applies noise and dropout and allows hmoe_backward. Returns HMOE_NOT_FINITE if a router
-   or the loss is NaN or infinite. Without targets only the routers are checked. */
-hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const int *targets,
-                         int B, int T);
+   HMOE_TRAIN applies noise and dropout and allows hmoe_backward. Returns HMOE_NOT_FINITE
+   if a router or the loss is NaN or infinite. Without targets only the routers are
+   checked. */
+hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens,
+                         const int *targets, int B, int T);
 
-/* Adds `scale` times the gradient of losses.total to grads. Call it once after hmoe_forward in mode
-   HMOE_TRAIN. To accumulate over n micro-batches, call both n times with scale = 1 / n, then
-   hmoe_update once. Cross-entropy, entropy, z-loss and noise are then those of the whole batch. Load
-   balancing and P-Penalty are not, because f and Phat are those of each micro-batch. */
+/* Adds `scale` times the gradient of losses.total to grads. Call it once after
+   hmoe_forward in mode HMOE_TRAIN. To accumulate over n micro-batches, call both n times
+   with scale = 1 / n, then hmoe_update once. Cross-entropy, entropy, z-loss and noise are
+   then those of the whole batch. Load balancing and P-Penalty are not, because f and Phat
+   are those of each micro-batch. */
 hmoe_status hmoe_backward(hmoe_model *m, double scale);
 
 /* AdamW (Loshchilov and Hutter 2019), as PyTorch computes it. */
 typedef struct hmoe_adamw {
     double lr;
-    double beta1, beta2;          /* decay of the two moments */
-    double weight_decay;          /* of tensors with two dimensions */
-    double clip;                  /* if the norm of all gradients exceeds this, they are scaled by
-                                     clip / norm; 0: never */
+    double beta1, beta2;  /* decay of the two moments */
+    double weight_decay;  /* of tensors with two dimensions */
+    double clip;          /* if the norm of all gradients exceeds this, they are scaled by
+                             clip / norm; 0: never */
 } hmoe_adamw;
 
 hmoe_adamw hmoe_default_adamw(void);   /* 2e-3; 0.9, 0.99; 0.1; 1 */
 
-/* Clips the gradients, makes one AdamW step, moves biases and budgets, clears the gradients and
-   counts the step. If a gradient is not finite, it clears the gradients, changes nothing else and
-   returns HMOE_NOT_FINITE. */
+/* Clips the gradients, makes one AdamW step, moves biases and budgets, clears the
+   gradients and counts the step. If a gradient is not finite, it clears the gradients,
+   changes nothing else and returns HMOE_NOT_FINITE. */
 hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *adamw);
 
 /* Clears the gradients and the counted choices, for example after a failed micro-batch. */
 void hmoe_zero_gradients(hmoe_model *m);
 
-/* Learning rate at step = 1, 2, ...: lr * step / warmup up to step `warmup`, then a cosine that
-   reaches min_lr at step `steps`. */
-double hmoe_learning_rate(int64_t step, int64_t warmup, int64_t steps, double lr, double min_lr);
+/* Learning rate at step = 1, 2, ...: lr * step / warmup up to step `warmup`, then a
+   cosine that reaches min_lr at step `steps`. */
+double hmoe_learning_rate(int64_t step, int64_t warmup, int64_t steps, double lr,
+                          double min_lr);
 
-/* Random numbers. Each is a function of the seed, of its purpose `what` and of two indices. A
-   program uses values of `what` below 2^16; the library uses larger ones. */
+/* Random numbers. Each is a function of the seed, of its purpose `what` and of two
+   indices. A program uses values of `what` below 2^16; the library uses larger ones. */
 uint64_t hmoe_random(uint64_t seed, uint64_t what, uint64_t i, uint64_t j);
-double hmoe_normal(uint64_t seed, uint64_t what, uint64_t i, uint64_t j);   /* from N(0, 1) */
+double hmoe_normal(uint64_t seed, uint64_t what, uint64_t i,
+                   uint64_t j); /* from N(0, 1) */
 
-/* ---------------------------------------------------------------------------------------------
+/* ---------------------------------------------------------------------------------------
    GENERATION - one token at a time. Several caches may share one model. */
 
 typedef struct hmoe_cache {
-    int64_t position;                 /* tokens so far; set it to 0 to start another sequence */
-    int L, T, C;                      /* of the model that it was made for */
-    hmoe_real *keys, *values;         /* [L, T, C], at position mod T; keys are already rotated */
-    hmoe_real *angles;                /* [2, hs/2], for RoPE at this position */
+    int64_t position;          /* tokens so far; set it to 0 to start another sequence */
+    int L, T, C;               /* of the model that it was made for */
+    hmoe_real *keys, *values;  /* [L, T, C], at position mod T; keys are already rotated */
+    hmoe_real *angles;         /* [2, hs/2], for RoPE at this position */
 } hmoe_cache;
 hmoe_status hmoe_cache_create(hmoe_cache *cache, hmoe_model *m);
 void hmoe_cache_free(hmoe_cache *cache);
@@ -378,30 +391,31 @@ void hmoe_cache_free(hmoe_cache *cache);
 /* Reads one token and writes the logits [V] of the next one. */
 hmoe_status hmoe_next(hmoe_model *m, hmoe_cache *cache, int token, hmoe_real *logits);
 
-/* Draws a token from logits [V], and overwrites them. temperature 0: takes the largest. top_k > 0:
-   draws among the k largest. top_p < 1: draws among the fewest whose probabilities reach top_p. The
-   result depends on the seed and the position only. */
+/* Draws a token from logits [V], and overwrites them. temperature 0: takes the largest.
+   top_k > 0: draws among the k largest. top_p < 1: draws among the fewest whose
+   probabilities reach top_p. The result depends on the seed and the position only. */
 int hmoe_sample(hmoe_real *logits, int V, double temperature, int top_k, double top_p,
                 uint64_t seed, int64_t position);
 
-/* ---------------------------------------------------------------------------------------------
+/* ---------------------------------------------------------------------------------------
    INSPECTION - which expert computed what. */
 
 /* Results of the last hmoe_forward. They exist until the next call that computes. */
 hmoe_status hmoe_get_logits(hmoe_model *m, hmoe_real *logits);   /* [N, V] */
-hmoe_status hmoe_get_token_losses(hmoe_model *m, hmoe_real *ce); /* [N], nats; needs targets */
+hmoe_status hmoe_get_token_losses(hmoe_model *m,
+                                  hmoe_real *ce); /* [N], nats; needs targets */
 
 /* The choice for one token in one layer. */
 typedef struct hmoe_route {
-    int count;                        /* |S[t]| */
-    int expert[HMOE_MAX_EXPERTS];     /* [count] the experts by descending P + b, */
-    double gate[HMOE_MAX_EXPERTS];    /* [count] their gates; their widths are config.H[expert] */
-    double P[HMOE_MAX_EXPERTS];       /* [E] the whole softmax */
+    int count;                      /* |S[t]| */
+    int expert[HMOE_MAX_EXPERTS];   /* [count] the experts by descending P + b, */
+    double gate[HMOE_MAX_EXPERTS];  /* [count] their gates; their widths are config.H[expert] */
+    double P[HMOE_MAX_EXPERTS];     /* [E] the whole softmax */
 } hmoe_route;
 hmoe_status hmoe_get_route(hmoe_model *m, int layer, int token, hmoe_route *route);
 
-/* How the experts of a layer were used, over all tokens of hmoe_forward since hmoe_reset_usage, in
-   training or not. All fields are 0 if there is no such layer. */
+/* How the experts of a layer were used, over all tokens of hmoe_forward since
+   hmoe_reset_usage, in training or not. All fields are 0 if there is no such layer. */
 typedef struct hmoe_usage {
     int64_t tokens;
     double share[HMOE_MAX_EXPERTS];   /* [E] f_e: share of the tokens that chose expert e */
@@ -423,35 +437,38 @@ size_t hmoe_activation_bytes(const hmoe_config *config, int max_B, int training)
 /* Parameters of the whole model, in all processes. */
 double hmoe_parameters(const hmoe_model *m);
 
-/* Activated parameters per token: attention, norms, router, head, one embedding row, and 3 C H[e]
-   for each chosen expert, as measured since hmoe_reset_usage. Before the first token it assumes that
-   all experts are chosen equally often. */
+/* Activated parameters per token: attention, norms, router, head, one embedding row, and
+   3 C H[e] for each chosen expert, as measured since hmoe_reset_usage. Before the first
+   token it assumes that all experts are chosen equally often. */
 double hmoe_activated(const hmoe_model *m);
 
 /* One expert alone: y = W2 (silu(W1 x) * (W3 x)).   x, y: [rows, C], the caller's */
-hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x, hmoe_real *y,
-                            int rows);
+hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x,
+                            hmoe_real *y, int rows);
 
-/* ---------------------------------------------------------------------------------------------
-   FILES - checkpoints in the layout of Hugging Face's Mixtral. PART THREE describes the files. */
+/* ---------------------------------------------------------------------------------------
+   FILES - checkpoints in the layout of Hugging Face's Mixtral. PART THREE describes the
+   files. */
 #ifndef HMOE_NO_FILES
 
-/* Writes model.safetensors and config.json into the directory `dir`, and the tokenizer's files if
-   config.vocab is set. training = 1 also writes training.safetensors, from which a run resumes to
-   the bit (but without the gradients of an unfinished accumulation). Makes the directory if needed,
-   but not its parents. Other files in it stay. Two processes must not save into one directory. */
+/* Writes model.safetensors and config.json into the directory `dir`, and the tokenizer's
+   files if config.vocab is set. training = 1 also writes training.safetensors, from which
+   a run resumes to the bit (but without the gradients of an unfinished accumulation).
+   Makes the directory if needed, but not its parents. Other files in it stay. Two
+   processes must not save into one directory. */
 hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training);
 
-/* The two halves of hmoe_save. hmoe_prepare writes every file under a temporary name; hmoe_commit
-   renames them. If either fails, the temporary files are removed. hmoe_discard removes them on
-   request. If the directory holds a different model, remove that between the two calls, config.json
-   first; otherwise a crash during the renames could mix the two models. */
+/* The two halves of hmoe_save. hmoe_prepare writes every file under a temporary name;
+   hmoe_commit renames them. If either fails, the temporary files are removed.
+   hmoe_discard removes them on request. If the directory holds a different model, remove
+   that between the two calls, config.json first; otherwise a crash during the renames
+   could mix the two models. */
 hmoe_status hmoe_prepare(hmoe_model *m, const char *dir, int training);
 hmoe_status hmoe_commit(hmoe_model *m, const char *dir, int training);
 void hmoe_discard(hmoe_model *m, const char *dir, int training);
 
-/* Makes a model from a directory. training = 1 reads training.safetensors, to resume a run;
-   training = 0 reads model.safetensors. *m and max_B are as for hmoe_create. */
+/* Makes a model from a directory. training = 1 reads training.safetensors, to resume a
+   run; training = 0 reads model.safetensors. *m and max_B are as for hmoe_create. */
 hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training);
 
 /* Reads config.json only. */
@@ -463,38 +480,38 @@ hmoe_status hmoe_byte_vocab(hmoe_config *config, const unsigned char *text, size
 
 #endif /* HMOE_NO_FILES */
 
-/* ---------------------------------------------------------------------------------------------
-   ROUTES - the router's decision for the N tokens of one layer, as data. hmoe__choose makes it
-   once. Everything after it only reads it, the backward pass too. */
+/* ---------------------------------------------------------------------------------------
+   ROUTES - the router's decision for the N tokens of one layer, as data. hmoe__choose
+   makes it once. Everything after it only reads it, the backward pass too. */
 
 typedef struct hmoe_routes {
-    int slots;                /* most experts that a token can have: K under Top-K, E under Top-P */
-    hmoe_real *logits;        /* [N, E]      r = W_r x (+ noise); in the backward pass dr */
-    hmoe_real *P;             /* [N, E]      softmax of r over all experts */
-    hmoe_real *lse;           /* [N]         log of the sum of exp(r), for the z-loss */
-    hmoe_real *entropy;       /* [N]         -sum over e of P ln P, in nats */
-    int *count;               /* [N]         |S[t]|, 1 .. slots */
-    int *expert;              /* [N, slots]  S[t] by descending P + b; the first `count` are set */
-    hmoe_real *gate;          /* [N, slots]  the gates g of those experts */
+    int slots;           /* most experts that a token can have: K under Top-K, E under Top-P */
+    hmoe_real *logits;   /* [N, E]      r = W_r x (+ noise); in the backward pass dr */
+    hmoe_real *P;        /* [N, E]      softmax of r over all experts */
+    hmoe_real *lse;      /* [N]         log of the sum of exp(r), for the z-loss */
+    hmoe_real *entropy;  /* [N]         -sum over e of P ln P, in nats */
+    int *count;          /* [N]         |S[t]|, 1 .. slots */
+    int *expert;         /* [N, slots]  S[t] by descending P + b; the first `count` are set */
+    hmoe_real *gate;     /* [N, slots]  the gates g of those experts */
     /* The same (token, expert) pairs as rows, ordered by expert and then by token: */
-    int *expert_start;        /* [E + 1]     expert e has rows expert_start[e] .. [e+1]-1 */
-    int *row_token;           /* [N * slots] the token of each row */
-    hmoe_real *row_gate;      /* [N * slots] the gate of each row */
-    int *row;                 /* [N, slots]  the row of slot s of token t */
+    int *expert_start;    /* [E + 1]     expert e has rows expert_start[e] .. [e+1]-1 */
+    int *row_token;       /* [N * slots] the token of each row */
+    hmoe_real *row_gate;  /* [N * slots] the gate of each row */
+    int *row;             /* [N, slots]  the row of slot s of token t */
     /* State of the layer that changes the choice, in params: */
     const hmoe_real *bias;    /* [E]         b of bias balancing; NULL: all 0 */
     const hmoe_real *top_p;   /* [1]         the layer's own top_p; NULL: config.top_p */
 } hmoe_routes;
 
-/* ---------------------------------------------------------------------------------------------
-   BACKEND - the functions that work on big arrays. Skip this table at first: PART ONE explains each
-   function where it is written. hmoe_cuda.cu fills the same table for a GPU. Structs, lists, H and
-   scalars are in CPU memory. The arrays they point to are in the backend's memory; read and write
-   them only with download and upload. */
+/* ---------------------------------------------------------------------------------------
+   BACKEND - the functions that work on big arrays. Skip this table at first: PART ONE
+   explains each function where it is written. hmoe_cuda.cu fills the same table for a
+   GPU. Structs, lists, H and scalars are in CPU memory. The arrays they point to are in
+   the backend's memory; read and write them only with download and upload. */
 
-/* One member of a list of linear maps y = x W^T, on rows rows[0] .. rows[1]-1. A dense layer is a
-   list of one. Unequal experts are a list whose members have different sizes. No two members of a
-   list write to the same place. */
+/* One member of a list of linear maps y = x W^T, on rows rows[0] .. rows[1]-1. A dense
+   layer is a list of one. Unequal experts are a list whose members have different sizes.
+   No two members of a list write to the same place. */
 typedef struct hmoe_linear {
     hmoe_real *x;             /* [.., in]    row stride ldx */
     hmoe_real *w;             /* [out, in] */
@@ -510,15 +527,15 @@ typedef struct hmoe_linear {
 
 /* Factors of one AdamW step. */
 typedef struct hmoe_rates {
-    hmoe_real scale;          /* of the gradient, from clipping */
+    hmoe_real scale;       /* of the gradient, from clipping */
     hmoe_real beta1, beta2;
-    hmoe_real step, root;     /* lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t): they correct the bias
-                                 of moments that start at 0 */
-    hmoe_real decay;          /* lr * weight_decay */
+    hmoe_real step, root;  /* lr / (1 - beta1^t) and 1 / sqrt(1 - beta2^t): they correct the bias
+                              of moments that start at 0 */
+    hmoe_real decay;       /* lr * weight_decay */
 } hmoe_rates;
 
-/* Sums over the N tokens of one layer, from which the losses and reports are computed. They lie in
-   one array of HMOE_SUMS(E) doubles, in this order. */
+/* Sums over the N tokens of one layer, from which the losses and reports are computed.
+   They lie in one array of HMOE_SUMS(E) doubles, in this order. */
 typedef struct hmoe_sums {
     double *count;            /* [E]  tokens that chose expert e */
     double *P;                /* [E]  sum of P[t][e] */
@@ -528,7 +545,8 @@ typedef struct hmoe_sums {
 } hmoe_sums;
 #define HMOE_SUMS(E) (2 * (size_t)(E) + 3)
 static inline hmoe_sums hmoe_sums_in(double *array, int E) {
-    hmoe_sums sums = { array, array + E, array + 2 * E, array + 2 * E + 1, array + 2 * E + 2 };
+    hmoe_sums sums = { array, array + E, array + 2 * E, array + 2 * E + 1,
+                       array + 2 * E + 2 };
     return sums;
 }
 
@@ -548,49 +566,54 @@ typedef struct hmoe_backend {
     void (*linear_backward_weight)(const hmoe_linear *list, int n);  /* W += y^T x   (gradients) */
     /* ROUTER; draw may be the same array as raw */
     void (*router_softmax)(const hmoe_routes *routes, int N, int E);
-    void (*choose)(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p, int norm,
-                   int N, int E);
+    void (*choose)(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
+                   int norm, int N, int E);
     void (*dispatch)(const hmoe_routes *routes, int N, int E);
     void (*router_sums)(double *sums, const hmoe_routes *routes, int N, int E);
-    void (*router_backward)(const hmoe_routes *routes, const hmoe_real *dgate, const hmoe_real *dP,
-                            double d_entropy, double d_lse2, int norm, int N, int E);
-    void (*noise_forward)(const hmoe_routes *routes, const hmoe_real *raw, const hmoe_real *gain,
-                          double eps, uint64_t key, int first, int N, int E);
+    void (*router_backward)(const hmoe_routes *routes, const hmoe_real *dgate,
+                            const hmoe_real *dP, double d_entropy, double d_lse2,
+                            int norm, int N, int E);
+    void (*noise_forward)(const hmoe_routes *routes, const hmoe_real *raw,
+                          const hmoe_real *gain, double eps, uint64_t key, int first,
+                          int N, int E);
     void (*noise_backward)(hmoe_real *draw, hmoe_real *dgain, const hmoe_routes *routes,
-                           const hmoe_real *raw, const hmoe_real *gain, double eps, uint64_t key,
-                           int first, int N, int E);
+                           const hmoe_real *raw, const hmoe_real *gain, double eps,
+                           uint64_t key, int first, int N, int E);
     /* EXPERTS */
-    void (*experts_up)(hmoe_real *h, const hmoe_linear *list, const int *start, const int *H, int E,
-                       int ldh);
-    void (*swiglu_backward)(hmoe_real *u, hmoe_real *h, hmoe_real *dgate, const hmoe_real *dh,
-                            const int *start, const hmoe_real *row_gate, const int *H, int E,
-                            int ldh);
+    void (*experts_up)(hmoe_real *h, const hmoe_linear *list, const int *start,
+                       const int *H, int E, int ldh);
+    void (*swiglu_backward)(hmoe_real *u, hmoe_real *h, hmoe_real *dgate,
+                            const hmoe_real *dh, const int *start,
+                            const hmoe_real *row_gate, const int *H, int E, int ldh);
     void (*combine_forward)(hmoe_real *y, const hmoe_real *x, const hmoe_real *rows,
                             const hmoe_routes *routes, int N, int C);
-    void (*combine_backward)(hmoe_real *dx, const hmoe_real *drows, const hmoe_routes *routes,
-                             int N, int C);
+    void (*combine_backward)(hmoe_real *dx, const hmoe_real *drows,
+                             const hmoe_routes *routes, int N, int C);
     /* LAYERS */
-    void (*embed_forward)(hmoe_real *x, const int *tokens, const hmoe_real *w, int N, int C);
-    void (*embed_backward)(hmoe_real *dw, const int *tokens, const hmoe_real *dx, int N, int C);
-    void (*rmsnorm_forward)(hmoe_real *y, hmoe_real *rrms, const hmoe_real *x, const hmoe_real *w,
-                            double eps, int N, int C);
-    void (*rmsnorm_backward)(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy, const hmoe_real *x,
-                             const hmoe_real *w, const hmoe_real *rrms, int N, int C);
-    void (*rope)(hmoe_real *qkv, const hmoe_real *angles, int direction, int B, int T, int NH,
-                 int hs);
-    void (*attention_forward)(hmoe_real *out, hmoe_real *att, const hmoe_real *qkv, int B, int T,
-                              int NH, int hs);
+    void (*embed_forward)(hmoe_real *x, const int *tokens, const hmoe_real *w, int N,
+                          int C);
+    void (*embed_backward)(hmoe_real *dw, const int *tokens, const hmoe_real *dx, int N,
+                           int C);
+    void (*rmsnorm_forward)(hmoe_real *y, hmoe_real *rrms, const hmoe_real *x,
+                            const hmoe_real *w, double eps, int N, int C);
+    void (*rmsnorm_backward)(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
+                             const hmoe_real *x, const hmoe_real *w,
+                             const hmoe_real *rrms, int N, int C);
+    void (*rope)(hmoe_real *qkv, const hmoe_real *angles, int direction, int B, int T,
+                 int NH, int hs);
+    void (*attention_forward)(hmoe_real *out, hmoe_real *att, const hmoe_real *qkv, int B,
+                              int T, int NH, int hs);
     void (*attention_backward)(hmoe_real *dqkv, hmoe_real *datt, const hmoe_real *dout,
-                               const hmoe_real *out, hmoe_real *att, const hmoe_real *qkv, int B,
-                               int T, int NH, int hs);
-    void (*cross_entropy_forward)(hmoe_real *ce, const hmoe_real *logits, const int *targets,
-                                  int N, int V);
-    void (*cross_entropy_backward)(hmoe_real *logits, const int *targets, double scale, int N,
-                                   int V);
-    void (*dropout_forward)(hmoe_real *y, const hmoe_real *x, double p, uint64_t key, int first,
-                            int N, int C);
-    void (*dropout_backward)(hmoe_real *dblock, const hmoe_real *dy, double p, uint64_t key,
-                             int first, int N, int C);
+                               const hmoe_real *out, hmoe_real *att, const hmoe_real *qkv,
+                               int B, int T, int NH, int hs);
+    void (*cross_entropy_forward)(hmoe_real *ce, const hmoe_real *logits,
+                                  const int *targets, int N, int V);
+    void (*cross_entropy_backward)(hmoe_real *logits, const int *targets, double scale,
+                                   int N, int V);
+    void (*dropout_forward)(hmoe_real *y, const hmoe_real *x, double p, uint64_t key,
+                            int first, int N, int C);
+    void (*dropout_backward)(hmoe_real *dblock, const hmoe_real *dy, double p,
+                             uint64_t key, int first, int N, int C);
     /* ADAMW */
     double (*squared_norm)(const hmoe_real *g, size_t n);
     void (*adamw)(hmoe_real *w, hmoe_real *g, hmoe_real *m, hmoe_real *v, size_t n,
@@ -602,18 +625,19 @@ typedef struct hmoe_backend {
        m.backend = hmoe_cuda(HMOE_BF16, message);
        if (!m.backend || hmoe_create(&m, ...)) ...        everything else stays the same */
 typedef enum hmoe_precision {
-    HMOE_FLOAT32,      /* plain float arithmetic, close to the CPU's */
-    HMOE_BF16          /* operands of products are rounded to bf16 and multiplied on tensor cores;
-                          sums, weights and the residual stream stay float. Needs sm_80 or later */
+    HMOE_FLOAT32,  /* plain float arithmetic, close to the CPU's */
+    HMOE_BF16      /* operands of products are rounded to bf16 and multiplied on tensor cores;
+                      sums, weights and the residual stream stay float. Needs sm_80 or later */
 } hmoe_precision;
 
 enum { HMOE_TILE = 64 };   /* a block of the GPU computes HMOE_TILE x HMOE_TILE numbers of a product
                               at a time; 2 HMOE_TILE rows if the model is wide */
 
-/* Returns the backend for the current GPU (cudaSetDevice, CUDA_VISIBLE_DEVICES). If no GPU can be
-   used it returns NULL and says why in message [HMOE_MESSAGE_SIZE]. One thread at a time may use
-   models of this backend, because they share the device's default stream. The first error of any of
-   them is returned as HMOE_IO by the next call that waits. */
+/* Returns the backend for the current GPU (cudaSetDevice, CUDA_VISIBLE_DEVICES). If no
+   GPU can be used it returns NULL and says why in message [HMOE_MESSAGE_SIZE]. One thread
+   at a time may use models of this backend, because they share the device's default
+   stream. The first error of any of them is returned as HMOE_IO by the next call that
+   waits. */
 const hmoe_backend *hmoe_cuda(hmoe_precision precision, char *message);
 
 #ifdef __cplusplus
@@ -634,9 +658,10 @@ const hmoe_backend *hmoe_cuda(hmoe_precision precision, char *message);
 #include <stdlib.h>
 #include <string.h>
 
-/* OpenMP. In every parallel loop, each iteration writes only its own memory and sums in a fixed
-   order. There are no races, and the number of threads never changes a result, not even its last
-   bit. HMOE__SIMD asks the compiler for vector instructions in the next loop. */
+/* OpenMP. In every parallel loop, each iteration writes only its own memory and sums in a
+   fixed order. There are no races, and the number of threads never changes a result, not
+   even its last bit. HMOE__SIMD asks the compiler for vector instructions in the next
+   loop. */
 #if defined(_OPENMP) || defined(HMOE_SIMD)
 #define HMOE__PRAGMA(text) _Pragma(#text)
 #else
@@ -688,7 +713,8 @@ static void hmoe__linear_forward(const hmoe_linear *list, int n);
 static int hmoe__first_row(const int *start, const int *H, int E, int part, int parts);
 static hmoe_status hmoe__check_batch(hmoe_model *m, hmoe_mode mode, const int *tokens,
                                      const int *targets, int B, int T);
-static hmoe_status hmoe__check_rates(hmoe_model *m, const hmoe_adamw *a, const hmoe_rates *rates);
+static hmoe_status hmoe__check_rates(hmoe_model *m, const hmoe_adamw *a,
+                                     const hmoe_rates *rates);
 static hmoe_status hmoe__collect(hmoe_model *m);       /* downloads the sums, computes the losses */
 static void hmoe__count_pass(hmoe_model *m);           /* adds a pass to the model's accounts */
 static hmoe_status hmoe__move_state(hmoe_model *m);    /* biases and budgets: see OPTIONS */
@@ -702,12 +728,12 @@ static double hmoe__sum_gradients(hmoe_model *m);      /* returns their squared 
 
 enum { HMOE__FOR_NOISE = 1 << 16, HMOE__FOR_SAMPLE, HMOE__FOR_DROPOUT };   /* for hmoe_random */
 
-/* =============================================================================================
+/* =======================================================================================
    PART ONE - THE MODEL. Read it from here to the sign where PART TWO begins.
 
-   A MIXTURE AS A LOOP - the mixture-of-experts layer in plain C. Everything in ROUTER and EXPERTS
-   computes this, with its gradient, for many tokens at once. (tests/naive.h is the whole model in
-   this style. The tests compare the two.)
+   A MIXTURE AS A LOOP - the mixture-of-experts layer in plain C. Everything in ROUTER and
+   EXPERTS computes this, with its gradient, for many tokens at once. (tests/naive.h is
+   the whole model in this style. The tests compare the two.)
 
        for (int t = 0; t < N; t++) {                            // each token x_t chooses for itself
            for (int e = 0; e < E; e++) r[e] = dot(W_r[e], x_t);     // how well expert e suits it
@@ -722,24 +748,26 @@ enum { HMOE__FOR_NOISE = 1 << 16, HMOE__FOR_SAMPLE, HMOE__FOR_DROPOUT };   /* fo
            }
        }
 
-   To add a loss           LOSSES: three lines, listed there.
+   To add a loss           LOSSES: three places, listed there.
    To add a shared expert  a dense SwiGLU beside the chosen ones: hmoe__list_tensors (W1, W3, W2),
                            hmoe__layer and hmoe__list_activations (u), hmoe__moe_block_forward and
                            _backward (experts_up with start = all_rows), hmoe__activated_with.
    To change the activation  hmoe__swiglu_row and hmoe__swiglu_row_backward; in hmoe_cuda.cu
-                           finish_tile and swiglu_backward_kernel; in tests/naive.h naive_swiglu. */
+                           finish_tile and swiglu_backward_kernel; in tests/naive.h naive_expert. */
 
-/* ---------------------------------------------------------------------------------------------
-   PRODUCTS IN SHORT - almost all work is matrix products. Every linear map y = x W^T needs three:
+/* ---------------------------------------------------------------------------------------
+   PRODUCTS IN SHORT - almost all work is matrix products. Every linear map y = x W^T
+   needs three:
 
        forward   y  = x W^T          input   dx = dy W          weight   dW += dy^T x
 
-   and all are C = A B + D with operands read by rows or by columns. In a mixture, products come as
-   a list: one member per expert, each with its own number of rows and its own width. The backend
-   computes a list at once (linear_forward, linear_backward_input, linear_backward_weight). */
+   and all are C = A B + D with operands read by rows or by columns. In a mixture,
+   products come as a list: one member per expert, each with its own number of rows and
+   its own width. The backend computes a list at once (linear_forward,
+   linear_backward_input, linear_backward_weight). */
 
-/* An operand: element (i, j) is x[i * stride + j], or x[j * stride + i] if it is transposed. If row
-   is not NULL, row r of memory is row[r] instead of r. */
+/* An operand: element (i, j) is x[i * stride + j], or x[j * stride + i] if it is
+   transposed. If row is not NULL, row r of memory is row[r] instead of r. */
 typedef struct hmoe__view {
     const hmoe_real *x;
     size_t stride;
@@ -771,8 +799,9 @@ static hmoe_real hmoe__element(const hmoe__view *v, int i, int j) {
     return v->x[(v->row ? v->row[r] : r) * v->stride + k];
 }
 
-/* Rows first .. end-1 of C = A B + D. j is the inner loop: then C and B are read along their rows.
-   With k as the inner loop it would be some ten times slower. PART TWO has the fast form of this. */
+/* Rows first .. end-1 of C = A B + D. j is the inner loop: then C and B are read along
+   their rows. With k as the inner loop it would be some ten times slower. PART TWO has
+   the fast form of this. */
 static void hmoe__multiply_rows(const hmoe__product *p, int first, int end) {
     for (int i = first; i < end; i++) {
         hmoe_real *c = p->c + i * p->c_stride;
@@ -794,7 +823,7 @@ static void hmoe__multiply(hmoe_real *c, size_t c_stride, hmoe__view a, hmoe__vi
     hmoe__multiply_rows(&product, 0, M);
 }
 
-/* ---------------------------------------------------------------------------------------------
+/* ---------------------------------------------------------------------------------------
    ROUTER - which experts get a token. The steps of one layer:
 
        logits     r = W_r x (+ noise)   how much does each expert want this token?  (a product)
@@ -803,11 +832,12 @@ static void hmoe__multiply(hmoe_real *c, size_t c_stride, hmoe__view a, hmoe__vi
        dispatch   expert_start, rows    which tokens each expert works on; none is dropped
        sums       counts, sum of P, ... input of the losses and reports
 
-   EXPERTS then computes their outputs and adds them up. */
+   EXPERTS then computes their outputs and adds them up. Noise is an option, off by default, and so
+   are bias balancing and budgets, which change the choice: see OPTIONS in PART TWO. */
 
-/* Softmax of one row of n numbers, in place: p_i = exp(scale (x_i - max)) / sum. Subtracting the
-   largest first keeps exp from overflowing, and the sum is at least 1. If lse is not NULL, *lse
-   receives log(sum of exp(scale x_i)). */
+/* Softmax of one row of n numbers, in place: p_i = exp(scale (x_i - max)) / sum.
+   Subtracting the largest first keeps exp from overflowing, and the sum is at least 1. If
+   lse is not NULL, *lse receives log(sum of exp(scale x_i)). */
 static void hmoe__softmax_row(hmoe_real *x, int n, hmoe_real scale, hmoe_real *lse) {
     hmoe_real max = x[0], sum = 0, inverse;
     HMOE__SIMD_MAX(max)
@@ -838,21 +868,22 @@ static void hmoe__router_softmax(const hmoe_routes *routes, int N, int E) {
     }
 }
 
-/* S[t] and g. Takes experts by descending P + b (b: bias balancing's, or 0), ties by ascending
-   index, until there are enough:
+/* S[t] and g. Takes experts by descending P + b (b: bias balancing's, or 0), ties by
+   ascending index, until there are enough:
      Top-K   K of them                          HMoE eq. 8, MoDSE eq. 2
      Top-P   their P add up to top_p            HMoE eq. 9 to 11; if top_p is 1 all, so that rounding
                                                 cannot leave one out
    Gates are P, without b. norm = 1: divided by their sum.
    Reads P [N, E]; writes count [N], expert and gate [N, slots]. */
-static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
-                         int norm, int N, int E) {
+static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K,
+                         double top_p, int norm, int N, int E) {
     if (routes->top_p) top_p = (double)*routes->top_p;
     HMOE__PARALLEL_FOR(N)
     for (int t = 0; t < N; t++) {
         const hmoe_real *P = routes->P + (size_t)t * E;
         int *S = routes->expert + (size_t)t * routes->slots, n = 0, last = -1, enough = 0;
-        hmoe_real *g = routes->gate + (size_t)t * routes->slots, sum = 0, x[HMOE_MAX_EXPERTS];
+        hmoe_real *g = routes->gate + (size_t)t * routes->slots;
+        hmoe_real x[HMOE_MAX_EXPERTS], sum = 0;
         for (int e = 0; e < E; e++) x[e] = P[e] + (routes->bias ? routes->bias[e] : 0);
         while (!enough) {
             int next = -1;   /* the largest x that comes after the last one taken */
@@ -860,7 +891,7 @@ static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K,
                 int after = last < 0 || x[e] < x[last] || (x[e] == x[last] && e > last);
                 if (after && (next < 0 || x[e] > x[next])) next = e;
             }
-            if (next < 0) next = n;   /* P is NaN: take any expert; hmoe_forward will report it */
+            if (next < 0) next = n;  /* P is NaN: take any expert; hmoe_forward will report it */
             S[n] = last = next;
             g[n++] = P[next];
             sum += P[next];
@@ -868,14 +899,14 @@ static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K,
             else enough = n == E || (top_p < 1 && sum >= top_p);
         }
         routes->count[t] = n;
-        if (norm && sum != 0)   /* with a bias all chosen P may be 0: then gates are 0, not 0 / 0 */
+        if (norm && sum != 0)  /* with a bias all chosen P may be 0: then gates are 0, not 0 / 0 */
             for (int s = 0; s < n; s++) g[s] /= sum;
     }
 }
 
-/* The same choice, ordered by expert: the rows of expert e are expert_start[e] .. [e+1]-1, and its
-   tokens are in order. This is a counting sort. One thread does it, because it moves only a few
-   integers per token.
+/* The same choice, ordered by expert: the rows of expert e are expert_start[e] ..
+   [e+1]-1, and its tokens are in order. This is a counting sort. One thread does it,
+   because it moves only a few integers per token.
 
        token 0 -> 2 0      token 1 -> 2 1      token 2 -> 0 2        (Top-2, E = 3)
 
@@ -883,12 +914,14 @@ static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K,
        row_token     0   2 | 1 | 0   1   2        expert_start  0 2 3 6
                   expert 0 | 1 | expert 2
 
-   Reads count, expert, gate; writes expert_start [E + 1], row_token and row_gate [rows], row. */
+   Reads count, expert, gate; writes expert_start [E + 1], row_token and row_gate [rows],
+   row. */
 static void hmoe__dispatch(const hmoe_routes *routes, int N, int E) {
     int next[HMOE_MAX_EXPERTS], *start = routes->expert_start, slots = routes->slots;
     for (int e = 0; e <= E; e++) start[e] = 0;
     for (int t = 0; t < N; t++)
-        for (int s = 0; s < routes->count[t]; s++) start[routes->expert[t * slots + s] + 1]++;
+        for (int s = 0; s < routes->count[t]; s++)
+            start[routes->expert[t * slots + s] + 1]++;
     for (int e = 0; e < E; e++) {
         next[e] = start[e];
         start[e + 1] += start[e];
@@ -930,8 +963,8 @@ static void hmoe__router_sums(double *array, const hmoe_routes *routes, int N, i
    dgate: [rows] gradient of each row's gate   dP_all: [E]
    d_entropy, d_lse2: gradient of the loss with respect to entropy[t] and to lse[t]^2 */
 static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dgate,
-                                  const hmoe_real *dP_all, double d_entropy, double d_lse2,
-                                  int norm, int N, int E) {
+                                  const hmoe_real *dP_all, double d_entropy,
+                                  double d_lse2, int norm, int N, int E) {
     HMOE__PARALLEL_FOR(N)
     for (int t = 0; t < N; t++) {
         const hmoe_real *P = routes->P + (size_t)t * E;
@@ -960,61 +993,10 @@ static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dg
     }
 }
 
-/* Option, off by default; skip it at first and go on at EXPERTS. Noisy gating (MoDSE eq. 3 to 5; n as in Shazeer et al. 2017), in training:
-     r += n * gain * z / rms(z),   z = softplus(raw),   raw = W_n x,   n ~ N(0, 1)
-   n is hmoe_normal(key, 65536, first + t, e). key comes from the seed, the step and the layer;
-   first is the number of token 0 within the step. So n is never stored.
-
-   One row: z [E] receives softplus(raw). Returns 1 / rms(z). */
-static hmoe_real hmoe__noise_row(hmoe_real *z, const hmoe_real *raw, double eps, int E) {
-    hmoe_real sum = 0;
-    for (int e = 0; e < E; e++) {
-        z[e] = (raw[e] > 0 ? raw[e] : 0) + (hmoe_real)log1p(exp(-fabs((double)raw[e])));
-        sum += z[e] * z[e];
-    }
-    return isfinite(sum) ? 1 / hmoe__sqrt(sum / E + (hmoe_real)eps) : sum - sum;
-}
-
-/* raw: [N, E]   gain: [E]   Adds the noise to logits [N, E]. */
-static void hmoe__noise_forward(const hmoe_routes *routes, const hmoe_real *raw,
-                                const hmoe_real *gain, double eps, uint64_t key, int first, int N,
-                                int E) {
-    HMOE__PARALLEL_FOR(N)
-    for (int t = 0; t < N; t++) {
-        hmoe_real z[HMOE_MAX_EXPERTS], rrms = hmoe__noise_row(z, raw + (size_t)t * E, eps, E);
-        for (int e = 0; e < E; e++) {
-            double n = hmoe_normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
-            routes->logits[(size_t)t * E + e] += (hmoe_real)n * gain[e] * z[e] * rrms;
-        }
-    }
-}
-
-/* Reads dr from routes->logits. Adds dgain = dr n z / rms(z), and overwrites draw (which may be raw
-   itself), through RMSNorm as in LAYERS and softplus, whose derivative is the sigmoid. One thread
-   does it, so that dgain is summed in one order. */
-static void hmoe__noise_backward(hmoe_real *draw, hmoe_real *dgain, const hmoe_routes *routes,
-                                 const hmoe_real *raw, const hmoe_real *gain, double eps,
-                                 uint64_t key, int first, int N, int E) {
-    for (int t = 0; t < N; t++) {
-        const hmoe_real *raw_t = raw + (size_t)t * E, *dr = routes->logits + (size_t)t * E;
-        hmoe_real z[HMOE_MAX_EXPERTS], rrms = hmoe__noise_row(z, raw_t, eps, E);
-        hmoe_real dy[HMOE_MAX_EXPERTS], mean = 0;
-        for (int e = 0; e < E; e++) {
-            dy[e] = dr[e] * (hmoe_real)hmoe_normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
-            dgain[e] += dy[e] * z[e] * rrms;
-            mean += gain[e] * dy[e] * z[e] * rrms / E;
-        }
-        for (int e = 0; e < E; e++) {
-            hmoe_real dz = rrms * (gain[e] * dy[e] - z[e] * rrms * mean);
-            draw[(size_t)t * E + e] = dz * hmoe__sigmoid(raw_t[e]);
-        }
-    }
-}
-
-/* ---------------------------------------------------------------------------------------------
-   EXPERTS - each expert takes its tokens, computes at its own width, and the outputs are added up.
-   Arrays have a row per (token, expert) pair. A row of u and h is as long as the widest expert
-   needs; a narrow expert uses only the start of it:
+/* ---------------------------------------------------------------------------------------
+   EXPERTS - each expert takes its tokens, computes at its own width, and the outputs are
+   added up. Arrays have a row per (token, expert) pair. A row of u and h is as long as
+   the widest expert needs; a narrow expert uses only the start of it:
 
        rows of          u = [W1 x | W3 x]: 2 H[e] numbers     h = silu(W1 x) * (W3 x): H[e] numbers
        expert 0 (narrow)    aaaa bbbb . . . . . . . .           hhhh . . . .
@@ -1027,12 +1009,14 @@ static void hmoe__swiglu_row(hmoe_real *h, const hmoe_real *u, int H) {
     for (int i = 0; i < H; i++) h[i] = u[i] * hmoe__sigmoid(u[i]) * u[H + i];
 }
 
-/* The gate g multiplies the expert's output, y = g W2 h. With dh = W2^T dy (without the gate):
+/* The gate g multiplies the expert's output, y = g W2 h. With dh = W2^T dy (without the
+   gate):
      dg = dh . h,   dL/dh = g dh,
      da = dL/dh b sigmoid(a) (1 + a (1 - sigmoid(a))),   db = dL/dh silu(a)
-   Overwrites u with du = [da | db], and h with g h, which the gradient of W2 needs. Returns dg. */
-static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
-                                           hmoe_real g, int H) {
+   Overwrites u with du = [da | db], and h with g h, which the gradient of W2 needs.
+   Returns dg. */
+static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h,
+                                           const hmoe_real *dh, hmoe_real g, int H) {
     hmoe_real dg = 0;
     HMOE__SIMD_SUM(dg)
     for (int i = 0; i < H; i++) {
@@ -1048,8 +1032,8 @@ static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmo
 /* All rows of all experts, cut into parts of equal work, one per thread.
    u: [rows, 2 ldh]   h: [rows, ldh]   ldh: the largest H[e]
    start: [E + 1] expert e has rows start[e] .. start[e+1]-1 */
-static void hmoe__swiglu_forward(hmoe_real *h, const hmoe_real *u, const int *start, const int *H,
-                                 int E, int ldh) {
+static void hmoe__swiglu_forward(hmoe_real *h, const hmoe_real *u, const int *start,
+                                 const int *H, int E, int ldh) {
     int parts = start[E] > 32 ? hmoe__threads() : 1;
     HMOE__PARALLEL_FOR(parts)
     for (int part = 0; part < parts; part++) {
@@ -1063,8 +1047,9 @@ static void hmoe__swiglu_forward(hmoe_real *h, const hmoe_real *u, const int *st
 }
 
 /* dh: [rows, ldh]   row_gate: [rows]   dgate: [rows] receives dg; u and h are overwritten as above. */
-static void hmoe__swiglu_backward(hmoe_real *u, hmoe_real *h, hmoe_real *dgate, const hmoe_real *dh,
-                                  const int *start, const hmoe_real *row_gate, const int *H, int E,
+static void hmoe__swiglu_backward(hmoe_real *u, hmoe_real *h, hmoe_real *dgate,
+                                  const hmoe_real *dh, const int *start,
+                                  const hmoe_real *row_gate, const int *H, int E,
                                   int ldh) {
     int parts = start[E] > 32 ? hmoe__threads() : 1;
     HMOE__PARALLEL_FOR(parts)
@@ -1074,19 +1059,21 @@ static void hmoe__swiglu_backward(hmoe_real *u, hmoe_real *h, hmoe_real *dgate, 
         for (; row < end; row++) {
             size_t at = (size_t)row * ldh;
             while (row >= start[e + 1]) e++;
-            dgate[row] = hmoe__swiglu_row_backward(u + 2 * at, h + at, dh + at, row_gate[row], H[e]);
+            dgate[row] = hmoe__swiglu_row_backward(u + 2 * at, h + at, dh + at,
+                                                   row_gate[row], H[e]);
         }
     }
 }
 
 /* The first half of all experts: u = [W1 x | W3 x], which is the list's result y, and h. */
-static void hmoe__experts_up(hmoe_real *h, const hmoe_linear *list, const int *start, const int *H,
-                             int E, int ldh) {
+static void hmoe__experts_up(hmoe_real *h, const hmoe_linear *list, const int *start,
+                             const int *H, int E, int ldh) {
     hmoe__linear_forward(list, E);
     hmoe__swiglu_forward(h, list->y, start, H, E, ldh);
 }
 
-/* y_t = x_t + sum over S[t] of g * (the row of t and that expert), in the order of the choice.
+/* y_t = x_t + sum over S[t] of g * (the row of t and that expert), in the order of the
+   choice.
    x, y: [N, C]   rows: [rows, C] the experts' outputs */
 static void hmoe__combine_forward(hmoe_real *y, const hmoe_real *x, const hmoe_real *rows,
                                   const hmoe_routes *routes, int N, int C) {
@@ -1103,25 +1090,27 @@ static void hmoe__combine_forward(hmoe_real *y, const hmoe_real *x, const hmoe_r
     }
 }
 
-/* dx_t = sum over S[t] of the rows of drows [rows, C]; the gates are already in them. Overwrites dx
-   [N, C]. */
+/* dx_t = sum over S[t] of the rows of drows [rows, C]; the gates are already in them.
+   Overwrites dx [N, C]. */
 static void hmoe__combine_backward(hmoe_real *dx, const hmoe_real *drows,
                                    const hmoe_routes *routes, int N, int C) {
     HMOE__PARALLEL_FOR(N)
     for (int t = 0; t < N; t++) {
         hmoe_real *dx_t = dx + (size_t)t * C;
         for (int s = 0; s < routes->count[t]; s++) {
-            const hmoe_real *row = drows + (size_t)routes->row[(size_t)t * routes->slots + s] * C;
+            size_t at = (size_t)t * routes->slots + s;
+            const hmoe_real *row = drows + (size_t)routes->row[at] * C;
             HMOE__SIMD
             for (int i = 0; i < C; i++) dx_t[i] = s ? dx_t[i] + row[i] : row[i];
         }
     }
 }
 
-/* ---------------------------------------------------------------------------------------------
-   LOSSES - what keeps the router from always choosing the same experts. Each is a function of means
-   over the N tokens of a layer, and is summed over the layers. Value and derivative stand side by
-   side. The means of token t are 1 / N of each mean, so hmoe_backward divides by N.
+/* ---------------------------------------------------------------------------------------
+   LOSSES - what keeps the router from always choosing the same experts. Each is a
+   function of means over the N tokens of a layer, and is summed over the layers. Its
+   value and its derivative stand side by side. Each token contributes 1 / N to each mean,
+   so hmoe_backward divides by N.
 
      load balancing   L_lb  = E sum_e f_e Phat_e             Switch Transformers eq. 4
      P-Penalty        L_pp  = E sum_e M_e Phat_e,            HMoE's parameter penalty
@@ -1129,13 +1118,14 @@ static void hmoe__combine_backward(hmoe_real *dx, const hmoe_real *drows,
      entropy          L_ent = E * mean entropy of P[t]       HMoE eq. 5, with the other sign
      z-loss           L_z   = mean of lse_t^2                ST-MoE eq. 5
 
-   f_e is a constant in the backward pass; the gradient goes through Phat. The first two push Phat_e
-   down in proportion to the load of expert e. Load balancing counts its tokens. The P-Penalty counts
-   its work, so narrow experts end up with more tokens than wide ones.
+   f_e is a constant in the backward pass; the gradient goes through Phat. The first two
+   push Phat_e down in proportion to the load of expert e. Load balancing counts its
+   tokens. The P-Penalty counts its work, so narrow experts end up with more tokens than
+   wide ones.
 
-   TO ADD A LOSS, change three lines: a name in the enum above HMOE_LOSS_TERMS (CONFIGURATION), a
-   function here, a row in hmoe_loss_terms below. The options, the log, the checkpoint, the checks
-   and the gradient tests walk over that table.
+   TO ADD A LOSS, change three places: add a name above HMOE_LOSS_TERMS in CONFIGURATION,
+   a function here, and a row in hmoe_loss_terms below. The options, the log, the
+   checkpoint, the checks and the gradient tests walk over that table.
 
    Where the papers leave a choice:
    M_e      HMoE prints H[e] alone, and says that equal widths give load balancing. H[e] / mean(H)
@@ -1149,8 +1139,8 @@ static void hmoe__combine_backward(hmoe_real *dx, const hmoe_real *drows,
             after 100 steps every token has the same single expert. 3e-5 leaves about two.
    f_e      MoDSE eq. 10 counts first choices only. Here all choices count, as in MoDSE's tables. */
 
-/* Means over the tokens of one layer; in a `slope`, derivatives of all losses, times their
-   coefficients, with respect to these means. */
+/* Means over the tokens of one layer; in a `slope`, derivatives of all losses, times
+   their coefficients, with respect to these means. */
 struct hmoe_means {
     int E;
     const int *H;                                     /* [E] */
@@ -1194,10 +1184,10 @@ const hmoe_loss_term hmoe_loss_terms[HMOE_LOSS_TERMS] = {
     { "z", hmoe__z_loss, 0, "router z-loss" },
 };
 
-/* All losses of a pass, from the sums of each layer over `all` tokens; slope: [L] receives the
-   derivatives. */
-static void hmoe__losses(hmoe_losses *losses, hmoe_means *slope, double *sums, const hmoe_config *c,
-                         double all) {
+/* All losses of a pass, from the sums of each layer over `all` tokens; slope: [L]
+   receives the derivatives. */
+static void hmoe__losses(hmoe_losses *losses, hmoe_means *slope, double *sums,
+                         const hmoe_config *c, double all) {
     for (int i = 0; i < HMOE_LOSS_TERMS; i++) losses->term[i] = 0;
     for (int l = 0; l < c->L; l++) {
         hmoe_sums s = hmoe_sums_in(sums + l * HMOE_SUMS(c->E), c->E);
@@ -1214,44 +1204,51 @@ static void hmoe__losses(hmoe_losses *losses, hmoe_means *slope, double *sums, c
             losses->term[i] += hmoe_loss_terms[i].value(&x, c->loss_coef[i], &slope[l]);
     }
     losses->total = losses->ce;
-    for (int i = 0; i < HMOE_LOSS_TERMS; i++) losses->total += c->loss_coef[i] * losses->term[i];
+    for (int i = 0; i < HMOE_LOSS_TERMS; i++)
+        losses->total += c->loss_coef[i] * losses->term[i];
 }
 
-/* ---------------------------------------------------------------------------------------------
-   EXPERT SIZES - a strategy is a list of E ratios. ROUNDING OF SIZES, in PART TWO, turns them into
-   whole widths with an exact total, so that models of equal size can be compared. */
+/* ---------------------------------------------------------------------------------------
+   EXPERT SIZES - a strategy is a list of E ratios. ROUNDING OF SIZES, in PART TWO, turns
+   them into whole widths with an exact total, so that models of equal size can be
+   compared. */
 
 /* The ratios of a strategy by its name. Returns 0 if there is no such name. */
 static int hmoe__named_ratios(double *ratio, int E, const char *strategy) {
-    static const double modse[8] = { 4.5, 0.5, 4, 1, 3, 2, 2.5, 2.5 };   /* as MoDSE prints it */
+    static const double modse[8] = { 4.5, 0.5, 4, 1, 3, 2, 2.5, 2.5 };  /* as MoDSE prints it */
     int ones = (E + 1) / 2, twos = (E + 3) / 4;
     for (int e = 0; e < E; e++)
         if (!strcmp(strategy, "homogeneous")) ratio[e] = 1;
-        else if (!strcmp(strategy, "arithmetic")) ratio[e] = E == 1 ? 1 : 9 + 14.0 * e / (E - 1);
+        else if (!strcmp(strategy, "arithmetic"))
+            ratio[e] = E == 1 ? 1 : 9 + 14.0 * e / (E - 1);
         else if (!strcmp(strategy, "geometric")) ratio[e] = ldexp(1, e);
-        else if (!strcmp(strategy, "hybrid")) ratio[e] = e < ones ? 1 : e < ones + twos ? 2 : 4;
+        else if (!strcmp(strategy, "hybrid"))
+            ratio[e] = e < ones ? 1 : e < ones + twos ? 2 : 4;
         else if (!strcmp(strategy, "modse") && E == 8) ratio[e] = modse[e];
-        else if (!strcmp(strategy, "modse")) {   /* the larger of each pair: 4.5 down to 2.5 */
+        else if (!strcmp(strategy, "modse")) {  /* the larger of each pair: 4.5 down to 2.5 */
             double larger = E == 2 ? 4.5 : 4.5 - 2.0 * (e / 2) / (E / 2.0 - 1);
             ratio[e] = e % 2 ? 5 - larger : larger;
         } else return 0;
     return 1;
 }
 
-/* ---------------------------------------------------------------------------------------------
-   LAYERS - the rest of the transformer. Each has a forward and a backward function, side by side.
-   Weight gradients are accumulated. Each function says which arrays it overwrites. */
+/* ---------------------------------------------------------------------------------------
+   LAYERS - the rest of the transformer. Each has a forward and a backward function, side
+   by side. Weight gradients are accumulated. Each function says which arrays it
+   overwrites. */
 
 /* Embedding:  x_t = W[token_t]       x: [N, C]   W: [V, C]   tokens: [N] */
-static void hmoe__embed_forward(hmoe_real *x, const int *tokens, const hmoe_real *w, int N, int C) {
+static void hmoe__embed_forward(hmoe_real *x, const int *tokens, const hmoe_real *w,
+                                int N, int C) {
     HMOE__PARALLEL_FOR(N)
     for (int t = 0; t < N; t++)
         memcpy(x + (size_t)t * C, w + (size_t)tokens[t] * C, (size_t)C * sizeof *x);
 }
 
-/* dW[token_t] += dx_t. Two tokens may have the same row of dW, so the threads share the columns. */
-static void hmoe__embed_backward(hmoe_real *dw, const int *tokens, const hmoe_real *dx, int N,
-                                 int C) {
+/* dW[token_t] += dx_t. Two tokens may have the same row of dW, so the threads share the
+   columns. */
+static void hmoe__embed_backward(hmoe_real *dw, const int *tokens, const hmoe_real *dx,
+                                 int N, int C) {
     HMOE__PARALLEL_FOR(C)
     for (int block = 0; block < C; block += 16)
         for (int t = 0; t < N; t++)
@@ -1281,12 +1278,12 @@ static void hmoe__rmsnorm_forward(hmoe_real *y, hmoe_real *rrms, const hmoe_real
 /* With the normalised row n = x / rms(x):
      dx += (w dy - n mean(w dy n)) / rms(x)     the mean is the effect of x on its own rms
      dw += sum over t of dy n
-   Overwrites dy: dw is first summed over blocks of 32 tokens, and each partial sum takes the dy row
-   of the block's first token, which is no longer needed. Then the order of the sum does not depend
-   on the number of threads. */
+   Overwrites dy: dw is first summed over blocks of 32 tokens, and each partial sum takes
+   the dy row of the block's first token, which is no longer needed. Then the order of the
+   sum does not depend on the number of threads. */
 static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
-                                   const hmoe_real *x, const hmoe_real *w, const hmoe_real *rrms,
-                                   int N, int C) {
+                                   const hmoe_real *x, const hmoe_real *w,
+                                   const hmoe_real *rrms, int N, int C) {
     HMOE__PARALLEL_FOR(N)
     for (int block = 0; block < N; block += 32)
         for (int t = block; t < N && t < block + 32; t++) {
@@ -1306,12 +1303,13 @@ static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
         for (int i = 0; i < C; i++) dw[i] += dy[(size_t)block * C + i];
 }
 
-/* RoPE (Su et al. 2021), rotate-half: in every head of q and k, dimensions i and i + hs/2 of the
-   token at position t are rotated by the angle t * theta^(-2i/hs). Then q . k depends only on the
-   distance between the two tokens. The backward pass rotates the other way: direction -1.
+/* RoPE (Su et al. 2021), rotate-half: in every head of q and k, dimensions i and i + hs/2
+   of the token at position t are rotated by the angle t * theta^(-2i/hs). Then q . k
+   depends only on the distance between the two tokens. The backward pass rotates the
+   other way: direction -1.
    One token: x: [heads, hs], in place   angles: [2, hs/2], cosines and sines */
-static void hmoe__rope_row(hmoe_real *x, const hmoe_real *angles, int direction, int heads,
-                           int hs) {
+static void hmoe__rope_row(hmoe_real *x, const hmoe_real *angles, int direction,
+                           int heads, int hs) {
     const hmoe_real *cosine = angles, *sine = angles + hs / 2;
     for (int head = 0; head < heads; head++) {
         hmoe_real *a = x + (size_t)head * hs, *b = a + hs / 2;
@@ -1325,12 +1323,12 @@ static void hmoe__rope_row(hmoe_real *x, const hmoe_real *angles, int direction,
 }
 
 /* qkv: [N, 3C], q | k | v, in place   angles: [T, 2, hs/2] */
-static void hmoe__rope(hmoe_real *qkv, const hmoe_real *angles, int direction, int B, int T,
-                       int NH, int hs) {
+static void hmoe__rope(hmoe_real *qkv, const hmoe_real *angles, int direction, int B,
+                       int T, int NH, int hs) {
     HMOE__PARALLEL_FOR(B * T)
     for (int t = 0; t < B * T; t++)   /* q and k are neighbours: 2 NH heads */
-        hmoe__rope_row(qkv + (size_t)t * 3 * NH * hs, angles + (size_t)(t % T) * hs, direction,
-                       2 * NH, hs);
+        hmoe__rope_row(qkv + (size_t)t * 3 * NH * hs, angles + (size_t)(t % T) * hs,
+                       direction, 2 * NH, hs);
 }
 
 /* Fills the angles [2, hs/2] of one position. */
@@ -1345,11 +1343,12 @@ static void hmoe__rope_angles(hmoe_real *angles, int64_t position, int hs, doubl
 /* Causal attention (Vaswani et al. 2017), per sequence and head:
      att[i][j] = softmax over j <= i of (q_i . k_j / sqrt(hs)),   out_i = sum_j att[i][j] v_j
    out: [N, C]   att: [B, NH, T, T], kept for the backward pass   qkv: [N, 3C]
-   Queries are computed in blocks of 32, each against the keys up to the end of the block. Inside the
-   block, scores of later keys are set to -infinity; their softmax is 0. */
+   Queries are computed in blocks of 32, each against the keys up to the end of the block.
+   Inside the block, scores of later keys are set to -infinity; their softmax is 0. */
 enum { HMOE__QUERIES = 32 };
 
-/* The softmax of row i of a block that ends at key `end`. It works on whole vectors of 16. */
+/* The softmax of row i of a block that ends at key `end`. It works on whole vectors of
+   16. */
 static void hmoe__causal_softmax(hmoe_real *p_i, int i, int end, hmoe_real scale) {
     int whole = i / 16 * 16 + 16 < end ? i / 16 * 16 + 16 : end;
     for (int j = i + 1; j < whole; j++) p_i[j] = (hmoe_real)-INFINITY;
@@ -1357,20 +1356,22 @@ static void hmoe__causal_softmax(hmoe_real *p_i, int i, int end, hmoe_real scale
     hmoe__softmax_row(p_i, whole, scale, NULL);
 }
 
-static void hmoe__attention_forward(hmoe_real *out, hmoe_real *att, const hmoe_real *qkv, int B,
-                                    int T, int NH, int hs) {
+static void hmoe__attention_forward(hmoe_real *out, hmoe_real *att, const hmoe_real *qkv,
+                                    int B, int T, int NH, int hs) {
     size_t C = (size_t)NH * hs, row = 3 * C;
     hmoe_real scale = 1 / hmoe__sqrt((hmoe_real)hs);
     HMOE__PARALLEL_FOR(B * NH)
     for (int head = 0; head < B * NH; head++) {
-        const hmoe_real *q = qkv + head / NH * (T * row) + head % NH * hs, *k = q + C, *v = k + C;
+        const hmoe_real *q = qkv + head / NH * (T * row) + head % NH * hs;
+        const hmoe_real *k = q + C, *v = k + C;
         hmoe_real *o = out + head / NH * (T * C) + head % NH * hs;
         for (int i0 = 0; i0 < T; i0 += HMOE__QUERIES) {
             int end = i0 + HMOE__QUERIES < T ? i0 + HMOE__QUERIES : T, n = end - i0;
             hmoe_real *p = att + ((size_t)head * T + i0) * T;
-            hmoe__multiply(p, T, hmoe__rows(q + i0 * row, row), hmoe__transposed(k, row), NULL,
-                           n, end, hs);                                   /* scores = q k^T */
-            for (int i = 0; i < n; i++) hmoe__causal_softmax(p + (size_t)i * T, i0 + i, end, scale);
+            hmoe__multiply(p, T, hmoe__rows(q + i0 * row, row), hmoe__transposed(k, row),
+                           NULL, n, end, hs); /* scores = q k^T */
+            for (int i = 0; i < n; i++)
+                hmoe__causal_softmax(p + (size_t)i * T, i0 + i, end, scale);
             hmoe__multiply(o + i0 * C, C, hmoe__rows(p, T), hmoe__rows(v, row), NULL,
                            n, hs, end);                                   /* out = p v */
         }
@@ -1382,9 +1383,10 @@ static void hmoe__attention_forward(hmoe_real *out, hmoe_real *att, const hmoe_r
      ds_j  = p_j (dp_j - sum over j of p_j dp_j)    the softmax; the sum is dout_i . out_i
      dq_i += ds_j k_j / sqrt(hs),   dk_j += ds_j q_i / sqrt(hs)
    Overwrites dqkv [N, 3C].   dout, out: [N, C]   datt: [B * NH, 32, T] scratch, holds dp, then ds */
-static void hmoe__attention_backward(hmoe_real *dqkv, hmoe_real *datt, const hmoe_real *dout,
-                                     const hmoe_real *out, hmoe_real *att, const hmoe_real *qkv,
-                                     int B, int T, int NH, int hs) {
+static void hmoe__attention_backward(hmoe_real *dqkv, hmoe_real *datt,
+                                     const hmoe_real *dout, const hmoe_real *out,
+                                     hmoe_real *att, const hmoe_real *qkv, int B, int T,
+                                     int NH, int hs) {
     size_t C = (size_t)NH * hs, row = 3 * C;
     hmoe_real scale = 1 / hmoe__sqrt((hmoe_real)hs);
     HMOE__PARALLEL_FOR(B * NH)
@@ -1400,8 +1402,10 @@ static void hmoe__attention_backward(hmoe_real *dqkv, hmoe_real *datt, const hmo
             int end = i0 + HMOE__QUERIES < T ? i0 + HMOE__QUERIES : T, n = end - i0;
             const hmoe_real *p = att + ((size_t)head * T + i0) * T;
             const hmoe_real *o = out + at_out + i0 * C, *d_o = dout + at_out + i0 * C;
-            hmoe__multiply(dv, row, hmoe__transposed(p, T), hmoe__rows(d_o, C), dv, end, hs, n);
-            hmoe__multiply(ds, T, hmoe__rows(d_o, C), hmoe__transposed(v, row), NULL, n, end, hs);
+            hmoe__multiply(dv, row, hmoe__transposed(p, T), hmoe__rows(d_o, C), dv, end,
+                           hs, n);
+            hmoe__multiply(ds, T, hmoe__rows(d_o, C), hmoe__transposed(v, row), NULL, n,
+                           end, hs);
             for (int i = 0; i < n; i++) {
                 hmoe_real *ds_i = ds + (size_t)i * T, sum = 0;
                 HMOE__SIMD_SUM(sum)
@@ -1410,17 +1414,17 @@ static void hmoe__attention_backward(hmoe_real *dqkv, hmoe_real *datt, const hmo
                 for (int j = 0; j < end; j++)
                     ds_i[j] = p[(size_t)i * T + j] * (ds_i[j] - sum) * scale;
             }
-            hmoe__multiply(dq + i0 * row, row, hmoe__rows(ds, T), hmoe__rows(k, row), NULL,
-                           n, hs, end);
-            hmoe__multiply(dk, row, hmoe__transposed(ds, T), hmoe__rows(q + i0 * row, row), dk,
-                           end, hs, n);
+            hmoe__multiply(dq + i0 * row, row, hmoe__rows(ds, T), hmoe__rows(k, row),
+                           NULL, n, hs, end);
+            hmoe__multiply(dk, row, hmoe__transposed(ds, T),
+                           hmoe__rows(q + i0 * row, row), dk, end, hs, n);
         }
     }
 }
 
 /* Cross-entropy:  ce_t = logsumexp(logits_t) - logits_t[target_t]      logits: [N, V]   ce: [N] */
-static void hmoe__cross_entropy_forward(hmoe_real *ce, const hmoe_real *logits, const int *targets,
-                                        int N, int V) {
+static void hmoe__cross_entropy_forward(hmoe_real *ce, const hmoe_real *logits,
+                                        const int *targets, int N, int V) {
     HMOE__PARALLEL_FOR(N)
     for (int t = 0; t < N; t++) {
         const hmoe_real *x = logits + (size_t)t * V;
@@ -1433,9 +1437,10 @@ static void hmoe__cross_entropy_forward(hmoe_real *ce, const hmoe_real *logits, 
     }
 }
 
-/* d logits_t = scale (softmax(logits_t) - onehot(target_t)). Overwrites the logits [N, V]. */
-static void hmoe__cross_entropy_backward(hmoe_real *logits, const int *targets, double scale, int N,
-                                         int V) {
+/* d logits_t = scale (softmax(logits_t) - onehot(target_t)). Overwrites the logits [N,
+   V]. */
+static void hmoe__cross_entropy_backward(hmoe_real *logits, const int *targets,
+                                         double scale, int N, int V) {
     HMOE__PARALLEL_FOR(N)
     for (int t = 0; t < N; t++) {
         hmoe_real *x = logits + (size_t)t * V;
@@ -1445,37 +1450,37 @@ static void hmoe__cross_entropy_backward(hmoe_real *logits, const int *targets, 
     }
 }
 
-/* ---------------------------------------------------------------------------------------------
+/* ---------------------------------------------------------------------------------------
    FORWARD - tokens in, loss out:
 
       embed  [ norm  q k v  rope  attention  o  +  norm  router ... experts  + ] x L  norm  head  */
 
-/* One layer: where its tensors start in params and grads, and its activations. There are L + 1 of
-   these; the last holds only x, w_norm1, rrms1 and n1, for the final norm. */
+/* One layer: where its tensors start in params and grads, and its activations. There are
+   L + 1 of these; the last holds only x, w_norm1, rrms1 and n1, for the final norm. */
 typedef struct hmoe__layer {
-    size_t w_norm1, w_qkv, w_o;         /* q, k, v are neighbours: one [3C, C] */
+    size_t w_norm1, w_qkv, w_o;    /* q, k, v are neighbours: one [3C, C] */
     size_t w_norm2, w_router, w_noise, w_noise_gain;
-    size_t bias, top_p;                 /* state, if config has balance or budget */
-    size_t w13[HMOE_MAX_EXPERTS];       /* W1 and W3 are neighbours: one [2 H[e], C] */
-    size_t w2[HMOE_MAX_EXPERTS];        /* [C, H[e]] */
-    hmoe_real *x, *rrms1, *n1;          /* [N, C] input; [N]; [N, C] RMSNorm(x) */
-    hmoe_real *qkv, *att, *out;         /* [N, 3C] q | k | v; [B, NH, T, T]; [N, C] */
-    hmoe_real *x2, *rrms2, *n2;         /* [N, C] x + attention; [N]; [N, C] RMSNorm(x2) */
-    hmoe_real *raw;                     /* [N, E] W_n n2 for noisy gating, then its gradient */
-    hmoe_real *u;                       /* [rows, 2 ldh] inside the experts */
+    size_t bias, top_p;            /* state, if config has balance or budget */
+    size_t w13[HMOE_MAX_EXPERTS];  /* W1 and W3 are neighbours: one [2 H[e], C] */
+    size_t w2[HMOE_MAX_EXPERTS];   /* [C, H[e]] */
+    hmoe_real *x, *rrms1, *n1;     /* [N, C] input; [N]; [N, C] RMSNorm(x) */
+    hmoe_real *qkv, *att, *out;    /* [N, 3C] q | k | v; [B, NH, T, T]; [N, C] */
+    hmoe_real *x2, *rrms2, *n2;    /* [N, C] x + attention; [N]; [N, C] RMSNorm(x2) */
+    hmoe_real *raw;                /* [N, E] W_n n2 for noisy gating, then its gradient */
+    hmoe_real *u;                  /* [rows, 2 ldh] inside the experts */
     hmoe_routes routes;
 } hmoe__layer;
 
 /* Activations that all layers share. */
 typedef struct hmoe__buffers {
-    int *tokens, *targets, *all_rows;   /* [N], [N]; { 0, N }, the rows of a dense product */
-    hmoe_real *angles;                  /* [T, 2, hs/2] of RoPE */
-    hmoe_real *h, *rows;                /* [rows, ldh] inside experts; [rows, C] their outputs */
-    hmoe_real *logits, *ce;             /* [N, V], [N] */
-    double *sums;                       /* [L, HMOE_SUMS(E)], see hmoe_sums */
-    hmoe_real *dP_all;                  /* [L, E], see hmoe__router_backward */
-    hmoe_real *dx, *dn, *dqkv, *dout;   /* backward: [N, C], [N, C], [N, 3C], [N, C] */
-    hmoe_real *datt, *dh, *dgate;       /* [B * NH, 32, T], [rows, ldh], [rows] */
+    int *tokens, *targets, *all_rows;  /* [N], [N]; { 0, N }, the rows of a dense product */
+    hmoe_real *angles;                 /* [T, 2, hs/2] of RoPE */
+    hmoe_real *h, *rows;               /* [rows, ldh] inside experts; [rows, C] their outputs */
+    hmoe_real *logits, *ce;            /* [N, V], [N] */
+    double *sums;                      /* [L, HMOE_SUMS(E)], see hmoe_sums */
+    hmoe_real *dP_all;                 /* [L, E], see hmoe__router_backward */
+    hmoe_real *dx, *dn, *dqkv, *dout;  /* backward: [N, C], [N, C], [N, 3C], [N, C] */
+    hmoe_real *datt, *dh, *dgate;      /* [B * NH, 32, T], [rows, ldh], [rows] */
     /* in CPU memory: */
     double *host_sums;                  /* [L, HMOE_SUMS(E)] sums, and [1] the mean ce */
     hmoe_real *host_dP, *host_ce;       /* [L, E], [N] */
@@ -1490,27 +1495,34 @@ static hmoe_linear hmoe__dense(hmoe_real *x, hmoe_real *w, hmoe_real *y, int in,
 }
 
 /* y = x W^T + add; W starts at params[w]. */
-static void hmoe__dense_forward(hmoe_model *m, hmoe_real *y, hmoe_real *x, size_t w, int in,
-                                int out, const hmoe_real *add) {
-    hmoe_linear map = hmoe__dense(x, m->params + w, y, in, out, m->buffers->all_rows, add);
+static void hmoe__dense_forward(hmoe_model *m, hmoe_real *y, hmoe_real *x, size_t w,
+                                int in, int out, const hmoe_real *add) {
+    hmoe_linear map =
+        hmoe__dense(x, m->params + w, y, in, out, m->buffers->all_rows, add);
     m->backend->linear_forward(&map, 1);
 }
 
-/* The experts' products, as lists of E: u = x W13^T, and y = h W2^T. `params` holds the weights, or
-   their gradients. x_row and y_row: NULL, or the token that each row reads. */
+/* The experts' products, as lists of E: u = x W13^T, and y = h W2^T. `params` holds the
+   weights, or their gradients. x_row and y_row: NULL, or the token that each row reads. */
 static void hmoe__up_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly,
-                          hmoe_real *params, hmoe_real *x, hmoe_real *u, const int *x_row) {
+                          hmoe_real *params, hmoe_real *x, hmoe_real *u,
+                          const int *x_row) {
     int C = m->config.C, ldh = hmoe__widest(&m->config);
     for (int e = 0; e < m->config.E; e++) {
-        int H = m->config.H[e];   /* here experts become unequal: each product has its own width */
-        hmoe_linear up = { x, params + ly->w13[e], u, ly->routes.expert_start + e, C, 2 * H,
-                           C, 2 * ldh, NULL, x_row, NULL };
+        int H = m->config.H[e];  /* here experts become unequal: each product has its own width */
+        hmoe_linear up = { x,    params + ly->w13[e],
+                           u,    ly->routes.expert_start + e,
+                           C,    2 * H,
+                           C,    2 * ldh,
+                           NULL, x_row,
+                           NULL };
         list[e] = up;
     }
 }
 
 static void hmoe__down_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly,
-                            hmoe_real *params, hmoe_real *h, hmoe_real *y, const int *y_row) {
+                            hmoe_real *params, hmoe_real *h, hmoe_real *y,
+                            const int *y_row) {
     int C = m->config.C, ldh = hmoe__widest(&m->config);
     for (int e = 0; e < m->config.E; e++) {
         int H = m->config.H[e];
@@ -1520,15 +1532,20 @@ static void hmoe__down_list(hmoe_linear *list, const hmoe_model *m, const hmoe__
     }
 }
 
-static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l, hmoe_real *out,
-                                   hmoe_real *att, hmoe_real *qkv);   /* under GENERATING */
+static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l,
+                                   hmoe_real *out, hmoe_real *att,
+                                   hmoe_real *qkv); /* under GENERATING */
 
-/* Number of the pass's first token within the step: noise and dropout are computed from it. */
-static int hmoe__first_number(const hmoe_model *m) { return (int)m->step_tokens + m->first_token; }
+/* Number of the pass's first token within the step: noise and dropout are computed from
+   it. */
+static int hmoe__first_number(const hmoe_model *m) {
+    return (int)m->step_tokens + m->first_token;
+}
 
 /* block: 0 attention, 1 experts */
 static uint64_t hmoe__dropout_key(const hmoe_model *m, int l, int block) {
-    return hmoe_random(m->seed, HMOE__FOR_DROPOUT, (uint64_t)m->step, 2 * (uint64_t)l + block);
+    return hmoe_random(m->seed, HMOE__FOR_DROPOUT, (uint64_t)m->step,
+                       2 * (uint64_t)l + block);
 }
 
 static uint64_t hmoe__noise_key(const hmoe_model *m, int l) {
@@ -1536,12 +1553,14 @@ static uint64_t hmoe__noise_key(const hmoe_model *m, int l) {
 }
 
 /* x2 = x + Attention(RMSNorm(x)). With a cache: for one token, over the tokens before it. */
-static void hmoe__attention_block_forward(hmoe_model *m, int l, int B, int T, hmoe_cache *cache) {
+static void hmoe__attention_block_forward(hmoe_model *m, int l, int B, int T,
+                                          hmoe_cache *cache) {
     const hmoe_backend *be = m->backend;
     const hmoe_config *c = &m->config;
     hmoe__layer *ly = &m->layers[l];
     int C = c->C, N = B * T, hs = C / c->NH;
-    be->rmsnorm_forward(ly->n1, ly->rrms1, ly->x, m->params + ly->w_norm1, c->rms_norm_eps, N, C);
+    be->rmsnorm_forward(ly->n1, ly->rrms1, ly->x, m->params + ly->w_norm1,
+                        c->rms_norm_eps, N, C);
     hmoe__dense_forward(m, ly->qkv, ly->n1, ly->w_qkv, C, 3 * C, NULL);
     if (cache) hmoe__attention_cached(cache, c, l, ly->out, ly->att, ly->qkv);
     else {
@@ -1563,8 +1582,9 @@ static void hmoe__router_forward(hmoe_model *m, int l, int N) {
     hmoe__dense_forward(m, ly->routes.logits, ly->n2, ly->w_router, c->C, E, NULL);
     if (c->noisy_gating && m->mode == HMOE_TRAIN) {
         hmoe__dense_forward(m, ly->raw, ly->n2, ly->w_noise, c->C, E, NULL);
-        be->noise_forward(&ly->routes, ly->raw, m->params + ly->w_noise_gain, c->rms_norm_eps,
-                          hmoe__noise_key(m, l), hmoe__first_number(m), N, E);
+        be->noise_forward(&ly->routes, ly->raw, m->params + ly->w_noise_gain,
+                          c->rms_norm_eps, hmoe__noise_key(m, l), hmoe__first_number(m),
+                          N, E);
     }
     be->router_softmax(&ly->routes, N, E);
     be->choose(&ly->routes, c->routing, c->K, c->top_p, norm, N, E);
@@ -1582,13 +1602,14 @@ static void hmoe__moe_block_forward(hmoe_model *m, int l, int N) {
     hmoe_linear list[HMOE_MAX_EXPERTS];
     const int *start = ly->routes.expert_start, *token = ly->routes.row_token;
     int C = c->C;
-    be->rmsnorm_forward(ly->n2, ly->rrms2, ly->x2, m->params + ly->w_norm2, c->rms_norm_eps, N, C);
+    be->rmsnorm_forward(ly->n2, ly->rrms2, ly->x2, m->params + ly->w_norm2,
+                        c->rms_norm_eps, N, C);
     hmoe__router_forward(m, l, N);
     if (!hmoe__remote_experts_forward(m, l)) {
         hmoe__up_list(list, m, ly, m->params, ly->n2, ly->u, token);
-        be->experts_up(b->h, list, start, c->H, c->E, hmoe__widest(c));   /* u, h */
+        be->experts_up(b->h, list, start, c->H, c->E, hmoe__widest(c));  /* u, h */
         hmoe__down_list(list, m, ly, m->params, b->h, b->rows, NULL);
-        be->linear_forward(list, c->E);                                   /* rows = h W2^T */
+        be->linear_forward(list, c->E);                                  /* rows = h W2^T */
     }
     be->combine_forward((ly + 1)->x, ly->x2, b->rows, &ly->routes, N, C);
     if (m->dropout > 0 && m->mode == HMOE_TRAIN)
@@ -1612,8 +1633,8 @@ static void hmoe__layers_forward(hmoe_model *m, int B, int T, hmoe_cache *cache)
     hmoe__dense_forward(m, b->logits, last->n1, m->head, c->C, c->V, NULL);
 }
 
-hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const int *targets,
-                         int B, int T) {
+hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens,
+                         const int *targets, int B, int T) {
     const hmoe_backend *be = m->backend;
     hmoe__buffers *b = m->buffers;
     int rows[2] = { 0, 0 }, N;
@@ -1634,15 +1655,16 @@ hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens, const
     return HMOE_OK;
 }
 
-/* ---------------------------------------------------------------------------------------------
-   BACKWARD - the same steps in reverse order. dx holds the gradient of the residual stream, from the
-   last layer to the first. Each block adds to it. */
+/* ---------------------------------------------------------------------------------------
+   BACKWARD - the same steps in reverse order. dx holds the gradient of the residual
+   stream, from the last layer to the first. Each block adds to it. */
 
 /* Of y = x W^T: dx = dy W (add = 1: dx += dy W), dW += dy^T x. */
 static void hmoe__dense_backward(hmoe_model *m, hmoe_real *dx, size_t w, hmoe_real *dy,
                                  hmoe_real *x, int in, int out, int add) {
     const int *rows = m->buffers->all_rows;
-    hmoe_linear input = hmoe__dense(dx, m->params + w, dy, in, out, rows, add ? dx : NULL);
+    hmoe_linear input =
+        hmoe__dense(dx, m->params + w, dy, in, out, rows, add ? dx : NULL);
     hmoe_linear weight = hmoe__dense(x, m->grads + w, dy, in, out, rows, NULL);
     m->backend->linear_backward_input(&input, 1);
     m->backend->linear_backward_weight(&weight, 1);
@@ -1660,11 +1682,12 @@ static void hmoe__router_block_backward(hmoe_model *m, int l, int N, double scal
                         c->gate == HMOE_GATE_NORM, N, c->E);
     if (c->noisy_gating) {
         be->noise_backward(ly->raw, m->grads + ly->w_noise_gain, &ly->routes, ly->raw,
-                           m->params + ly->w_noise_gain, c->rms_norm_eps, hmoe__noise_key(m, l),
-                           hmoe__first_number(m), N, c->E);
+                           m->params + ly->w_noise_gain, c->rms_norm_eps,
+                           hmoe__noise_key(m, l), hmoe__first_number(m), N, c->E);
         hmoe__dense_backward(m, b->dn, ly->w_noise, ly->raw, ly->n2, c->C, c->E, 1);
     }
-    hmoe__dense_backward(m, b->dn, ly->w_router, ly->routes.logits, ly->n2, c->C, c->E, 1);
+    hmoe__dense_backward(m, b->dn, ly->w_router, ly->routes.logits, ly->n2, c->C, c->E,
+                         1);
 }
 
 static void hmoe__moe_block_backward(hmoe_model *m, int l, int N, double scale) {
@@ -1682,20 +1705,20 @@ static void hmoe__moe_block_backward(hmoe_model *m, int l, int N, double scale) 
     }
     if (!hmoe__remote_experts_backward(m, l, dy)) {
         hmoe__down_list(list, m, ly, m->params, b->dh, dy, token);
-        be->linear_backward_input(list, c->E);             /* dh = dy W2, without the gate */
-        be->swiglu_backward(ly->u, b->h, b->dgate, b->dh, start, ly->routes.row_gate, c->H, c->E,
-                            hmoe__widest(c));              /* u: du; h: g h; dgate */
+        be->linear_backward_input(list, c->E);  /* dh = dy W2, without the gate */
+        be->swiglu_backward(ly->u, b->h, b->dgate, b->dh, start, ly->routes.row_gate,
+                            c->H, c->E, hmoe__widest(c)); /* u: du; h: g h; dgate */
         hmoe__down_list(list, m, ly, m->grads, b->h, dy, token);
-        be->linear_backward_weight(list, c->E);            /* dW2 += dy^T (g h) */
+        be->linear_backward_weight(list, c->E);  /* dW2 += dy^T (g h) */
         hmoe__up_list(list, m, ly, m->grads, ly->n2, ly->u, token);
-        be->linear_backward_weight(list, c->E);            /* dW13 += du^T n */
+        be->linear_backward_weight(list, c->E);  /* dW13 += du^T n */
         hmoe__up_list(list, m, ly, m->params, b->rows, ly->u, NULL);
-        be->linear_backward_input(list, c->E);             /* rows: dn of each row = du W13 */
+        be->linear_backward_input(list, c->E);   /* rows: dn of each row = du W13 */
     }
     be->combine_backward(b->dn, b->rows, &ly->routes, N, c->C);
     hmoe__router_block_backward(m, l, N, scale);
-    be->rmsnorm_backward(b->dx, m->grads + ly->w_norm2, b->dn, ly->x2, m->params + ly->w_norm2,
-                         ly->rrms2, N, c->C);
+    be->rmsnorm_backward(b->dx, m->grads + ly->w_norm2, b->dn, ly->x2,
+                         m->params + ly->w_norm2, ly->rrms2, N, c->C);
 }
 
 static void hmoe__attention_block_backward(hmoe_model *m, int l, int B, int T) {
@@ -1710,14 +1733,16 @@ static void hmoe__attention_block_backward(hmoe_model *m, int l, int B, int T) {
                              hmoe__first_number(m), N, C);
     }
     hmoe__dense_backward(m, b->dout, ly->w_o, dy, ly->out, C, C, 0);
-    be->attention_backward(b->dqkv, b->datt, b->dout, ly->out, ly->att, ly->qkv, B, T, NH, C / NH);
+    be->attention_backward(b->dqkv, b->datt, b->dout, ly->out, ly->att, ly->qkv, B, T, NH,
+                           C / NH);
     be->rope(b->dqkv, b->angles, -1, B, T, NH, C / NH);
     hmoe__dense_backward(m, b->dn, ly->w_qkv, b->dqkv, ly->n1, C, 3 * C, 0);
-    be->rmsnorm_backward(b->dx, m->grads + ly->w_norm1, b->dn, ly->x, m->params + ly->w_norm1,
-                         ly->rrms1, N, C);
+    be->rmsnorm_backward(b->dx, m->grads + ly->w_norm1, b->dn, ly->x,
+                         m->params + ly->w_norm1, ly->rrms1, N, C);
 }
 
-/* dP_all = scale times the derivative of all losses with respect to P[t][e], for any token t. */
+/* dP_all = scale times the derivative of all losses with respect to P[t][e], for any
+   token t. */
 static void hmoe__upload_dP(hmoe_model *m, double scale) {
     hmoe__buffers *b = m->buffers;
     int L = m->config.L, E = m->config.E;
@@ -1735,7 +1760,8 @@ hmoe_status hmoe_backward(hmoe_model *m, double scale) {
     int B = m->B, T = m->sequence_length, N = B * T;
     m->message[0] = 0;
     if (!m->has_results || m->mode != HMOE_TRAIN)
-        return HMOE__BAD(m->message, "hmoe_backward needs a successful hmoe_forward in mode "
+        return HMOE__BAD(m->message,
+                         "hmoe_backward needs a successful hmoe_forward in mode "
                          "HMOE_TRAIN just before it, once");
     m->has_results = 0;   /* gradients overwrite the activations */
     hmoe__layer *last = &m->layers[c->L];
@@ -1754,7 +1780,7 @@ hmoe_status hmoe_backward(hmoe_model *m, double scale) {
     return hmoe__synchronize(m);
 }
 
-/* ---------------------------------------------------------------------------------------------
+/* ---------------------------------------------------------------------------------------
    ADAMW - the gradients' norm, clipping, and the step. */
 
 /* m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,
@@ -1772,7 +1798,8 @@ static void hmoe__adamw(hmoe_real *w, hmoe_real *g, hmoe_real *m, hmoe_real *v, 
             hmoe_real g_i = g[i] * r.scale;
             hmoe_real m_i = r.beta1 * m[i] + (1 - r.beta1) * g_i;
             hmoe_real v_i = r.beta2 * v[i] + (1 - r.beta2) * g_i * g_i;
-            w[i] -= r.step * m_i / (hmoe__sqrt(v_i) * r.root + (hmoe_real)1e-8) + r.decay * w[i];
+            w[i] -= r.step * m_i / (hmoe__sqrt(v_i) * r.root + (hmoe_real)1e-8)
+                    + r.decay * w[i];
             m[i] = m_i;
             v[i] = v_i;
             g[i] = 0;
@@ -1785,18 +1812,21 @@ static hmoe_status hmoe__gradient_norm(hmoe_model *m) {
     m->grad_norm = sqrt(hmoe__sum_gradients(m));
     if (isfinite(m->grad_norm)) return HMOE_OK;
     hmoe_zero_gradients(m);
-    return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "the gradients' norm is %f", m->grad_norm);
+    return HMOE__FAIL(m->message, HMOE_NOT_FINITE, "the gradients' norm is %f",
+                      m->grad_norm);
 }
 
 /* One call of the backend for neighbours of one kind, which are tensors i .. j-1. */
 static void hmoe__update_tensors(hmoe_model *m, size_t i, size_t j, hmoe_rates *rates,
                                  double decay) {
     const hmoe_tensor *t = &m->tensors[i];
-    size_t at = t->offset, end = j < m->tensor_count ? m->tensors[j].offset : m->param_count;
+    size_t at = t->offset,
+           end = j < m->tensor_count ? m->tensors[j].offset : m->param_count;
     rates->decay = (hmoe_real)(t->dims == 2 ? decay : 0);
     if (t->frozen) m->backend->zero(m->grads + at, (end - at) * sizeof *m->grads);
-    else m->backend->adamw(m->params + at, m->grads + at, m->exp_avg + at, m->exp_avg_sq + at,
-                           end - at, rates);
+    else
+        m->backend->adamw(m->params + at, m->grads + at, m->exp_avg + at,
+                          m->exp_avg_sq + at, end - at, rates);
 }
 
 hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
@@ -1824,9 +1854,9 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
     return status;
 }
 
-/* =============================================================================================
-   PART TWO - THE ENGINE ROOM. You have read the model. What follows makes it fast, safe and
-   portable; skip it until you need it. */
+/* =======================================================================================
+   PART TWO - THE ENGINE ROOM. You have read the model. What follows makes it fast, safe
+   and portable; skip it until you need it. */
 
 #if defined(HMOE_MALLOC) != defined(HMOE_FREE)
 #error "Define both HMOE_MALLOC and HMOE_FREE, or neither"
@@ -1843,7 +1873,7 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
 #define HMOE__PREFETCH(p, to_write) (void)(p)
 #endif
 
-/* ---------------------------------------------------------------------------------------------
+/* ---------------------------------------------------------------------------------------
    UTILITIES - messages, random numbers, exp. */
 
 static void hmoe__write_message(char *message, const char *format, ...) {
@@ -1859,8 +1889,8 @@ static hmoe_status hmoe__no_memory(char *message, double bytes, const char *what
                       "%s", bytes, what);
 }
 
-/* The last step of splitmix64 (Steele, Lea, Flood 2014). If one bit of z changes, each bit of the
-   result changes with probability 1/2. */
+/* The last step of splitmix64 (Steele, Lea, Flood 2014). If one bit of z changes, each
+   bit of the result changes with probability 1/2. */
 static uint64_t hmoe__mix(uint64_t z) {
     z += 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -1886,16 +1916,17 @@ static uint64_t hmoe__hash(const char *text) {   /* FNV-1a */
     return h;
 }
 
-/* exp of a float, in operations that a compiler turns into vector instructions. libm's exp is called
-   once per element; with it, softmax and SiLU would cost more than the products. x = n ln 2 + r;
-   exp(r) is the polynomial of the Cephes library; 2^n is made from its bits. The relative error is
-   below 2e-7 for x in [-87, 88]. From -88 down the result is 0, the smallest float (an exponent of
-   -127 has the bits of 0). Above 88 it is exp(88). NaN stays NaN. */
+/* exp of a float, in operations that a compiler turns into vector instructions. libm's
+   exp is called once per element; with it, softmax and SiLU would cost more than the
+   products. x = n ln 2 + r; exp(r) is the polynomial of the Cephes library; 2^n is made
+   from its bits. The relative error is below 2e-7 for x in [-87, 88]. From -88 down the
+   result is 0, the smallest float (an exponent of -127 has the bits of 0). Above 88 it is
+   exp(88). NaN stays NaN. */
 HMOE__INLINE float hmoe__expf(float x) {
     float shifted, n, r, p, power, size = fabsf(x);
     uint32_t bits;
-    x = copysignf(size > 88.0f ? 88.0f : size, x);   /* one limit: with two, gcc would branch */
-    shifted = x * 1.44269504f + 12582912.0f;   /* 1.5 * 2^23: the low bits are x / ln 2, rounded */
+    x = copysignf(size > 88.0f ? 88.0f : size, x);  /* one limit: with two, gcc would branch */
+    shifted = x * 1.44269504f + 12582912.0f;  /* 1.5 * 2^23: the low bits are x / ln 2, rounded */
     n = shifted - 12582912.0f;
     r = x - n * 0.693359375f + n * 2.12194440e-4f;
     p = 1.9875691500e-4f;
@@ -1921,15 +1952,16 @@ HMOE__INLINE hmoe_real hmoe__sqrt(hmoe_real x) {
 
 HMOE__INLINE hmoe_real hmoe__sigmoid(hmoe_real x) { return 1 / (1 + hmoe__exp(-x)); }
 
-/* ---------------------------------------------------------------------------------------------
+/* ---------------------------------------------------------------------------------------
    FAST PRODUCTS - C = A B + D as in PRODUCTS IN SHORT, which has the plain form.
 
-   NR columns of B are copied into a *panel*: for each k, NR numbers side by side, padded with zeros.
-   A *tile* then computes MR x NR results in registers, and reads the panel from the first-level
-   cache in order. If A is transposed (in dW += dy^T x), a block of A is copied, too. A thread needs
-   360 KB of stack for the two copies. */
+   NR columns of B are copied into a *panel*: for each k, NR numbers side by side, padded
+   with zeros. A *tile* then computes MR x NR results in registers, and reads the panel
+   from the first-level cache in order. If A is transposed (in dW += dy^T x), a block of A
+   is copied, too. A thread needs 360 KB of stack for the two copies. */
 
-/* The sums of a tile fill most vector registers: MR * NR / (numbers in a register) of them. */
+/* The sums of a tile fill most vector registers: MR * NR / (numbers in a register) of
+   them. */
 #if defined(__AVX512F__)
 enum { HMOE__MR = 6, HMOE__NR = 256 / sizeof(hmoe_real) };    /* 24 of 32 registers */
 #elif defined(__AVX__) || defined(__aarch64__)
@@ -1940,10 +1972,11 @@ enum { HMOE__MR = 2, HMOE__NR = 64 / sizeof(hmoe_real) };     /* 128 bits: 8 of 
 
 #ifndef HMOE_PLAIN
 enum { HMOE__KC = 192,      /* k is cut into parts of this length, so a panel fits the cache */
-       HMOE__ROWS = 1536 / sizeof(hmoe_real),   /* so many rows of C use one panel */
-       HMOE__BLOCK_ROW = HMOE__ROWS + 16 };     /* a power of 2 would use only part of the cache */
+       HMOE__ROWS = 1536 / sizeof(hmoe_real),  /* so many rows of C use one panel */
+       HMOE__BLOCK_ROW = HMOE__ROWS + 16 };    /* a power of 2 would use only part of the cache */
 
-/* Moves the top bit of a number's 8-bit index to the bottom: index i + 128 b becomes 2 i + b. */
+/* Moves the top bit of a number's 8-bit index to the bottom: index i + 128 b becomes 2 i
+   + b. */
 HMOE__INLINE void hmoe__riffle(hmoe_real *to, const hmoe_real *from) {
     HMOE__SIMD
     for (int i = 0; i < 128; i++) {
@@ -1952,10 +1985,11 @@ HMOE__INLINE void hmoe__riffle(hmoe_real *to, const hmoe_real *from) {
     }
 }
 
-/* Transposes a square of 16 x 16. The index of a number is row * 16 + column. Each riffle rotates the
-   8 bits of the index by one; four riffles exchange row and column. Compilers turn riffles into
-   vector instructions, but not 256 single moves. */
-static void hmoe__transpose(hmoe_real *to, size_t to_row, const hmoe_real *from, size_t from_row) {
+/* Transposes a square of 16 x 16. The index of a number is row * 16 + column. Each riffle
+   rotates the 8 bits of the index by one; four riffles exchange row and column. Compilers
+   turn riffles into vector instructions, but not 256 single moves. */
+static void hmoe__transpose(hmoe_real *to, size_t to_row, const hmoe_real *from,
+                            size_t from_row) {
     hmoe_real x[256] HMOE__ALIGNED, y[256] HMOE__ALIGNED;
     for (int i = 0; i < 16; i++)
         for (int j = 0; j < 16; j++) x[i * 16 + j] = from[i * from_row + j];
@@ -1973,8 +2007,8 @@ static const hmoe_real *hmoe__row_of(const hmoe__view *v, int r) {
 }
 
 /* Copies B(k0 .. k0+K-1, j0 .. j0+n-1) into panel[K][nr]. */
-static void hmoe__pack(hmoe_real *panel, const hmoe__view *b, int k0, int K, int j0, int n,
-                       int nr) {
+static void hmoe__pack(hmoe_real *panel, const hmoe__view *b, int k0, int K, int j0,
+                       int n, int nr) {
     if (!b->transposed) {
         for (int k = 0; k < K; k++) {
             const hmoe_real *b_k = hmoe__row_of(b, k0 + k) + j0;
@@ -1995,8 +2029,8 @@ static void hmoe__pack(hmoe_real *panel, const hmoe__view *b, int k0, int K, int
 }
 
 /* Copies a transposed A(i0 .. i0+rows-1, k0 .. k0+K-1) into block[k * BLOCK_ROW + i]. */
-static void hmoe__pack_block(hmoe_real *block, const hmoe__view *a, int i0, int rows, int k0,
-                             int K) {
+static void hmoe__pack_block(hmoe_real *block, const hmoe__view *a, int i0, int rows,
+                             int k0, int K) {
     for (int k = 0; k < K; k++) {
         const hmoe_real *a_k = hmoe__row_of(a, k0 + k) + i0;
         for (int i = 0; i < rows; i++) block[k * HMOE__BLOCK_ROW + i] = a_k[i];
@@ -2013,9 +2047,9 @@ HMOE__INLINE void hmoe__store(hmoe_real *c, const hmoe_real *d, size_t c_stride,
     }
 }
 
-/* A tile of MR rows and nr columns, of which m and n are stored. nr is a constant at every call, so
-   the compiler keeps sum[][] in registers. row: the start of each row of A, whose neighbours are
-   a_step apart. */
+/* A tile of MR rows and nr columns, of which m and n are stored. nr is a constant at
+   every call, so the compiler keeps sum[][] in registers. row: the start of each row of
+   A, whose neighbours are a_step apart. */
 HMOE__INLINE void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_stride,
                              const hmoe_real *const *row, size_t a_step, const hmoe_real *panel,
                              int m, int n, int K, const int nr) {
@@ -2024,7 +2058,7 @@ HMOE__INLINE void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_stride,
         HMOE__SIMD
         for (int j = 0; j < nr; j++) sum[i][j] = 0;
     }
-    for (int i = 0; i < HMOE__MR; i++)   /* prefetch the memory that the next tile is stored to */
+    for (int i = 0; i < HMOE__MR; i++)  /* prefetch the memory that the next tile is stored to */
         for (int j = 0; j < nr; j += 64 / (int)sizeof *c)
             HMOE__PREFETCH(c + (i + HMOE__MR) * c_stride + j, 1);
     for (int k = 0; k < K; k++)
@@ -2034,14 +2068,15 @@ HMOE__INLINE void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_stride,
             for (int j = 0; j < nr; j++) sum[i][j] += a_ik * panel[k * nr + j];
         }
     if (m == HMOE__MR && n == nr) hmoe__store(c, d, c_stride, sum, HMOE__MR, nr);
-    else {   /* a copy, because clang keeps no array in registers that has a variable index */
+    else {  /* a copy, because clang keeps no array in registers that has a variable index */
         for (int i = 0; i < HMOE__MR; i++)
             for (int j = 0; j < nr; j++) part[i][j] = sum[i][j];
         hmoe__store(c, d, c_stride, part, m, n);
     }
 }
 
-/* The tile of rows i .. i+m-1 and columns j0 .. j0+n-1. block: its rows of a packed A, or NULL. */
+/* The tile of rows i .. i+m-1 and columns j0 .. j0+n-1. block: its rows of a packed A, or
+   NULL. */
 static void hmoe__multiply_tile(const hmoe__product *p, const hmoe_real *panel,
                                 const hmoe_real *block, int i, int m, int j0, int n, int k0,
                                 int K) {
@@ -2049,12 +2084,12 @@ static void hmoe__multiply_tile(const hmoe__product *p, const hmoe_real *panel,
     const hmoe_real *row[HMOE__MR], *d = k0 ? p->c : p->d;
     size_t stride = p->c_stride, at = i * stride + j0, a_step = block ? HMOE__BLOCK_ROW : 1;
     hmoe_real *c = p->c + at;
-    for (int r = 0; r < HMOE__MR; r++) {   /* rows past m repeat the last one; nobody stores them */
+    for (int r = 0; r < HMOE__MR; r++) {  /* rows past m repeat the last one; nobody stores them */
         int in = r < m ? r : m - 1;
         row[r] = block ? block + in : hmoe__row_of(&p->a, i + in) + k0;
     }
     if (d) d += at;
-    switch ((n + Q - 1) / Q) {   /* the width in quarters, so that narrow edges cost less */
+    switch ((n + Q - 1) / Q) {  /* the width in quarters, so that narrow edges cost less */
     case 4: hmoe__tile(c, d, stride, row, a_step, panel, m, n, K, NR); break;
     case 3: hmoe__tile(c, d, stride, row, a_step, panel, m, n, K, 3 * Q); break;
     case 2: hmoe__tile(c, d, stride, row, a_step, panel, m, n, K, 2 * Q); break;
@@ -2068,7 +2103,7 @@ static void hmoe__multiply_rows(const hmoe__product *p, int first, int end) {
     hmoe_real panel[HMOE__KC * NR] HMOE__ALIGNED, block[HMOE__KC * HMOE__BLOCK_ROW] HMOE__ALIGNED;
     int packed = p->a.transposed;
     for (int i0 = first; i0 < end; i0 += HMOE__ROWS)
-        for (int k0 = 0; k0 == 0 || k0 < p->K; k0 += HMOE__KC) {   /* K = 0: an empty sum */
+        for (int k0 = 0; k0 == 0 || k0 < p->K; k0 += HMOE__KC) {  /* K = 0: an empty sum */
             int rows = end - i0 < HMOE__ROWS ? end - i0 : HMOE__ROWS;
             int K = p->K - k0 < HMOE__KC ? p->K - k0 : HMOE__KC;
             if (packed) hmoe__pack_block(block, &p->a, i0, rows, k0, K);
@@ -2083,8 +2118,9 @@ static void hmoe__multiply_rows(const hmoe__product *p, int first, int end) {
 }
 #endif
 
-/* A few rows of x W^T, as in generation. Packing would cost more than it saves, and both operands
-   are stored along k: each element is a dot product. Computes columns first .. end-1. */
+/* A few rows of x W^T, as in generation. Packing would cost more than it saves, and both
+   operands are stored along k: each element is a dot product. Computes columns first ..
+   end-1. */
 static void hmoe__multiply_columns(const hmoe__product *p, int first, int end) {
     for (int j = first; j < end; j++)
         for (int i = 0; i < p->M; i++) {
@@ -2099,10 +2135,10 @@ static void hmoe__multiply_columns(const hmoe__product *p, int first, int end) {
         }
 }
 
-/* Ragged work is shared as follows. All units of work are put end to end on a line, and the line is
-   cut into as many parts of equal length as there are threads. A unit is never cut, so the parts do
-   not change a bit. Lists with the same rows are cut alike, so each thread finds in its cache the
-   results of its step before. */
+/* Ragged work is shared as follows. All units of work are put end to end on a line, and
+   the line is cut into as many parts of equal length as there are threads. A unit is
+   never cut, so the parts do not change a bit. Lists with the same rows are cut alike, so
+   each thread finds in its cache the results of its step before. */
 typedef struct hmoe__work { double from, to, at; } hmoe__work;
 
 static hmoe__work hmoe__work_of_thread(double work, int part, int parts) {
@@ -2111,14 +2147,16 @@ static hmoe__work hmoe__work_of_thread(double work, int part, int parts) {
     return w;
 }
 
-/* How many of `units` of one cost fit into a length: a multiple of MR, so that no tile is cut. */
+/* How many of `units` of one cost fit into a length: a multiple of MR, so that no tile is
+   cut. */
 static int hmoe__units_before(double length, int units, double cost) {
     if (length <= 0 || cost <= 0) return 0;
     if (length >= units * cost) return units;
     return (int)(length / cost) / HMOE__MR * HMOE__MR;
 }
 
-/* The line continues with `units` of one cost. Of these, *first .. (result)-1 belong to this part. */
+/* The line continues with `units` of one cost. Of these, *first .. (result)-1 belong to
+   this part. */
 static int hmoe__next_work(hmoe__work *w, int units, double cost, int *first) {
     int end = hmoe__units_before(w->to - w->at, units, cost);
     *first = hmoe__units_before(w->from - w->at, units, cost);
@@ -2126,8 +2164,8 @@ static int hmoe__next_work(hmoe__work *w, int units, double cost, int *first) {
     return end;
 }
 
-/* The first row of part number `part`, if the rows of all experts are cut into parts of equal work.
-   A row of expert e costs H[e] + 1. */
+/* The first row of part number `part`, if the rows of all experts are cut into parts of
+   equal work. A row of expert e costs H[e] + 1. */
 static int hmoe__first_row(const int *start, const int *H, int E, int part, int parts) {
     double work = 0, before;
     for (int e = 0; e < E; e++) work += (H[e] + 1.0) * (start[e + 1] - start[e]);
@@ -2162,7 +2200,8 @@ static hmoe__product hmoe__product_of(const hmoe_linear *map, int form) {
     return form == HMOE__FORWARD ? forward : form == HMOE__INPUT ? input : weight;
 }
 
-/* A list of products. The results of all members are one line of work; each thread computes a part. */
+/* A list of products. The results of all members are one line of work; each thread
+   computes a part. */
 static void hmoe__multiply_list(const hmoe_linear *list, int n, int form) {
     hmoe__product product[HMOE_MAX_EXPERTS];
     double cost[HMOE_MAX_EXPERTS], work = 0;   /* of one result, of all */
@@ -2170,14 +2209,14 @@ static void hmoe__multiply_list(const hmoe_linear *list, int n, int form) {
     for (int i = 0; i < n; i++) {
         product[i] = hmoe__product_of(&list[i], form);
         cost[i] = (double)product[i].K;
-        if (!list[i].in || !list[i].out) cost[i] = 1;   /* a null expert gives rows of zeros */
+        if (!list[i].in || !list[i].out) cost[i] = 1;  /* a null expert gives rows of zeros */
         work += cost[i] * product[i].M * product[i].N;
     }
-    int parts = work > 5e5 ? hmoe__threads() : 1;   /* for less, waking the threads costs more */
+    int parts = work > 5e5 ? hmoe__threads() : 1;  /* for less, waking the threads costs more */
     HMOE__PARALLEL_FOR(parts)
     for (int part = 0; part < parts; part++) {
         hmoe__work mine = hmoe__work_of_thread(work, part, parts);
-        for (int i = 0; i < n; i++) {   /* an expert without tokens: no rows, or an empty sum */
+        for (int i = 0; i < n; i++) {  /* an expert without tokens: no rows, or an empty sum */
             const hmoe__product *p = &product[i];
             int by_columns = p->M < 4 && form == HMOE__FORWARD, first, end;
             end = by_columns ? hmoe__next_work(&mine, p->N, cost[i] * p->M, &first)
@@ -2200,13 +2239,65 @@ static void hmoe__linear_backward_weight(const hmoe_linear *list, int n) {
     hmoe__multiply_list(list, n, HMOE__WEIGHT);
 }
 
-/* ---------------------------------------------------------------------------------------------
-   OPTIONS - dropout, bias balancing and budgets. All are off by default. */
+/* ---------------------------------------------------------------------------------------
+   OPTIONS - noisy gating, dropout, bias balancing and budgets. All are off by default. */
+
+/* Noisy gating (MoDSE eq. 3 to 5; n as in Shazeer et al. 2017), in training:
+     r += n * gain * z / rms(z),   z = softplus(raw),   raw = W_n x,   n ~ N(0, 1)
+   n is hmoe_normal(key, 65536, first + t, e). key comes from the seed, the step and the
+   layer; first is the number of token 0 within the step. So n is never stored.
+
+   One row: z [E] receives softplus(raw). Returns 1 / rms(z). */
+static hmoe_real hmoe__noise_row(hmoe_real *z, const hmoe_real *raw, double eps, int E) {
+    hmoe_real sum = 0;
+    for (int e = 0; e < E; e++) {
+        z[e] = (raw[e] > 0 ? raw[e] : 0) + (hmoe_real)log1p(exp(-fabs((double)raw[e])));
+        sum += z[e] * z[e];
+    }
+    return isfinite(sum) ? 1 / hmoe__sqrt(sum / E + (hmoe_real)eps) : sum - sum;
+}
+
+/* raw: [N, E]   gain: [E]   Adds the noise to logits [N, E]. */
+static void hmoe__noise_forward(const hmoe_routes *routes, const hmoe_real *raw,
+                                const hmoe_real *gain, double eps, uint64_t key, int first, int N,
+                                int E) {
+    HMOE__PARALLEL_FOR(N)
+    for (int t = 0; t < N; t++) {
+        hmoe_real z[HMOE_MAX_EXPERTS], rrms = hmoe__noise_row(z, raw + (size_t)t * E, eps, E);
+        for (int e = 0; e < E; e++) {
+            double n = hmoe_normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
+            routes->logits[(size_t)t * E + e] += (hmoe_real)n * gain[e] * z[e] * rrms;
+        }
+    }
+}
+
+/* Reads dr from routes->logits. Adds dgain = dr n z / rms(z), and overwrites draw (which
+   may be raw itself), through RMSNorm as in LAYERS and softplus, whose derivative is the
+   sigmoid. One thread does it, so that dgain is summed in one order. */
+static void hmoe__noise_backward(hmoe_real *draw, hmoe_real *dgain,
+                                 const hmoe_routes *routes, const hmoe_real *raw,
+                                 const hmoe_real *gain, double eps, uint64_t key,
+                                 int first, int N, int E) {
+    for (int t = 0; t < N; t++) {
+        const hmoe_real *raw_t = raw + (size_t)t * E, *dr = routes->logits + (size_t)t * E;
+        hmoe_real z[HMOE_MAX_EXPERTS], rrms = hmoe__noise_row(z, raw_t, eps, E);
+        hmoe_real dy[HMOE_MAX_EXPERTS], mean = 0;
+        for (int e = 0; e < E; e++) {
+            dy[e] = dr[e] * (hmoe_real)hmoe_normal(key, HMOE__FOR_NOISE, (uint64_t)first + t, e);
+            dgain[e] += dy[e] * z[e] * rrms;
+            mean += gain[e] * dy[e] * z[e] * rrms / E;
+        }
+        for (int e = 0; e < E; e++) {
+            hmoe_real dz = rrms * (gain[e] * dy[e] - z[e] * rrms * mean);
+            draw[(size_t)t * E + e] = dz * hmoe__sigmoid(raw_t[e]);
+        }
+    }
+}
 
 /* Dropout (Srivastava et al. 2014) of what a block adds to the residual stream. With
    y = x + block(x):   y = x + mask (y - x) / (1 - p),   mask[t][i] is 0 with probability p
-   The mask is computed from key (seed, step, layer), the token's number in the step and i, and is
-   never stored. Fills mask [4] for dimensions i .. i+3, divided by 1 - p. */
+   The mask is computed from key (seed, step, layer), the token's number in the step and
+   i, and is never stored. Fills mask [4] for dimensions i .. i+3, divided by 1 - p. */
 static void hmoe__dropout_mask(hmoe_real *mask, double p, uint64_t token, int i) {
     const uint64_t limit = (uint64_t)(p * 65536);
     uint64_t bits = hmoe__mix(token ^ (uint64_t)(i / 4));
@@ -2215,8 +2306,8 @@ static void hmoe__dropout_mask(hmoe_real *mask, double p, uint64_t token, int i)
 }
 
 /* x: [N, C]   y: [N, C] x + block(x), overwritten with the above */
-static void hmoe__dropout_forward(hmoe_real *y, const hmoe_real *x, double p, uint64_t key,
-                                  int first, int N, int C) {
+static void hmoe__dropout_forward(hmoe_real *y, const hmoe_real *x, double p,
+                                  uint64_t key, int first, int N, int C) {
     HMOE__PARALLEL_FOR(N)
     for (int t = 0; t < N; t++) {
         uint64_t token = hmoe_random(key, HMOE__FOR_DROPOUT, (uint64_t)first + t, 0);
@@ -2230,8 +2321,8 @@ static void hmoe__dropout_forward(hmoe_real *y, const hmoe_real *x, double p, ui
 }
 
 /* dblock = mask dy / (1 - p)      dblock, dy: [N, C]; dblock is overwritten and may be dy */
-static void hmoe__dropout_backward(hmoe_real *dblock, const hmoe_real *dy, double p, uint64_t key,
-                                   int first, int N, int C) {
+static void hmoe__dropout_backward(hmoe_real *dblock, const hmoe_real *dy, double p,
+                                   uint64_t key, int first, int N, int C) {
     HMOE__PARALLEL_FOR(N)
     for (int t = 0; t < N; t++) {
         uint64_t token = hmoe_random(key, HMOE__FOR_DROPOUT, (uint64_t)first + t, 0);
@@ -2244,8 +2335,9 @@ static void hmoe__dropout_backward(hmoe_real *dblock, const hmoe_real *dy, doubl
 }
 
 /* Bias balancing (Wang et al. 2024), after each update:  b_e += rate sign(mean - load_e)
-   count: [E] tokens that chose expert e in this step. load_e is count[e], or count[e] H[e] if work
-   is balanced. Null experts do no work: then they do not count in the mean, and their b stays 0. */
+   count: [E] tokens that chose expert e in this step. load_e is count[e], or count[e]
+   H[e] if work is balanced. Null experts do no work: then they do not count in the mean,
+   and their b stays 0. */
 static void hmoe__move_bias(hmoe_real *b, const double *count, const hmoe_config *c) {
     int work = c->balance == HMOE_BALANCE_WORK, n = 0;
     double load[HMOE_MAX_EXPERTS], sum = 0;
@@ -2255,15 +2347,16 @@ static void hmoe__move_bias(hmoe_real *b, const double *count, const hmoe_config
         n += !work || c->H[e] > 0;
     }
     for (int e = 0; e < c->E; e++) {
-        int below = n * load[e] < sum, above = n * load[e] > sum;   /* exact: loads are integers */
+        int below = n * load[e] < sum, above = n * load[e] > sum;  /* exact: loads are integers */
         if (!work || c->H[e] > 0) b[e] += (hmoe_real)(c->balance_rate * (below - above));
     }
 }
 
 /* A budget F (as DTop-p, arXiv 2512.13996, controls |S|):  logit(p) += 0.1 (F - width) / F
-   width: share of all widths that a token used, mean over the step. Moving logit(p) works near
-   p = 1 too, where 1 - p matters. The limits keep p where it has an effect (the largest P of a token
-   is at least 1 / E), so that p reacts in the next step. Returns the new p. */
+   width: share of all widths that a token used, mean over the step. Moving logit(p) works
+   near p = 1 too, where 1 - p matters. The limits keep p where it has an effect (the
+   largest P of a token is at least 1 / E), so that p reacts in the next step. Returns the
+   new p. */
 static hmoe_real hmoe__move_top_p(double p, double width, const hmoe_config *c) {
     const double low = 0.5 / c->E, high = 1 - 1e-5;
     p = p < low ? low : p > high ? high : p;
@@ -2297,21 +2390,22 @@ static hmoe_status hmoe__move_state(hmoe_model *m) {
     return hmoe__synchronize(m);
 }
 
-/* ---------------------------------------------------------------------------------------------
-   SEVERAL PROCESSES - the functions that extra/parallel/ provides, and what happens without them.
-   All processes make the same calls in the same order. If a call fails in one, it fails in all. */
+/* ---------------------------------------------------------------------------------------
+   SEVERAL PROCESSES - the functions that extra/parallel/ provides, and what happens
+   without them. All processes make the same calls in the same order. If a call fails in
+   one, it fails in all. */
 
 typedef hmoe_status (*hmoe_file_work)(hmoe_model *m, const char *dir, int training);
 
 struct hmoe_processes {
-    int (*rank)(const hmoe_model *m);                       /* number of this process, from 0 */
-    int (*has_expert)(const hmoe_model *m, int expert);     /* 1: in this process */
+    int (*rank)(const hmoe_model *m);                    /* number of this process, from 0 */
+    int (*has_expert)(const hmoe_model *m, int expert);  /* 1: in this process */
     hmoe_status (*create)(hmoe_model *m, int max_B, int training);
     /* If any process failed, all return that failure. N is this process's token count; from all of
        them it sets all_tokens and first_token. */
     hmoe_status (*common_status)(hmoe_model *m, hmoe_status status, int N);
-    void (*sum)(hmoe_model *m, double *x, int n);           /* each x[i], over all processes */
-    double (*sum_gradients)(hmoe_model *m);                 /* returns their squared norm */
+    void (*sum)(hmoe_model *m, double *x, int n);  /* each x[i], over all processes */
+    double (*sum_gradients)(hmoe_model *m);        /* returns their squared norm */
     /* in place of the two experts' parts of hmoe__moe_block_forward and _backward */
     void (*experts_forward)(hmoe_model *m, int l);
     void (*experts_backward)(hmoe_model *m, int l, const hmoe_real *dy);
@@ -2345,9 +2439,9 @@ static int hmoe__remote_experts_backward(hmoe_model *m, int l, const hmoe_real *
     return m->processes != NULL;
 }
 
-/* ---------------------------------------------------------------------------------------------
-   MEMORY - the model's tensors and activations. One function lists each, so that counting,
-   allocating, saving and checking cannot disagree. */
+/* ---------------------------------------------------------------------------------------
+   MEMORY - the model's tensors and activations. One function lists each, so that
+   counting, allocating, saving and checking cannot disagree. */
 
 hmoe_config hmoe_default_config(void) {
     hmoe_config c;
@@ -2365,7 +2459,9 @@ static int hmoe__norm_gates(const hmoe_config *c) {
     return c->gate == HMOE_GATE_NORM;
 }
 
-static int hmoe__slots(const hmoe_config *c) { return c->routing == HMOE_TOP_K ? c->K : c->E; }
+static int hmoe__slots(const hmoe_config *c) {
+    return c->routing == HMOE_TOP_K ? c->K : c->E;
+}
 
 static int hmoe__widest(const hmoe_config *c) {
     int widest = 0;
@@ -2379,11 +2475,11 @@ static double hmoe__total_width(const hmoe_config *c) {
     return total;
 }
 
-/* Adds one tensor to the table and writes its start into *at. If there is no table yet, it only
-   counts. cols 0: a vector. */
+/* Adds one tensor to the table and writes its start into *at. If there is no table yet,
+   it only counts. cols 0: a vector. */
 HMOE__PRINTF(8, 9)
-static void hmoe__add_tensor(hmoe_model *m, size_t *at, int expert, int rows, int cols, double mean,
-                             double std, const char *name, ...) {
+static void hmoe__add_tensor(hmoe_model *m, size_t *at, int expert, int rows, int cols,
+                             double mean, double std, const char *name, ...) {
     *at = m->param_count;
     if (m->tensors) {
         hmoe_tensor *t = &m->tensors[m->tensor_count];
@@ -2399,14 +2495,14 @@ static void hmoe__add_tensor(hmoe_model *m, size_t *at, int expert, int rows, in
 }
 
 /* Adds state of a layer: n numbers that all start at `value`. */
-static void hmoe__add_state(hmoe_model *m, size_t *at, int n, double value, const char *moe,
-                            const char *name) {
+static void hmoe__add_state(hmoe_model *m, size_t *at, int n, double value,
+                            const char *moe, const char *name) {
     hmoe__add_tensor(m, at, -1, n, 0, value, 0, "%s.%s", moe, name);
     if (m->tensors) m->tensors[m->tensor_count - 1].state = 1;
 }
 
-/* All tensors, in the order of memory. Matrices start as N(0, 0.02). The two that write to the
-   residual stream start smaller by sqrt(2L), because there are 2L such writes. */
+/* All tensors, in the order of memory. Matrices start as N(0, 0.02). The two that write
+   to the residual stream start smaller by sqrt(2L), because there are 2L such writes. */
 static void hmoe__list_tensors(hmoe_model *m, hmoe__layer *layers) {
     const hmoe_config *c = &m->config;
     const double std = 0.02, std_out = 0.02 / sqrt(2.0 * c->L);
@@ -2438,7 +2534,7 @@ static void hmoe__list_tensors(hmoe_model *m, hmoe__layer *layers) {
         }
         for (int e = 0; e < c->E; e++) {
             int H = c->H[e], C = c->C;
-            if (!H) { ly->w13[e] = ly->w2[e] = 0; continue; }   /* a null expert has no tensors */
+            if (!H) { ly->w13[e] = ly->w2[e] = 0; continue; }  /* a null expert has no tensors */
             hmoe__add_tensor(m, &ly->w13[e], e, H, C, 0, std, "%s.experts.%d.w1.weight", moe, e);
             hmoe__add_tensor(m, &inside, e, H, C, 0, std, "%s.experts.%d.w3.weight", moe, e);
             hmoe__add_tensor(m, &ly->w2[e], e, C, H, 0, std_out, "%s.experts.%d.w2.weight", moe, e);
@@ -2449,9 +2545,9 @@ static void hmoe__list_tensors(hmoe_model *m, hmoe__layer *layers) {
     hmoe__add_tensor(m, &m->head, -1, c->V, c->C, 0, std, "lm_head.weight");
 }
 
-/* The arena holds arrays one after another, each on its own cache lines. With base NULL it only
-   counts: one function is both the layout and the formula for its size. Bytes are counted in double,
-   so that huge sizes from a file cannot wrap around. */
+/* The arena holds arrays one after another, each on its own cache lines. With base NULL
+   it only counts: one function is both the layout and the formula for its size. Bytes are
+   counted in double, so that huge sizes from a file cannot wrap around. */
 typedef struct hmoe__arena {
     char *base;
     double used, most;
@@ -2472,7 +2568,8 @@ static int *hmoe__arena_ints(hmoe__arena *a, double rows, double cols) {
     return (int *)hmoe__arena_alloc(a, rows, cols, sizeof(int));
 }
 
-static void hmoe__arena_routes(hmoe__arena *a, hmoe_routes *r, int slots, double N, int E) {
+static void hmoe__arena_routes(hmoe__arena *a, hmoe_routes *r, int slots, double N,
+                               int E) {
     r->slots = slots;
     r->logits = hmoe__arena_reals(a, N, E), r->P = hmoe__arena_reals(a, N, E);
     r->lse = hmoe__arena_reals(a, N, 1), r->entropy = hmoe__arena_reals(a, N, 1);
@@ -2483,11 +2580,12 @@ static void hmoe__arena_routes(hmoe__arena *a, hmoe_routes *r, int slots, double
     r->row = hmoe__arena_ints(a, N, slots);
 }
 
-/* All activations. Without training, the layers use the same memory in turn; only their routes are
-   separate, so that hmoe_get_route can read them. ldh is 0 if other processes hold the experts' rows.
-   Returns the size in bytes. */
-static double hmoe__list_activations(const hmoe_config *c, int ldh, int max_B, int training,
-                                     char *base, hmoe__layer *layers, hmoe__buffers *b) {
+/* All activations. Without training, the layers use the same memory in turn; only their
+   routes are separate, so that hmoe_get_route can read them. ldh is 0 if other processes
+   hold the experts' rows. Returns the size in bytes. */
+static double hmoe__list_activations(const hmoe_config *c, int ldh, int max_B,
+                                     int training, char *base, hmoe__layer *layers,
+                                     hmoe__buffers *b) {
     hmoe__arena arena = { base, 0, 0 }, *a = &arena;
     hmoe__layer unused;
     int slots = hmoe__slots(c);
@@ -2573,7 +2671,8 @@ static hmoe_status hmoe__create_tables(hmoe_model *m) {
     return HMOE_OK;
 }
 
-/* The big arrays, in the backend's memory. draw = 1 gives the parameters their initial values. */
+/* The big arrays, in the backend's memory. draw = 1 gives the parameters their initial
+   values. */
 static hmoe_status hmoe__create_arrays(hmoe_model *m, int max_B, int training, int draw) {
     const hmoe_config *c = &m->config;
     hmoe_real **array[4] = { &m->params, &m->grads, &m->exp_avg, &m->exp_avg_sq }, *host;
@@ -2607,7 +2706,7 @@ static hmoe_status hmoe__create_arrays(hmoe_model *m, int max_B, int training, i
         size_t n = (size_t)m->tensors[i].rows * m->tensors[i].cols;
         most = n > most ? n : most;
     }
-    host = (hmoe_real *)HMOE_MALLOC(most * sizeof *host);   /* to prepare arrays for upload */
+    host = (hmoe_real *)HMOE_MALLOC(most * sizeof *host);  /* to prepare arrays for upload */
     if (!host) return hmoe__no_memory(m->message, (double)most * sizeof *host, "a tensor");
     for (int t = 0; t < c->T; t++) hmoe__rope_angles(host + t * hs, t, (int)hs, c->rope_theta);
     m->backend->upload(m->buffers->angles, host, c->T * hs * sizeof *host);
@@ -2617,8 +2716,8 @@ static hmoe_status hmoe__create_arrays(hmoe_model *m, int max_B, int training, i
 }
 
 /* draw = 0: the parameters stay 0, because a file will fill them. */
-static hmoe_status hmoe__build(hmoe_model *m, const hmoe_config *config, uint64_t seed, int max_B,
-                               int training, int draw) {
+static hmoe_status hmoe__build(hmoe_model *m, const hmoe_config *config, uint64_t seed,
+                               int max_B, int training, int draw) {
     double params, rows = (double)max_B * config->T;
     HMOE__TRY(hmoe_check_config(config, m->message));
     if (max_B < 0 || rows * hmoe__slots(config) > HMOE_MAX_TOKENS)
@@ -2647,8 +2746,8 @@ static hmoe_status hmoe__free_on_failure(hmoe_model *m, hmoe_status status) {
     return status;
 }
 
-hmoe_status hmoe_create(hmoe_model *m, const hmoe_config *config, uint64_t seed, int max_B,
-                        int training) {
+hmoe_status hmoe_create(hmoe_model *m, const hmoe_config *config, uint64_t seed,
+                        int max_B, int training) {
     m->message[0] = 0;
     return hmoe__free_on_failure(m, hmoe__build(m, config, seed, max_B, training, 1));
 }
@@ -2676,7 +2775,7 @@ void hmoe_free(hmoe_model *m) {
     m->parallel = old.parallel;
 }
 
-/* ---------------------------------------------------------------------------------------------
+/* ---------------------------------------------------------------------------------------
    CHECKS AND ACCOUNTS */
 
 hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
@@ -2697,7 +2796,7 @@ hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
         { "rms_norm_eps", c->rms_norm_eps, 0, 1 }, { "rope_theta", c->rope_theta, 1, 1e12 },
     };
     for (size_t i = 0; i < sizeof range / sizeof range[0]; i++)
-        if (!(range[i].value >= range[i].low && range[i].value <= range[i].high))   /* or NaN */
+        if (!(range[i].value >= range[i].low && range[i].value <= range[i].high))  /* or NaN */
             return HMOE__BAD(message, "%s is %.9g: must be from %.9g to %.9g", range[i].what,
                              range[i].value, range[i].low, range[i].high);
     for (int i = 0; i < HMOE_LOSS_TERMS; i++)
@@ -2731,8 +2830,9 @@ static double hmoe__activated_with(const hmoe_config *c, double widths) {
     return c->L * (4 * C * C + 2 * C + c->E * C) + 2 * C + c->V * C + 3 * C * widths;
 }
 
-/* Checks and adds up the sums of a pass, from all processes. FLOPs: 6 per activated parameter and
-   token; for attention 4 C per key forward and twice that backward, (T + 1) / 2 keys on average. */
+/* Checks and adds up the sums of a pass, from all processes. FLOPs: 6 per activated
+   parameter and token; for attention 4 C per key forward and twice that backward, (T + 1)
+   / 2 keys on average. */
 static hmoe_status hmoe__add_usage(hmoe_model *m, const double *sums) {
     const hmoe_config *c = &m->config;
     size_t per_layer = HMOE_SUMS(c->E), n = c->L * per_layer;
@@ -2783,7 +2883,8 @@ static void hmoe__count_pass(hmoe_model *m) {
     m->flops += m->pass_flops;
 }
 
-static hmoe_status hmoe__check_rates(hmoe_model *m, const hmoe_adamw *a, const hmoe_rates *rates) {
+static hmoe_status hmoe__check_rates(hmoe_model *m, const hmoe_adamw *a,
+                                     const hmoe_rates *rates) {
     int betas = a->beta1 >= 0 && rates->beta1 < 1 && a->beta2 >= 0 && rates->beta2 < 1;
     int finite = isfinite(rates->step) && isfinite((hmoe_real)(a->lr * a->weight_decay));
     if (a->lr >= 0 && betas && a->weight_decay >= 0 && a->clip >= 0 && finite) return HMOE_OK;
@@ -2792,7 +2893,8 @@ static hmoe_status hmoe__check_rates(hmoe_model *m, const hmoe_adamw *a, const h
                      a->beta1, a->beta2, a->weight_decay, a->clip, (int)sizeof rates->step);
 }
 
-static hmoe_status hmoe__check_tokens(hmoe_model *m, const char *what, const int *tokens, int N) {
+static hmoe_status hmoe__check_tokens(hmoe_model *m, const char *what, const int *tokens,
+                                      int N) {
     for (int t = 0; t < N; t++)
         if (tokens[t] < 0 || tokens[t] >= m->config.V)
             return HMOE__BAD(m->message, "%s %d is %d: must be from 0 to %d", what, t, tokens[t],
@@ -2815,14 +2917,15 @@ static hmoe_status hmoe__check_batch(hmoe_model *m, hmoe_mode mode, const int *t
     return targets ? hmoe__check_tokens(m, "target", targets, B * T) : HMOE_OK;
 }
 
-/* ---------------------------------------------------------------------------------------------
+/* ---------------------------------------------------------------------------------------
    ROUNDING OF SIZES - widths are whole units, shared by largest remainder. */
 
-/* Shares `units` among n experts in proportion to ratio[]. An expert whose share is below one unit
-   gets one, and the others share the rest; each then gets the whole part of its share, and the
-   largest remainders one unit more, ties going to the lowest index. */
-static void hmoe__share_out(long long *width, const double *ratio, int n, long long units) {
-    const double tiny = 1e-9;   /* what rounding may make of a whole share, or of a tie */
+/* Shares `units` among n experts in proportion to ratio[]. An expert with a share below one unit
+   gets one unit, and the others share the rest. Each gets the whole part of its share. The experts
+   with the largest remainders get one unit more, at ties the one with the lowest index. */
+static void hmoe__share_out(long long *width, const double *ratio, int n,
+                            long long units) {
+    const double tiny = 1e-9;   /* tolerance for rounding of a whole share or a tie */
     double remainder[HMOE_MAX_EXPERTS], sum;
     long long rest;
     int small;
@@ -2851,8 +2954,10 @@ static void hmoe__share_out(long long *width, const double *ratio, int n, long l
     }
 }
 
-/* Ratios written as "9,11,13": exactly E of them, each 0 or from 1e-9 to 1e9, and not all 0. */
-static hmoe_status hmoe__listed_ratios(double *ratio, int E, const char *list, char *message) {
+/* Ratios written as "9,11,13": exactly E of them, each 0 or from 1e-9 to 1e9, and not all
+   0. */
+static hmoe_status hmoe__listed_ratios(double *ratio, int E, const char *list,
+                                       char *message) {
     const char *at = list;
     double sum = 0;
     for (int n = 0;; n++) {
@@ -2876,7 +2981,8 @@ static hmoe_status hmoe__listed_ratios(double *ratio, int E, const char *list, c
     }
 }
 
-hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strategy, char *message) {
+hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strategy,
+                              char *message) {
     double ratio[HMOE_MAX_EXPERTS] = { 0 }, pair[HMOE_MAX_EXPERTS] = { 0 };
     long long width[HMOE_MAX_EXPERTS], pairs[HMOE_MAX_EXPERTS], unit;
     int of[HMOE_MAX_EXPERTS], n = 0, equal = 1;
@@ -2884,7 +2990,7 @@ hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strate
         return HMOE__BAD(message, "%d experts: must be 1 to %d", E, HMOE_MAX_EXPERTS);
     if (!hmoe__named_ratios(ratio, E, strategy))
         HMOE__TRY(hmoe__listed_ratios(ratio, E, strategy, message));
-    for (int e = 0; e < E; e++)   /* null experts stand aside: n experts share the total */
+    for (int e = 0; e < E; e++)   /* the n experts that are not null share the total */
         if (ratio[e] > 0) of[n] = e, ratio[n++] = ratio[e];
     if (total < n || total > HMOE_MAX_DIM)
         return HMOE__BAD(message, "a total width of %lld for %d experts: must be from %d, one for "
@@ -2892,7 +2998,7 @@ hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strate
     for (int i = 1; i < n; i++) equal &= ratio[i] == ratio[0];
     unit = equal ? (total % (8LL * n) == 0 ? 8 : 1) : total % 8 == 0 && total >= 8LL * n ? 8 : 1;
     if (strcmp(strategy, "modse")) hmoe__share_out(width, ratio, n, total / unit);
-    else {   /* among the pairs first, so that all of them are as large */
+    else {   /* first among the pairs, so that all pairs have the same size */
         if (E % 2)
             return HMOE__BAD(message, "modse makes pairs: the number of experts must be even, not "
                              "%d", E);
@@ -2905,17 +3011,18 @@ hmoe_status hmoe_expert_sizes(int *H, int E, long long total, const char *strate
     return HMOE_OK;
 }
 
-/* ---------------------------------------------------------------------------------------------
+/* ---------------------------------------------------------------------------------------
    THE CPU BACKEND */
 
-/* Sum of squares, in 256 pieces at fixed places, so that the order does not depend on threads. */
+/* Sum of squares, in 256 pieces at fixed places, so that the order does not depend on
+   threads. */
 static double hmoe__squared_norm(const hmoe_real *g, size_t n) {
     double part[256], sum = 0;
     HMOE__PARALLEL_FOR(256)
     for (int i = 0; i < 256; i++) {
         size_t k = n / 256 * i + n % 256 * i / 256;
         size_t end = n / 256 * (i + 1) + n % 256 * (i + 1) / 256;
-        for (part[i] = 0; k < end; k += 4096) {   /* 64 sums at once, of few numbers each */
+        for (part[i] = 0; k < end; k += 4096) {  /* 64 sums at once, of few numbers each */
             hmoe_real lane[64] = { 0 };
             size_t stop = end - k < 4096 ? end : k + 4096, q = k;
             for (; q + 64 <= stop; q += 64)
@@ -2932,7 +3039,9 @@ static double hmoe__squared_norm(const hmoe_real *g, size_t n) {
 static void *hmoe__cpu_alloc(size_t bytes) { return HMOE_MALLOC(bytes); }
 static void hmoe__cpu_free(void *array) { HMOE_FREE(array); }
 static void hmoe__cpu_zero(void *array, size_t bytes) { memset(array, 0, bytes); }
-static void hmoe__cpu_copy(void *to, const void *from, size_t bytes) { memcpy(to, from, bytes); }
+static void hmoe__cpu_copy(void *to, const void *from, size_t bytes) {
+    memcpy(to, from, bytes);
+}
 static const char *hmoe__cpu_synchronize(void) { return NULL; }
 
 /* In the order of struct hmoe_backend. */
@@ -2958,9 +3067,9 @@ static hmoe_status hmoe__synchronize(hmoe_model *m) {
     return error ? HMOE__FAIL(m->message, HMOE_IO, "%s: %s", m->backend->name, error) : HMOE_OK;
 }
 
-/* ---------------------------------------------------------------------------------------------
-   GENERATING - the same forward functions with N = 1, and a cache of the keys and values of the last
-   T tokens. Each step reads every activated weight once; that sets its speed. */
+/* ---------------------------------------------------------------------------------------
+   GENERATING - the same forward functions with N = 1, and a cache of the keys and values
+   of the last T tokens. Each step reads every activated weight once; that sets its speed. */
 
 hmoe_status hmoe_cache_create(hmoe_cache *cache, hmoe_model *m) {
     const hmoe_config *c = &m->config;
@@ -2984,9 +3093,10 @@ void hmoe_cache_free(hmoe_cache *cache) {
     memset(cache, 0, sizeof *cache);
 }
 
-/* Attention of one token to the last T, itself among them. Its key and value join the cache. */
-static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l, hmoe_real *out,
-                                   hmoe_real *att, hmoe_real *q) {
+/* Attention of one token to the last T tokens, itself included. Adds its key and value to the
+   cache. */
+static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l,
+                                   hmoe_real *out, hmoe_real *att, hmoe_real *q) {
     int C = c->C, hs = C / c->NH, seen = cache->position < c->T ? (int)cache->position + 1 : c->T;
     size_t layer = (size_t)l * c->T * C, slot = (size_t)(cache->position % c->T) * C;
     hmoe_real scale = 1 / hmoe__sqrt((hmoe_real)hs);
@@ -3037,7 +3147,7 @@ int hmoe_sample(hmoe_real *logits, int V, double temperature, int top_k, double 
     int best = 0, last, kept = 0, limit = top_k > 0 && top_k < V ? top_k : V;
     for (int i = 1; i < V; i++) if (logits[i] > logits[best]) best = i;
     if (temperature <= 0) return best;
-    for (int i = 0; i < V; i++) {   /* the softmax, times a constant; the order must not matter */
+    for (int i = 0; i < V; i++) {  /* the softmax times a constant; no sorting is needed */
         if (i != best) logits[i] = (hmoe_real)exp((logits[i] - logits[best]) / temperature);
         sum += i == best ? 1 : (double)logits[i];
     }
@@ -3065,7 +3175,8 @@ hmoe_adamw hmoe_default_adamw(void) {
     return a;
 }
 
-double hmoe_learning_rate(int64_t step, int64_t warmup, int64_t steps, double lr, double min_lr) {
+double hmoe_learning_rate(int64_t step, int64_t warmup, int64_t steps, double lr,
+                          double min_lr) {
     double done;
     if (step <= warmup) return lr * (double)step / (double)warmup;
     if (step >= steps) return min_lr;
@@ -3085,7 +3196,7 @@ void hmoe_zero_gradients(hmoe_model *m) {
     hmoe__begin_step(m);
 }
 
-/* =============================================================================================
+/* =======================================================================================
    PART THREE - LOOKING INSIDE, AND FILES */
 
 static hmoe_status hmoe__nothing_there(hmoe_model *m, const char *what) {
@@ -3195,8 +3306,8 @@ double hmoe_activated(const hmoe_model *m) {
     return hmoe__activated_with(c, widths);
 }
 
-hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x, hmoe_real *y,
-                            int rows) {
+hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x,
+                            hmoe_real *y, int rows) {
     const hmoe_backend *be = m->backend;
     const hmoe_config *c = &m->config;
     int range[2] = { 0, rows }, C = c->C, H, *on;
@@ -3212,7 +3323,7 @@ hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x,
                           "rows: there are %d in %d layers", e, layer, rows, c->E, c->L);
     H = c->H[e];
     bytes = 64 + (double)n * (2.0 * C + 3.0 * H) * sizeof *x;
-    /* the range of rows, and after it the arrays */
+    /* holds the range of rows, then the arrays */
     on = bytes < (double)((size_t)-1 / 4) ? (int *)be->alloc((size_t)bytes) : NULL;
     if (!on) return hmoe__no_memory(m->message, bytes, "the expert's rows");
     xs = (hmoe_real *)(void *)((char *)on + 64);
@@ -3234,9 +3345,10 @@ hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x,
 #include <ctype.h>
 #include <errno.h>
 
-/* ---------------------------------------------------------------------------------------------
-   The platform - what C99 lacks: POSIX, then Windows, then what is left without either (files are
-   not forced to the disk, the directory must be there already, 2 GB may be the limit). */
+/* ---------------------------------------------------------------------------------------
+   The platform - what C99 lacks: POSIX, then Windows, then what is left without either
+   (files are not forced to the disk, the directory must be there already, 2 GB may be the
+   limit). */
 #if defined(__GLIBC__) && !defined(__USE_POSIX)
 #error "Include hmoe.h before any other header, compile with -std=gnu99, or define HMOE_NO_FILES"
 #endif
@@ -3244,20 +3356,24 @@ hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x,
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
-static FILE *hmoe__open(const char *path) {   /* to read; a pipe would wait for who writes */
+static FILE *hmoe__open(const char *path) {   /* for reading; opening a pipe would wait for its writer */
     struct stat is;
     if (stat(path, &is) || S_ISREG(is.st_mode)) return fopen(path, "rb");
     errno = S_ISDIR(is.st_mode) ? EISDIR : EINVAL;
     return NULL;
 }
-static int hmoe__seek(FILE *f, int64_t at, int from) { return fseeko(f, (off_t)at, from); }
+static int hmoe__seek(FILE *f, int64_t at, int from) {
+    return fseeko(f, (off_t)at, from);
+}
 static int64_t hmoe__tell(FILE *f) { return ftello(f); }
 static int hmoe__flush_to_disk(FILE *f) { return fflush(f) || fsync(fileno(f)); }
-static int hmoe__make_directory(const char *path) { return mkdir(path, 0777) && errno != EEXIST; }
+static int hmoe__make_directory(const char *path) {
+    return mkdir(path, 0777) && errno != EEXIST;
+}
 static int hmoe__replace(const char *from, const char *to, const char *dir) {
     int fd, failed = rename(from, to);
     if (failed || (fd = open(dir, O_RDONLY)) < 0) return failed;
-    fsync(fd);   /* so that the new name lasts too, where the file system can do this */
+    fsync(fd);   /* makes the new name durable, if the file system can */
     close(fd);
     return 0;
 }
@@ -3276,11 +3392,13 @@ static FILE *hmoe__open(const char *path) { return fopen(path, "rb"); }
 static int hmoe__seek(FILE *f, int64_t at, int from) { return _fseeki64(f, at, from); }
 static int64_t hmoe__tell(FILE *f) { return _ftelli64(f); }
 static int hmoe__flush_to_disk(FILE *f) { return fflush(f) || _commit(_fileno(f)); }
-static int hmoe__make_directory(const char *path) { return _mkdir(path) && errno != EEXIST; }
+static int hmoe__make_directory(const char *path) {
+    return _mkdir(path) && errno != EEXIST;
+}
 static int hmoe__replace(const char *from, const char *to, const char *dir) {
     (void)dir;
-    for (int i = 0; i < 40; i++, Sleep(50))   /* a reader, or a virus scanner, has it open */
-        if (MoveFileExA(from, to, 1 | 8)) return 0;   /* replace what is there; write it through */
+    for (int i = 0; i < 40; i++, Sleep(50))   /* another program may have it open */
+        if (MoveFileExA(from, to, 1 | 8)) return 0;  /* MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH */
     errno = EACCES;
     return -1;
 }
@@ -3297,8 +3415,8 @@ static int hmoe__replace(const char *from, const char *to, const char *dir) {
 }
 #endif
 
-/* Files are little-endian: turns n numbers of `size` bytes from this machine's order into theirs,
-   or back. On a little-endian machine compilers leave nothing of it. */
+/* Files are little-endian. Converts n numbers of `size` bytes from this machine's byte order, or
+   back. On a little-endian machine it does nothing. */
 static void hmoe__order_bytes(void *numbers, size_t n, size_t size) {
     const uint16_t one = 1;
     unsigned char *at = (unsigned char *)numbers;
@@ -3313,7 +3431,8 @@ static void hmoe__order_bytes(void *numbers, size_t n, size_t size) {
 
 #define HMOE__CORRUPT(message, ...) HMOE__FAIL(message, HMOE_BAD_FILE, __VA_ARGS__)
 
-hmoe_status hmoe_byte_vocab(hmoe_config *c, const unsigned char *text, size_t n, char *message) {
+hmoe_status hmoe_byte_vocab(hmoe_config *c, const unsigned char *text, size_t n,
+                            char *message) {
     unsigned char seen[256] = { 0 };
     if (n == 0) return HMOE__BAD(message, "an empty text has no vocabulary");
     for (size_t i = 0; i < n; i++) seen[text[i]] = 1;
@@ -3326,14 +3445,15 @@ hmoe_status hmoe_byte_vocab(hmoe_config *c, const unsigned char *text, size_t n,
 
 enum { HMOE__PATH_SIZE = 4096 };
 
-static hmoe_status hmoe__path(char *path, const char *dir, const char *name, const char *ending,
-                              char *message) {
+static hmoe_status hmoe__path(char *path, const char *dir, const char *name,
+                              const char *ending, char *message) {
     int n = snprintf(path, HMOE__PATH_SIZE, "%s/%s%s", dir, name, ending);
     if (n >= 0 && n < HMOE__PATH_SIZE) return HMOE_OK;
     return HMOE__BAD(message, "the path %.100s... is too long", dir);
 }
 
-/* The arrays of a checkpoint (a model has only the first), and tensor number i of all of them. */
+/* A checkpoint for training has three arrays: params, exp_avg, exp_avg_sq; otherwise only the
+   first. These return one array, and the tensor and name of number i of all of them. */
 static hmoe_real *hmoe__saved_array(hmoe_model *m, size_t which) {
     return which == 0 ? m->params : which == 1 ? m->exp_avg : m->exp_avg_sq;
 }
@@ -3346,10 +3466,10 @@ static const hmoe_tensor *hmoe__saved_tensor(const hmoe_model *m, size_t i,
     return t;
 }
 
-/* ---------------------------------------------------------------------------------------------
+/* ---------------------------------------------------------------------------------------
    Writing. */
 
-/* A file beside the one whose place it will take. */
+/* A temporary file that will be renamed to its final name. */
 typedef struct hmoe__output {
     FILE *file;
     char path[HMOE__PATH_SIZE];
@@ -3358,14 +3478,15 @@ typedef struct hmoe__output {
 static hmoe_status hmoe__open_output(hmoe__output *out, const char *dir, const char *name,
                                      char *message) {
     HMOE__TRY(hmoe__path(out->path, dir, name, ".tmp", message));
-    remove(out->path);   /* whatever it is: a file of another's, a link, a pipe */
+    remove(out->path);   /* whatever it is: an old file, a link, a pipe */
     out->file = fopen(out->path, "wb");
     if (out->file) return HMOE_OK;
     return HMOE__FAIL(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(errno));
 }
 
-/* Was all of it written, and is it on the disk? */
-static hmoe_status hmoe__close_output(hmoe__output *out, hmoe_status status, char *message) {
+/* Flushes to the disk, and fails if anything was not written. */
+static hmoe_status hmoe__close_output(hmoe__output *out, hmoe_status status,
+                                      char *message) {
     int error = 0;
     if (ferror(out->file) || hmoe__flush_to_disk(out->file)) error = errno ? errno : EIO;
     if (fclose(out->file) && !error) error = errno;
@@ -3373,7 +3494,7 @@ static hmoe_status hmoe__close_output(hmoe__output *out, hmoe_status status, cha
     return HMOE__FAIL(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(error));
 }
 
-/* A double in the fewest digits that give it back. */
+/* Writes a double with the fewest digits that read back as the same double. */
 static void hmoe__write_double(FILE *f, double value) {
     char text[32];
     int digits = 15;
@@ -3388,10 +3509,10 @@ static void hmoe__write_member(FILE *f, const char *name, double value) {
     fputs(",\n", f);
 }
 
-/* What config.json calls the values of hmoe_balance. */
+/* Names of the values of hmoe_balance in config.json. */
 static const char *const hmoe__balances[] = { "off", "tokens", "work" };
 
-/* Is it one of Mixtral's own, so that whatever opens Mixtral computes the same? */
+/* 1 if Mixtral computes the same: then other programs may open the model as a Mixtral. */
 static int hmoe__is_mixtral(const hmoe_config *c) {
     for (int e = 1; e < c->E; e++) if (c->H[e] != c->H[0]) return 0;
     return c->routing == HMOE_TOP_K && hmoe__norm_gates(c) && !c->noisy_gating && !c->balance;
@@ -3429,7 +3550,7 @@ static hmoe_status hmoe__save_config(hmoe_model *m, const char *dir) {
     if (c->budget > 0) hmoe__write_member(f, "budget", c->budget);
     hmoe__write_member(f, "rms_norm_eps", c->rms_norm_eps);
     hmoe__write_member(f, "rope_theta", c->rope_theta);
-    if (!mixtral) hmoe__write_member(f, "top_p", c->top_p);   /* transformers would sample with it */
+    if (!mixtral) hmoe__write_member(f, "top_p", c->top_p);  /* transformers would sample with it */
     for (int i = 0; i < HMOE_LOSS_TERMS; i++) {
         char key[32];
         snprintf(key, sizeof key, "%s_coef", hmoe_loss_terms[i].name);
@@ -3444,8 +3565,8 @@ static hmoe_status hmoe__save_config(hmoe_model *m, const char *dir) {
     return hmoe__close_output(&out, HMOE_OK, m->message);
 }
 
-/* The character that stands for a byte in GPT-2's byte-level alphabet: itself where it can be seen,
-   and the others in turn from 256 on. */
+/* The character of a byte in GPT-2's byte-level alphabet: the byte itself if it is printable; the
+   other bytes are numbered from 256 on. */
 static int hmoe__byte_character(int byte) {
     int other = 256;
     for (int b = 0;; b++) {
@@ -3479,8 +3600,8 @@ static hmoe_status hmoe__save_tokenizer(hmoe_model *m, const char *dir) {
     return hmoe__close_output(&out, HMOE_OK, m->message);
 }
 
-/* The header of a safetensors file, `size` bytes a number, padded to a multiple of 8 bytes. Not 0
-   where the file did not take it. */
+/* Writes the header of a safetensors file, padded to a multiple of 8 bytes. size: bytes of one
+   number. Returns 0 if it was written. */
 static int hmoe__write_header(FILE *f, hmoe_model *m, size_t arrays, size_t size) {
     char name[HMOE_NAME_SIZE + 16];
     uint64_t length = 0, at = 0;
@@ -3519,7 +3640,7 @@ static int hmoe__write_header(FILE *f, hmoe_model *m, size_t arrays, size_t size
     return hmoe__seek(f, 0, SEEK_END);
 }
 
-static const size_t hmoe__chunk = 1 << 16;   /* numbers fetched or stored at a time */
+static const size_t hmoe__chunk = 1 << 16;   /* numbers that are copied at a time */
 
 static hmoe_status hmoe__save_tensors(hmoe_model *m, const char *dir, const char *file,
                                       size_t arrays, size_t size) {
@@ -3538,7 +3659,7 @@ static hmoe_status hmoe__save_tensors(hmoe_model *m, const char *dir, const char
             n = all - at < hmoe__chunk ? all - at : hmoe__chunk;
             if (m->processes) m->processes->download(m, chunk, k, at, n);
             else m->backend->download(chunk, from + at, n * sizeof *chunk);
-            for (size_t i = 0; size < sizeof *chunk && i < n; i++) {   /* double to float */
+            for (size_t i = 0; size < sizeof *chunk && i < n; i++) {  /* double to float */
                 float narrow = (float)chunk[i];
                 memcpy((char *)chunk + i * size, &narrow, sizeof narrow);
             }
@@ -3556,8 +3677,8 @@ static hmoe_status hmoe__save_tensors(hmoe_model *m, const char *dir, const char
     return status;
 }
 
-/* The names of a checkpoint's files, in the order in which they take their places: the state comes
-   after the weights, so that what goes on after a crash in between writes them again. */
+/* The names of a checkpoint's files, in the order of the renames. The training state comes after the
+   weights: if a crash comes between them, the resumed run writes the weights again. */
 static int hmoe__files(const hmoe_model *m, int training, const char *names[5]) {
     int n = 0;
     names[n++] = "model.safetensors";
@@ -3608,8 +3729,9 @@ static hmoe_status hmoe__commit(hmoe_model *m, const char *dir, int training) {
     return HMOE_OK;
 }
 
-/* Files are the work of one process: the first. */
-static hmoe_status hmoe__by_first_process(hmoe_model *m, hmoe_file_work work, const char *dir, int training) {
+/* Only the first process reads and writes files. */
+static hmoe_status hmoe__by_first_process(hmoe_model *m, hmoe_file_work work,
+                                          const char *dir, int training) {
     m->message[0] = 0;
     return m->processes ? m->processes->by_first(m, work, dir, training) : work(m, dir, training);
 }
@@ -3627,92 +3749,15 @@ hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training) {
     return hmoe_commit(m, dir, training);
 }
 
-/* Removes a model that is in the way of another one: config.json first, so that a crash in between
-   leaves none, and the tokenizer's files, which the other one may not have. */
-static hmoe_status hmoe__remove_model(const char *dir, char *message) {
-    static const char *const names[] = { "config.json", "tokenizer.json", "tokenizer_config.json" };
-    char path[HMOE__PATH_SIZE];
-    for (int i = 0; i < 3; i++) {
-        HMOE__TRY(hmoe__path(path, dir, names[i], "", message));
-        if (remove(path) && errno != ENOENT)
-            return HMOE__FAIL(message, HMOE_IO, "cannot remove %.300s: %s", path, strerror(errno));
-    }
-    return HMOE_OK;
-}
-
-/* The tensors of m as the first rows and columns of those of `wide`, which is all zeros so far. */
-static hmoe_status hmoe__copy_padded(hmoe_model *wide, hmoe_model *m) {
-    const hmoe_backend *be = m->backend;
-    hmoe_real *row = (hmoe_real *)HMOE_MALLOC(HMOE_MAX_DIM * sizeof *row);
-    if (!row) return hmoe__no_memory(m->message, HMOE_MAX_DIM * sizeof *row, "a row");
-    for (size_t i = 0, k = 0; i < wide->tensor_count; i++) {
-        const hmoe_tensor *to = &wide->tensors[i], *from;
-        /* noise and biases of 0 are left out; a null expert stays all zeros */
-        if (to->expert >= 0 && !m->config.H[to->expert]) continue;
-        while (strcmp(m->tensors[k].name, to->name)) k++;
-        from = &m->tensors[k++];
-        for (size_t r = 0, bytes = (size_t)from->cols * sizeof *row; r < (size_t)from->rows; r++) {
-            be->download(row, m->params + from->offset + r * from->cols, bytes);
-            be->upload(wide->params + to->offset + r * to->cols, row, bytes);
-        }
-    }
-    HMOE_FREE(row);
-    return hmoe__synchronize(m);
-}
-
-hmoe_status hmoe_export_mixtral(hmoe_model *m, const char *dir, size_t *params) {
-    hmoe_config config = m->config;
-    char path[HMOE__PATH_SIZE];
-    hmoe_status status;
-    hmoe_model wide;
-    FILE *run;
-    m->message[0] = 0;
-    if (config.routing != HMOE_TOP_K)
-        return HMOE__BAD(m->message, "Mixtral takes the same number of experts for every token: a "
-                         "Top-P model has no such form");
-    if (!hmoe__norm_gates(&config))
-        return HMOE__BAD(m->message, "Mixtral divides the gates by their sum: a model with raw "
-                         "gates has no such form");
-    for (int l = 0; config.balance && l < config.L; l++) {
-        hmoe_real b[HMOE_MAX_EXPERTS];
-        m->backend->download(b, m->params + m->layers[l].bias, (size_t)config.E * sizeof *b);
-        for (int e = 0; e < config.E; e++)
-            if (b[e] != 0)
-                return HMOE__BAD(m->message, "Mixtral takes the experts of largest P: this model "
-                                 "adds a bias to P (in layer %d %g to that of expert %d) and has "
-                                 "no such form", l, (double)b[e], e);
-    }
-    HMOE__TRY(hmoe__path(path, dir, "training.safetensors", "", m->message));
-    errno = 0;
-    if ((run = hmoe__open(path)) != NULL) fclose(run);
-    if (run || (errno != ENOENT && errno != ENOTDIR))
-        return HMOE__BAD(m->message, "%.300s holds a run: choose another directory", dir);
-    for (int e = 0; e < config.E; e++) config.H[e] = hmoe__widest(&m->config);
-    config.noisy_gating = 0, config.balance = HMOE_BALANCE_OFF;
-    memset(&wide, 0, sizeof wide);
-    wide.backend = m->backend;
-    status = hmoe__free_on_failure(&wide, hmoe__build(&wide, &config, 0, 0, 0, 0));
-    if (!status) {
-        status = hmoe__copy_padded(&wide, m);
-        if (status) memcpy(wide.message, m->message, sizeof wide.message);
-        else status = hmoe_prepare(&wide, dir, 0);
-        if (!status && (status = hmoe__remove_model(dir, wide.message)) != HMOE_OK)
-            hmoe_discard(&wide, dir, 0);
-        if (!status) status = hmoe_commit(&wide, dir, 0);
-    }
-    memcpy(m->message, wide.message, sizeof m->message);
-    if (params) *params = wide.param_count;
-    hmoe_free(&wide);
-    return status;
-}
-
-/* ---------------------------------------------------------------------------------------------
-   JSON - hmoe__json_after says whether a text is JSON at all, before anything else is read of it;
-   what walks over it then can trust its form. A value starts where `at` points. */
+/* ---------------------------------------------------------------------------------------
+   JSON - hmoe__json_after says whether a text is JSON at all, before anything else is
+   read of it; what walks over it then can trust its form. A value starts where `at`
+   points. */
 
 static const char *hmoe__json_space(const char *at) { return at + strspn(at, " \n\r\t"); }
 
-/* Behind a string, or NULL. Names and words here are plain: escapes are passed over, not read. */
+/* Each of the next three returns the end of a string, number or value, or NULL if there is none.
+   Escapes in strings are skipped, not decoded: all names that matter are plain. */
 static const char *hmoe__json_string(const char *at) {
     if (*at++ != '"') return NULL;
     for (; *at != '"'; at++) {
@@ -3724,7 +3769,7 @@ static const char *hmoe__json_string(const char *at) {
     return at + 1;
 }
 
-/* Behind a number, or NULL. strtod would take more: 01, .5, 1.e5, inf. */
+/* Stricter than strtod, which also accepts 01, .5, 1.e5 and inf. */
 static const char *hmoe__json_digits(const char *at) {
     static const char digits[] = "0123456789";
     size_t n;
@@ -3738,7 +3783,7 @@ static const char *hmoe__json_digits(const char *at) {
     return n > 0 ? at + n : NULL;
 }
 
-/* Behind any value and the white space after it, or NULL. */
+/* Any value, and the white space after it. */
 static const char *hmoe__json_after(const char *at, int depth) {
     const char close = *at == '{' ? '}' : ']';
     if (*at == '"') at = hmoe__json_string(at);
@@ -3763,13 +3808,13 @@ static const char *hmoe__json_after(const char *at, int depth) {
 
 enum { HMOE__JSON_DEPTH = 32 };
 
-/* The value of the member whose name starts here. */
+/* The value of the member whose name starts at `name`. */
 static const char *hmoe__json_value(const char *name) {
     return hmoe__json_space(hmoe__json_space(hmoe__json_string(name)) + 1);
 }
 
-/* Steps through a list, or the names of an object's members: *at is at the bracket, and then behind
-   what was returned last. NULL at the end. */
+/* Returns the next element of a list, or the next member's name of an object, or NULL at the end.
+   *at starts at the bracket and moves along. */
 static const char *hmoe__json_next(const char **at, int object) {
     const char *next = hmoe__json_space(*at + 1);
     if (**at == ']' || **at == '}' || *next == ']' || *next == '}') return NULL;
@@ -3787,7 +3832,8 @@ static int hmoe__json_number(const char *at, double *value) {
     return isfinite(*value);
 }
 
-/* A list of whole numbers from 0 to high; returns how many, or -1 where it is something else. */
+/* Reads a list of at most `max` whole numbers from 0 to high. Returns their number, or -1 if it is
+   not such a list. */
 static int hmoe__json_list(const char *at, double *out, int max, double high) {
     int n = 0;
     if (*at != '[') return -1;
@@ -3797,7 +3843,7 @@ static int hmoe__json_list(const char *at, double *out, int max, double high) {
     return n;
 }
 
-/* The value of the member of this name; NULL where there is none. *twice counts further ones. */
+/* The value of the member with this name, or NULL. *twice counts repeated names. */
 static const char *hmoe__json_find(const char *object, const char *name, int *twice) {
     const char *found = NULL;
     if (*object != '{') return NULL;
@@ -3809,17 +3855,18 @@ static const char *hmoe__json_find(const char *object, const char *name, int *tw
     return found;
 }
 
-/* ---------------------------------------------------------------------------------------------
-   Reading - first the members of an object, one call each, then config.json, then the tensors. */
+/* ---------------------------------------------------------------------------------------
+   Reading - first the members of an object, one call each, then config.json, then the
+   tensors. */
 
-/* An object that is read, and what is wrong with the first member that cannot be. */
+/* An object to read, and the first error in it. */
 typedef struct hmoe__reader {
     const char *object;
-    int quoted;              /* values are strings that hold numbers, as in safetensors' metadata */
+    int quoted;  /* 1: values are numbers in quotes, as in the metadata of safetensors */
     const char *name, *wrong;
 } hmoe__reader;
 
-/* The value of a member, or NULL where it is missing: needed says whether it may. */
+/* The value of a member, or NULL if it is missing. needed = 1: then that is an error. */
 static const char *hmoe__member(hmoe__reader *r, const char *name, int needed) {
     int twice = 0;
     const char *value = hmoe__json_find(r->object, name, &twice), *end;
@@ -3838,8 +3885,9 @@ static void hmoe__wrong(hmoe__reader *r, const char *name, const char *wrong) {
     if (!r->wrong) r->name = name, r->wrong = wrong;
 }
 
-/* HMOE_OK, or a message with what was wrong first. */
-static hmoe_status hmoe__reader_status(const hmoe__reader *r, const char *path, char *message) {
+/* HMOE_OK, or a message about the first error. */
+static hmoe_status hmoe__reader_status(const hmoe__reader *r, const char *path,
+                                       char *message) {
     int twice = 0, shown, length;
     const char *value = r->wrong ? hmoe__json_find(r->object, r->name, &twice) : NULL;
     if (!r->wrong) return HMOE_OK;
@@ -3868,9 +3916,9 @@ static int hmoe__get_int(hmoe__reader *r, const char *name) {
     return (int)hmoe__get_whole(r, name, HMOE_MAX_DIM);
 }
 
-/* Which of two values a member has: 1 for yes, 0 for no; `missing` where it is not there. */
-static int hmoe__get_choice(hmoe__reader *r, const char *name, int needed, const char *yes,
-                            const char *no, int missing) {
+/* Returns 1 if the member's value is `yes`, 0 if `no`, and `missing` if there is no such member. */
+static int hmoe__get_choice(hmoe__reader *r, const char *name, int needed,
+                            const char *yes, const char *no, int missing) {
     const char *value = hmoe__member(r, name, needed);
     if (!value) return missing;
     if (!strncmp(value, yes, strlen(yes))) return 1;
@@ -3878,7 +3926,7 @@ static int hmoe__get_choice(hmoe__reader *r, const char *name, int needed, const
     return 0;
 }
 
-/* A member that may be missing or null, and otherwise is a number from low to high. */
+/* Checks a member that may be missing or null, or a number from low to high. */
 static void hmoe__get_limit(hmoe__reader *r, const char *name, double low, double high,
                             const char *wrong) {
     const char *value = hmoe__member(r, name, 0);
@@ -3888,7 +3936,8 @@ static void hmoe__get_limit(hmoe__reader *r, const char *name, double low, doubl
         hmoe__wrong(r, name, wrong);
 }
 
-static int hmoe__get_list(hmoe__reader *r, const char *name, int needed, double *out, double most) {
+static int hmoe__get_list(hmoe__reader *r, const char *name, int needed, double *out,
+                          double most) {
     const char *value = hmoe__member(r, name, needed);
     int n = value ? hmoe__json_list(value, out, 256, most) : 0;
     if (n < 0 || (value && n == 0))
@@ -3896,7 +3945,8 @@ static int hmoe__get_list(hmoe__reader *r, const char *name, int needed, double 
     return n;
 }
 
-static hmoe_status hmoe__open_input(FILE **file, int64_t *bytes, const char *path, char *message) {
+static hmoe_status hmoe__open_input(FILE **file, int64_t *bytes, const char *path,
+                                    char *message) {
     *file = hmoe__open(path);
     if (*file && !hmoe__seek(*file, 0, SEEK_END) && (*bytes = hmoe__tell(*file)) >= 0) {
         rewind(*file);
@@ -3905,7 +3955,7 @@ static hmoe_status hmoe__open_input(FILE **file, int64_t *bytes, const char *pat
     return HMOE__FAIL(message, HMOE_IO, "cannot open %.300s: %s", path, strerror(errno));
 }
 
-/* The next n <= most bytes of a file, which must be one JSON object: *text receives them. */
+/* Reads the next n bytes of a file into *text. They must be one JSON object, and n <= most. */
 static hmoe_status hmoe__read_json(char **text, FILE *file, uint64_t n, uint64_t most,
                                    const char *path, char *message) {
     const char *end;
@@ -3921,7 +3971,8 @@ static hmoe_status hmoe__read_json(char **text, FILE *file, uint64_t n, uint64_t
     return HMOE__CORRUPT(message, "%.300s: this is not one JSON object", path);
 }
 
-/* rope_theta, which newer files say in an object rope_parameters, where it may be scaled. */
+/* Reads rope_theta. Newer files have it in an object rope_parameters, which may also ask for
+   scaling; that is an error here. */
 static void hmoe__read_rope(hmoe__reader *r, hmoe_config *c) {
     const char *object = hmoe__member(r, "rope_parameters", 0), *at = object, *member;
     int newer = object && strncmp(object, "null", 4);
@@ -3932,7 +3983,7 @@ static void hmoe__read_rope(hmoe__reader *r, hmoe_config *c) {
         hmoe__get_double(&rope, "rope_theta", 1, &inner);
         while (*object == '{' && (member = hmoe__json_next(&at, 1)) != NULL)
             if (!hmoe__json_is(member, "rope_type") && !hmoe__json_is(member, "rope_theta"))
-                hmoe__wrong(&rope, "rope_parameters", "says more");   /* a factor, of some kind */
+                hmoe__wrong(&rope, "rope_parameters", "says more");   /* some scaling */
         if (rope.wrong) hmoe__wrong(r, "rope_parameters", "is not plain RoPE with a rope_theta");
     }
     c->rope_theta = inner;
@@ -3941,7 +3992,7 @@ static void hmoe__read_rope(hmoe__reader *r, hmoe_config *c) {
         hmoe__wrong(r, "rope_theta", "is another one than in rope_parameters");
 }
 
-/* How experts are balanced by a bias; without the member, not at all. */
+/* Reads "balance" and "balance_rate". A missing member means off. */
 static void hmoe__get_balance(hmoe__reader *r, hmoe_config *c) {
     const char *value = hmoe__member(r, "balance", 0);
     int is = HMOE_BALANCE_WORK;
@@ -3953,8 +4004,8 @@ static void hmoe__get_balance(hmoe__reader *r, hmoe_config *c) {
     hmoe__get_double(r, "balance_rate", 0, &c->balance_rate);
 }
 
-/* A model of our own kind says everything; a Mixtral lacks our keys, and what it lacks is what
-   makes it compute the same. */
+/* A model of type "hmoe" must have all keys. A Mixtral has no keys of ours; then they get the values
+   with which the model computes what Mixtral computes. */
 static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const char *path,
                                       char *message) {
     hmoe__reader reader = { text, 0, "", NULL }, *r = &reader;
@@ -3997,7 +4048,7 @@ static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const ch
     c->noisy_gating = hmoe__get_choice(r, "noisy_gating", ours, "true", "false", 0);
     hmoe__get_balance(r, c);
     hmoe__get_double(r, "budget", 0, &c->budget);
-    for (int i = 0; i < HMOE_LOSS_TERMS; i++) {   /* later terms may be missing in older files */
+    for (int i = 0; i < HMOE_LOSS_TERMS; i++) {  /* later terms may be missing in older files */
         snprintf(key[i], sizeof key[i], "%s_coef", hmoe_loss_terms[i].name);
         hmoe__get_double(r, key[i], ours && i <= HMOE_Z, &c->loss_coef[i]);
     }
@@ -4021,51 +4072,62 @@ hmoe_status hmoe_load_config(hmoe_config *config, const char *dir, char *message
     return status;
 }
 
-/* What numbers are stored as, and how many bytes one takes. */
-typedef enum hmoe__type { HMOE__F16, HMOE__BF16, HMOE__F32, HMOE__F64, HMOE__TYPES } hmoe__type;
-static const char *const hmoe__type_names[HMOE__TYPES] = { "F16", "BF16", "F32", "F64" };
-static size_t hmoe__type_size(hmoe__type type) {
-    return type == HMOE__F64 ? 8 : type == HMOE__F32 ? 4 : 2;
+/* A type of numbers in a file. widen, if not NULL, turns n of them into hmoe_real, in place. */
+typedef struct hmoe__format {
+    const char *name;
+    size_t size;               /* bytes of one number */
+    void (*widen)(hmoe_real *numbers, size_t n);
+} hmoe__format;
+
+/* F32 to double, from the last number to the first, because they grow. */
+static void hmoe__widen_float(hmoe_real *numbers, size_t n) {
+    while (sizeof *numbers > sizeof(float) && n-- > 0) {
+        float value;
+        memcpy(&value, (const char *)numbers + n * sizeof value, sizeof value);
+        numbers[n] = (hmoe_real)value;
+    }
 }
 
-/* Where a tensor lies among a file's bytes (exact below 2^53), and which one it is. */
+/* Place of a tensor among the bytes of a file (exact below 2^53). */
 typedef struct hmoe__place {
-    double begin, end;         /* end 0: not found so far */
-    hmoe__type type;
+    double begin, end;  /* end 0: not found so far */
+    const hmoe__format *format;
     size_t tensor;
-    uint64_t hash;             /* of its name: 64 bits, no two of a model's names share them */
+    uint64_t hash;      /* of its name; no two names of a model have the same 64 bits */
 } hmoe__place;
 
 typedef struct hmoe__input {
     FILE *file;
     char path[HMOE__PATH_SIZE];
     char *header;
-    double data, data_bytes;   /* where the tensors' bytes start, and how many there are */
-    int training, shards;      /* shards 0: one file */
-    hmoe__place *place;        /* [places], one for each tensor of each array, by hash, */
-    hmoe__place *here;         /*   and those that this file has, as they lie in it */
-    size_t places, found;      /* arrays * tensor_count; how many are here */
+    double data, data_bytes;   /* start and number of the tensors' bytes */
+    int training;              /* 1: a training.safetensors */
+    const hmoe__format *formats;   /* [format_count] those that may be read */
+    int format_count;
+    hmoe__place *place;  /* [places] one for each tensor of each array, ordered by hash */
+    hmoe__place *here;   /* [found] those in this file, in its order */
+    size_t places, found;
 } hmoe__input;
 
-/* One tensor's description: NULL, or what is wrong with it. */
-static const char *hmoe__read_entry(const char *entry, const hmoe_tensor *t, const hmoe__input *in,
-                                    hmoe__place *place) {
+/* Reads the description of one tensor. Returns an error, or NULL. */
+static const char *hmoe__read_entry(const char *entry, const hmoe_tensor *t,
+                                    const hmoe__input *in, hmoe__place *place) {
     int twice = 0, type = 0;
     const char *dtype = hmoe__json_find(entry, "dtype", &twice);
     const char *shape = hmoe__json_find(entry, "shape", &twice);
     const char *offsets = hmoe__json_find(entry, "data_offsets", &twice);
     double dims[2] = { 0, 1 }, at[2] = { 0, 0 };
     if (!dtype || !shape || !offsets || twice) return "must have one dtype, shape and data_offsets";
-    while (type < HMOE__TYPES && !hmoe__json_is(dtype, hmoe__type_names[type])) type++;
-    if (in->training && sizeof(hmoe_real) != (type < HMOE__TYPES ? hmoe__type_size((hmoe__type)type)
-                                                                 : 0))
-        return sizeof(hmoe_real) == 8 ? "must be F64, the type of this build" : "must be F32";
-    if (!in->training && type > HMOE__F32) return "must be F32, F16 or BF16";
+    while (type < in->format_count && !hmoe__json_is(dtype, in->formats[type].name)) type++;
+    if (type == in->format_count)
+        return in->format_count > 1 ? "must be F32, F16 or BF16"
+               : sizeof(hmoe_real) == 8 && in->training ? "must be F64, the type of this build"
+               : "must be F32";
     if (hmoe__json_list(shape, dims, 2, HMOE_MAX_DIM) != t->dims || dims[0] != t->rows
         || dims[1] != t->cols) return "has another shape than config.json says";
-    place->type = (hmoe__type)type;
+    place->format = &in->formats[type];
     if (hmoe__json_list(offsets, at, 2, in->data_bytes) != 2
-        || at[1] - at[0] != (double)t->rows * t->cols * (double)hmoe__type_size(place->type))
+        || at[1] - at[0] != (double)t->rows * t->cols * (double)place->format->size)
         return "has data_offsets that do not fit";
     if (place->end > 0) return "comes twice";
     place->begin = at[0], place->end = at[1];
@@ -4082,7 +4144,7 @@ static int hmoe__by_begin(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* What a file has must fill its data without hole or overlap. */
+/* The tensors of a file must fill its data without holes and overlaps. */
 static const char *hmoe__check_places(const hmoe_model *m, hmoe__input *in, char *name) {
     double at = 0;
     qsort(in->here, in->found, sizeof *in->here, hmoe__by_begin);
@@ -4139,33 +4201,6 @@ static hmoe_status hmoe__read_header(hmoe_model *m, hmoe__input *in) {
     return HMOE__CORRUPT(m->message, "%.300s: %s %s", in->path, name, wrong);
 }
 
-/* A float of half as many bits: sign, exponent, fraction. A BF16 is the upper half of a float. */
-static float hmoe__half_to_float(uint16_t half, hmoe__type type) {
-    uint32_t bits = (uint32_t)half << 16;
-    int exponent = half >> 10 & 31, fraction = half & 1023;
-    float value;
-    if (type == HMOE__BF16) memcpy(&value, &bits, sizeof value);
-    else if (exponent == 31) value = fraction ? (float)NAN : (float)INFINITY;
-    else if (exponent) value = (float)ldexp(1024 + fraction, exponent - 25);
-    else value = (float)ldexp(fraction, -24);
-    return type == HMOE__F16 && half >> 15 ? -value : value;
-}
-
-/* Turns numbers as they lie in a file into hmoe_real, in place: the last first, since they grow. */
-static void hmoe__widen(hmoe_real *numbers, size_t n, hmoe__type type) {
-    const char *from = (const char *)numbers;
-    while (hmoe__type_size(type) < sizeof *numbers && n-- > 0) {
-        float value;
-        uint16_t half;
-        if (type == HMOE__F32) memcpy(&value, from + n * sizeof value, sizeof value);
-        else {
-            memcpy(&half, from + n * sizeof half, sizeof half);
-            value = hmoe__half_to_float(half, type);
-        }
-        numbers[n] = (hmoe_real)value;
-    }
-}
-
 /* Opens a file and reads its header. */
 static hmoe_status hmoe__open_tensors(hmoe_model *m, hmoe__input *in) {
     uint64_t length = 0;
@@ -4191,74 +4226,19 @@ static hmoe_status hmoe__read_tensors(hmoe_model *m, hmoe__input *in, hmoe_real 
         const hmoe__place *place = &in->here[i];   /* in the file's order */
         const hmoe_tensor *t = &m->tensors[place->tensor % m->tensor_count];
         hmoe_real *to = hmoe__saved_array(m, place->tensor / m->tensor_count) + t->offset;
-        size_t all = (size_t)t->rows * t->cols, size = hmoe__type_size(place->type);
+        size_t all = (size_t)t->rows * t->cols, size = place->format->size;
         int failed = hmoe__seek(in->file, (int64_t)(in->data + place->begin), SEEK_SET);
         for (size_t n, at = 0; !failed && at < all; at += n) {
             n = all - at < hmoe__chunk ? all - at : hmoe__chunk;
             failed = fread(chunk, size, n, in->file) != n;
             hmoe__order_bytes(chunk, n, size);
-            hmoe__widen(chunk, n, place->type);
+            if (place->format->widen) place->format->widen(chunk, n);
             if (m->processes) m->processes->upload(m, chunk, place->tensor, at, n);
             else m->backend->upload(to + at, chunk, n * sizeof *chunk);
         }
         if (failed) return HMOE__FAIL(m->message, HMOE_IO, "cannot read %.300s", in->path);
     }
     return hmoe__synchronize(m);
-}
-
-/* The weights' file number i, and how many there are where a large model was cut into shards: the
-   index says it, and nothing else is read of it. */
-static hmoe_status hmoe__input_path(hmoe__input *in, const char *dir, int i, char *message) {
-    char name[48] = "model.safetensors";
-    if (in->training) strcpy(name, "training.safetensors");
-    else if (in->shards)
-        snprintf(name, sizeof name, "model-%05d-of-%05d.safetensors", i + 1, in->shards);
-    return hmoe__path(in->path, dir, name, "", message);
-}
-
-static hmoe_status hmoe__count_shards(hmoe__input *in, const char *dir, char *message) {
-    static const char digits[] = "0123456789";
-    int64_t bytes = 0;
-    hmoe__reader r = { NULL, 0, "", NULL };
-    const char *map, *file = NULL;
-    HMOE__TRY(hmoe__input_path(in, dir, 0, message));
-    if (in->training || (in->file = hmoe__open(in->path)) != NULL) return HMOE_OK;
-    HMOE__TRY(hmoe__path(in->path, dir, "model.safetensors.index.json", "", message));
-    in->file = hmoe__open(in->path);
-    if (!in->file && errno == ENOENT) return hmoe__input_path(in, dir, 0, message);   /* it lacks */
-    hmoe__close_input(in);
-    HMOE__TRY(hmoe__open_input(&in->file, &bytes, in->path, message));
-    HMOE__TRY(hmoe__read_json(&in->header, in->file, (uint64_t)bytes, 1 << 28, in->path, message));
-    r.object = in->header;
-    map = hmoe__member(&r, "weight_map", 1);
-    HMOE__TRY(hmoe__reader_status(&r, in->path, message));
-    if (*map == '{') file = hmoe__json_next(&map, 1);
-    if (file && !strncmp(file = hmoe__json_value(file), "\"model-", 7)
-        && strspn(file + 7, digits) == 5 && !strncmp(file + 12, "-of-", 4)
-        && strspn(file + 16, digits) == 5 && !strncmp(file + 21, ".safetensors\"", 13))
-        in->shards = (int)strtol(file + 16, NULL, 10);
-    if (in->shards > 0) return HMOE_OK;
-    return HMOE__CORRUPT(message, "%.300s: weight_map must name files such as "
-                         "model-00001-of-00002.safetensors", in->path);
-}
-
-/* The files must be large enough for what config.json describes: known before anything is allocated
-   for it. */
-static hmoe_status hmoe__check_sizes(hmoe__input *in, const char *dir, double least,
-                                     char *message) {
-    double sum = 0;
-    for (int i = 0; i < (in->shards ? in->shards : 1); i++) {
-        int64_t bytes = 0;
-        hmoe__close_input(in);
-        HMOE__TRY(hmoe__input_path(in, dir, i, message));
-        HMOE__TRY(hmoe__open_input(&in->file, &bytes, in->path, message));
-        sum += (double)bytes;
-    }
-    hmoe__close_input(in);
-    if (sum >= least) return HMOE_OK;
-    return HMOE__CORRUPT(message, "%.300s%s: %.0f bytes, where config.json describes a model of "
-                         "more than %.0f", in->path, in->shards ? " and those before it" : "", sum,
-                         least);
 }
 
 static hmoe_status hmoe__load_file(hmoe_model *m, hmoe__input *in) {
@@ -4274,26 +4254,7 @@ static hmoe_status hmoe__load_file(hmoe_model *m, hmoe__input *in) {
     return status;
 }
 
-/* config.json, and whether the files are large enough for what it says. */
-static hmoe_status hmoe__check_directory(hmoe_model *m, const char *dir, int training) {
-    hmoe__input in;
-    hmoe_model counted;
-    hmoe_status status;
-    double least;
-    memset(&in, 0, sizeof in), memset(&counted, 0, sizeof counted);
-    in.training = training;
-    HMOE__TRY(hmoe_load_config(&m->config, dir, m->message));
-    counted.config = m->config;
-    hmoe__list_tensors(&counted, NULL);
-    least = (double)counted.tensor_count * 64   /* a name, "dtype", "shape" and "data_offsets" */
-            + (double)counted.param_count * (training ? sizeof(hmoe_real) : 2);
-    status = hmoe__count_shards(&in, dir, m->message);
-    if (!status) status = hmoe__check_sizes(&in, dir, least * (training ? 3 : 1), m->message);
-    hmoe__close_input(&in);
-    return status;
-}
-
-/* A bias or a top_p that is no number would go unnoticed: the experts are chosen all the same. */
+/* Checks biases and top_p here, because hmoe_forward would not notice a NaN in them. */
 static hmoe_status hmoe__check_state(hmoe_model *m, const char *path) {
     for (size_t i = 0; i < m->tensor_count; i++) {
         const hmoe_tensor *t = &m->tensors[i];
@@ -4309,26 +4270,38 @@ static hmoe_status hmoe__check_state(hmoe_model *m, const char *path) {
     return hmoe__synchronize(m);
 }
 
-static hmoe_status hmoe__read_files(hmoe_model *m, hmoe__input *in, const char *dir) {
-    size_t arrays = in->training ? 3 : 1, missing = m->tensor_count * arrays;
+/* Fills in->place for a model, and sets what hmoe_save writes as the formats. */
+static hmoe_status hmoe__begin_input(hmoe__input *in, const hmoe_model *m, int training,
+                                     char *message) {
+    static const hmoe__format f32 = { "F32", 4, hmoe__widen_float }, f64 = { "F64", 8, NULL };
     char name[HMOE_NAME_SIZE + 16];
-    HMOE__TRY(hmoe__count_shards(in, dir, m->message));
-    hmoe__close_input(in);
-    in->places = missing;
+    memset(in, 0, sizeof *in);
+    in->training = training;
+    in->formats = training && sizeof(hmoe_real) == 8 ? &f64 : &f32;
+    in->format_count = 1;
+    in->places = m->tensor_count * (training ? 3 : 1);
     in->place = (hmoe__place *)hmoe__alloc_zeroed(in->places, 2 * sizeof *in->place);
-    if (!in->place) return hmoe__no_memory(m->message, 2.0 * (double)(in->places
-                                           * sizeof *in->place), "a header");
+    if (!in->place)
+        return hmoe__no_memory(message, 2.0 * (double)(in->places * sizeof *in->place), "a header");
     in->here = in->place + in->places;
     for (size_t i = 0; i < in->places; i++) {
-        hmoe__saved_tensor(m, in->place[i].tensor = i, name);
+        hmoe__saved_tensor(m, i, name);
+        in->place[i].tensor = i;
         in->place[i].hash = hmoe__hash(name);
     }
     qsort(in->place, in->places, sizeof *in->place, hmoe__by_hash);
-    for (int i = 0; i < (in->shards ? in->shards : 1); i++) {
-        HMOE__TRY(hmoe__input_path(in, dir, i, m->message));
-        HMOE__TRY(hmoe__load_file(m, in));
-        hmoe__close_input(in);
-    }
+    return HMOE_OK;
+}
+
+static void hmoe__end_input(hmoe__input *in) {
+    hmoe__close_input(in);
+    HMOE_FREE(in->place);
+}
+
+/* After all files: names the first tensor that none of them has. */
+static hmoe_status hmoe__check_complete(hmoe_model *m, const hmoe__input *in) {
+    size_t missing = in->places;
+    char name[HMOE_NAME_SIZE + 16];
     for (size_t i = 0; i < in->places; i++)
         if (in->place[i].end == 0 && in->place[i].tensor < missing) missing = in->place[i].tensor;
     if (missing == in->places) return hmoe__check_state(m, in->path);
@@ -4336,14 +4309,49 @@ static hmoe_status hmoe__read_files(hmoe_model *m, hmoe__input *in, const char *
     return HMOE__CORRUPT(m->message, "%.300s: %s is missing", in->path, name);
 }
 
+/* Least size in bytes of the files of such a model, with `size` bytes per number. */
+static double hmoe__least_bytes(const hmoe_config *c, size_t size) {
+    hmoe_model counted;
+    memset(&counted, 0, sizeof counted);
+    counted.config = *c;
+    hmoe__list_tensors(&counted, NULL);
+    return (double)counted.tensor_count * 64  /* a name, "dtype", "shape" and "data_offsets" */
+           + (double)counted.param_count * (double)size;
+}
+
+/* `bytes`: the size of all files. Checked before anything is allocated for the model. */
+static hmoe_status hmoe__check_bytes(double bytes, double least, const char *path,
+                                     char *message) {
+    if (bytes >= least) return HMOE_OK;
+    return HMOE__CORRUPT(message, "%.300s: %.0f bytes, but config.json describes a model of more "
+                         "than %.0f", path, bytes, least);
+}
+
+static const char *hmoe__weights_file(int training) {
+    return training ? "training.safetensors" : "model.safetensors";
+}
+
+/* Reads config.json, and checks that the weights' file is large enough for it. */
+static hmoe_status hmoe__check_directory(hmoe_model *m, const char *dir, int training) {
+    size_t size = training ? 3 * sizeof(hmoe_real) : sizeof(float);
+    char path[HMOE__PATH_SIZE];
+    FILE *file = NULL;
+    int64_t bytes = 0;
+    HMOE__TRY(hmoe_load_config(&m->config, dir, m->message));
+    HMOE__TRY(hmoe__path(path, dir, hmoe__weights_file(training), "", m->message));
+    HMOE__TRY(hmoe__open_input(&file, &bytes, path, m->message));
+    fclose(file);
+    return hmoe__check_bytes((double)bytes, hmoe__least_bytes(&m->config, size), path,
+                             m->message);
+}
+
 static hmoe_status hmoe__read_checkpoint(hmoe_model *m, const char *dir, int training) {
     hmoe__input in;
-    hmoe_status status;
-    memset(&in, 0, sizeof in);
-    in.training = training;
-    status = hmoe__read_files(m, &in, dir);
-    hmoe__close_input(&in);
-    HMOE_FREE(in.place);
+    hmoe_status status = hmoe__begin_input(&in, m, training, m->message);
+    if (!status) status = hmoe__path(in.path, dir, hmoe__weights_file(training), "", m->message);
+    if (!status) status = hmoe__load_file(m, &in);
+    if (!status) status = hmoe__check_complete(m, &in);
+    hmoe__end_input(&in);
     return status;
 }
 
@@ -4366,15 +4374,17 @@ hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training) {
 
 /* MIT License - Copyright (c) 2026 the hmoe.h authors
 
-   Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
-   associated documentation files (the "Software"), to deal in the Software without restriction,
-   including without limitation the rights to use, copy, modify, merge, publish, distribute,
-   sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
-   furnished to do so, subject to the following conditions: The above copyright notice and this
-   permission notice shall be included in all copies or substantial portions of the Software.
+   Permission is hereby granted, free of charge, to any person obtaining a copy of this
+   software and associated documentation files (the "Software"), to deal in the Software
+   without restriction, including without limitation the rights to use, copy, modify,
+   merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
+   permit persons to whom the Software is furnished to do so, subject to the following
+   conditions: The above copyright notice and this permission notice shall be included in
+   all copies or substantial portions of the Software.
 
-   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
-   NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
-   NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
-   DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
-   OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE. */
+   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED,
+   INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A
+   PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT
+   HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF
+   CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR
+   THE USE OR OTHER DEALINGS IN THE SOFTWARE. */

@@ -286,7 +286,7 @@ static hmoe_status load(const checkpoint *c, int right, int max_B, const char *b
             files += c->file[i].data ? (double)c->file[i].size : 0;
         }
     memory_peak = memory_live;
-    status = hmoe_load(&m, "", max_B, c->training);
+    status = c->training ? hmoe_load(&m, "", max_B, 1) : hmoe_load_mixtral(&m, "", max_B);
     if ((memory_peak - model_bytes) > 1 << 19)
         CHECK((double)(memory_peak - model_bytes) <= memory_justified(files, max_B, c->training));
     if (status == HMOE_OK) {
@@ -536,7 +536,7 @@ static void long_contexts(void) {
                 memory_put(c.file[i].name, c.file[i].data, c.file[i].size);
             memset(&m, 0, sizeof m);
             memory_peak = memory_live;
-            status = hmoe_load(&m, "", max_B, 0);
+            status = hmoe_load_mixtral(&m, "", max_B);
             CHECK_INT(status, max_B ? HMOE_OUT_OF_MEMORY : HMOE_OK);   /* T * T numbers */
             CHECK((double)(memory_peak - model_bytes) <= memory_justified(3000, max_B, 0));
             CHECK_INT(m.config.T, status ? 0 : large ? 1048576 : 65536);

@@ -10,6 +10,7 @@ static void counted_free(void *p);
 #define HMOE_FREE(p) counted_free(p)
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
+#include "extra/interop/hmoe_interop.h"
 #include "extra/parallel/hmoe_placement.h"
 #include "extra/muon/hmoe_muon.h"
 #include "../test.h"
@@ -301,7 +302,7 @@ static hmoe_status call_create_to_generate(void) {
 }
 static hmoe_status call_load(void) { return hmoe_load(&subject, path("oom"), 2, 0); }
 static hmoe_status call_resume(void) { return hmoe_load(&subject, path("oom"), 2, 1); }
-static hmoe_status call_shards(void) { return hmoe_load(&subject, path("shards"), 1, 0); }
+static hmoe_status call_shards(void) { return hmoe_load_mixtral(&subject, path("shards"), 1); }
 static hmoe_status call_save(void) {
     HMOE__TRY(hmoe_prepare(&subject, path("oom"), 1));
     hmoe_discard(&subject, path("oom"), 1);
@@ -1242,7 +1243,7 @@ static void half_precision(void) {
         memset(&loaded, 0, sizeof loaded);
         test_context = dtype[type];
         write_tensors(path("half/model.safetensors"), &m, 0, 1, dtype[type], half);
-        CHECK_INT(hmoe_load(&loaded, path("half"), 0, 0), HMOE_OK);
+        CHECK_INT(hmoe_load_mixtral(&loaded, path("half"), 0), HMOE_OK);
         for (size_t k = 0; k < m.param_count && loaded.params; k++) {
             double right = half_value(half[k], type ? 8 : 5), seen = (double)loaded.params[k];
             if (isnan(right) ? isnan(seen) : seen == right && !signbit(seen) == !signbit(right))
@@ -1293,7 +1294,7 @@ static void load_shards(hmoe_status right, const char *says) {
     memset(&m, 0, sizeof m);
     peak_bytes = live_bytes;
     test_context = says;
-    CHECK_INT(hmoe_load(&m, path("shards"), 1, 0), right);
+    CHECK_INT(hmoe_load_mixtral(&m, path("shards"), 1), right);
     CHECK(peak_bytes < live_bytes + (4 << 20));
     if (right) check_message(m.message, says);
     else CHECK(!memcmp(m.params, good_params, m.param_count * sizeof *good_params));

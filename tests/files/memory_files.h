@@ -128,6 +128,7 @@ static void memory_free(void *p) {
 #define fsync(fd) memory_nothing((fd) ? "" : NULL)
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
+#include "extra/interop/hmoe_interop.h"
 #undef fopen
 #undef fclose
 #undef remove

@@ -3,6 +3,7 @@
 
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
+#include "extra/interop/hmoe_interop.h"
 #include "extra/parallel/hmoe_placement.h"
 #include "../test.h"
 #include "../fixtures.h"

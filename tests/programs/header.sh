@@ -27,11 +27,11 @@ check() {
 }
 
 cp "$root/hmoe.h" "$root/extra/muon/hmoe_muon.h" "$root/extra/parallel/hmoe_parallel.h" \
-    "$root/extra/parallel/hmoe_placement.h" .
+    "$root/extra/parallel/hmoe_placement.h" "$root/extra/interop/hmoe_interop.h" .
 
 # For each header: declarations alone, which a program uses; the implementation; both in one file.
 main='int main(void) { return hmoe_default_config().E != 8; }'
-headers="hmoe hmoe_muon hmoe_placement hmoe_parallel"
+headers="hmoe hmoe_muon hmoe_placement hmoe_parallel hmoe_interop"
 for header in $headers; do
     for suffix in c cpp; do
         printf '#include "%s.h"\n%s\n' $header "$main" >declared_$header.$suffix
