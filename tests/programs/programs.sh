@@ -514,11 +514,12 @@ check "no export of half a model" gives 1 "half/model.safetensors" "$generate" h
 check "nor of none" gives 1 "none" "$generate" none --export-mixtral never
 check "no directory made by these" absent never
 
-# --- the README -----------------------------------------------------------------------------------
+# --- the pages ------------------------------------------------------------------------------------
 readme=$root/README.md
-for option in $(grep -o -e '--[a-z][a-z-]*' "$readme" | sort -u); do
+for option in $(cat "$readme" "$root"/docs/*.md "$root"/extra/*/README.md |
+    grep -o -e '--[a-z][a-z-]*' | sort -u); do
     grep -q "^    { \"$option\"" "$root/extra/parallel/cli_peers.h" && continue   # of make mpi
-    check "README: $option is an option" sh -c '{ "$1" --help; "$2" --help; } | grep -q -e "^  $3 "' \
+    check "pages: $option is an option" sh -c '{ "$1" --help; "$2" --help; } | grep -q -e "^  $3 "' \
         sh "$train_tiny" "$generate" "$option"
 done
 "$train_tiny" --data text --steps 0 --out readme --threads 1 >said 2>stderr
