@@ -10,7 +10,7 @@ FLOAT_TESTS += $(patsubst %,$(BUILD)/tests/%,model/reproducible model/extremes f
 	files/damaged)
 TESTS = $(DOUBLE_TESTS) $(FLOAT_TESTS) $(BUILD)/tests/model/against_naive_float \
 	$(BUILD)/tests/model/against_naive_plain
-SCRIPTS = tests/programs/header.sh tests/programs/programs.sh tests/cuda/cuda.sh
+SCRIPTS = tests/programs/house.sh tests/programs/header.sh tests/programs/programs.sh tests/cuda/cuda.sh
 BENCH = $(BUILD)/tests/programs/bench
 USED = $(HEADERS) $(wildcard tests/*.h tests/*/*.h) $(BUILD)/flags
 
