@@ -5,6 +5,7 @@
 #   CC, CFLAGS, LDFLAGS   the compiler; flags that come after all others; flags to link with
 #   DEBUG=1               with the address and undefined-behaviour sanitizers, slowly
 #   OPENMP=0              one thread
+#   PLAIN=1               with the plain product of hmoe.h: slow, easy to debug
 #   DATA, ARGS            for `make run`: a text, and options of train_tiny
 #   BUILD                 the directory for everything but the two programs
 #   BIN                   stands before their names: BIN=build/ makes build/train_tiny
@@ -40,7 +41,7 @@ help:
 ## make all           build the programs and the tests
 help-all: help
 	@echo; sed -n 's/^## //p' $(MAKEFILE_LIST)
-	@echo; echo 'CC=clang CFLAGS=... DEBUG=1 (sanitizers) OPENMP=0 (one thread) change how it is built,'
+	@echo; echo 'CC=clang CFLAGS=... DEBUG=1 (sanitizers) OPENMP=0 (one thread) PLAIN=1 change the build,'
 	@echo 'NVCC=... and SM="80 90" (generations of GPUs) how it is built for CUDA.'
 
 # --- flags ----------------------------------------------------------------------------------------
@@ -53,7 +54,7 @@ help-all: help
 # x86 and Windows need. It leaves the answer in $(BUILD)/flags and $(BUILD)/libraries.
 FLAGS = -std=c99 -Wall -Wextra -Wpedantic -Wshadow
 WANTED = -march=native -mprefer-vector-width=512 -ffp-contract=fast -fno-math-errno
-COMPILE = $(CC) -I. `cat $(BUILD)/flags` $(CFLAGS)
+COMPILE = $(CC) -I. `cat $(BUILD)/flags` $(if $(PLAIN),-DHMOE_PLAIN) $(CFLAGS)
 LINK = $(LDFLAGS) `cat $(BUILD)/libraries` -lm
 
 $(BUILD)/flags: extra/probe.sh $(BUILD)/settings
@@ -61,7 +62,7 @@ $(BUILD)/flags: extra/probe.sh $(BUILD)/settings
 
 # These files hold the settings of the last make. A file that changes makes what depends on it anew.
 export CC CFLAGS LDFLAGS DEBUG OPENMP
-export KEPT_settings = $(CC) | $(CFLAGS) | $(LDFLAGS) | $(DEBUG) $(OPENMP) | $(FLAGS) $(WANTED)
+export KEPT_settings = $(CC) | $(CFLAGS) | $(LDFLAGS) | $(DEBUG) $(OPENMP) $(PLAIN) | $(FLAGS) $(WANTED)
 export KEPT_backend = $(BACKEND)
 export KEPT_nvcc = $(TO_CUDA)
 $(BUILD)/settings $(BUILD)/backend $(BUILD)/nvcc: always
