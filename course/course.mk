@@ -1,6 +1,6 @@
-# The exercises, see course/exercises/README.md; and the tests of the course for `make test-full`.
-## make exercise-01   to 10: write a function of hmoe.h anew, and be told if it is wrong; FILE=my.c
-## make grade         the same for a whole class: DIR=submissions, see course/exercises/TEACHING.md
+# The exercises (course/exercises/README.md), and the tests of the course for `make test-full`.
+## make exercise-01   to 10: checks a function of hmoe.h that you write; FILE=my.c
+## make grade         checks the files of a class: DIR=submissions, see course/exercises/TEACHING.md
 FILE =
 DIR = submissions
 EXERCISE = command -v python3 >/dev/null || { echo 'make $@: needs Python 3' >&2; exit 1; }; \

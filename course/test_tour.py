@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""test_tour.py - TOUR.md is true: every function that it names exists, every command in it prints
-what it says there, every number with decimals is among what they print, and its derivations agree
-with central differences.
+"""test_tour.py - tests TOUR.md. Every function that it names exists. Its headings in capitals are
+sections of hmoe.h, in the same order. Every command prints the output that TOUR.md shows, and every
+number with decimals is part of such an output. The derivations agree with central differences. The
+links in all texts of the course lead to files.
 
-A command is an indented line that begins with "$ " ("> " goes on); what follows, up to an empty
-line or the next command, is its output: "..." stands for any lines, and numbers agree to one unit
-of the last place but one that is shown, since the last ones depend on the compiler. BIN is where
-the programs are."""
+A command is an indented line that begins with "$ "; a line with "> " continues it. The lines up to an
+empty line or the next command are its output. "..." stands for any lines. Numbers must agree to one
+unit of the last place but one, because the last place depends on the compiler. BIN is the directory
+of the programs."""
 
+import glob
 import math
 import os
 import random
@@ -18,6 +20,7 @@ import sys
 import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+COURSE = os.path.join(ROOT, "course")
 sys.path.insert(0, os.path.join(ROOT, "tests"))
 from harness import check, done  # noqa: E402
 
@@ -30,26 +33,30 @@ def read(name):
 
 
 TOUR, HEADER = read("course/TOUR.md"), read("hmoe.h")
+PLACEMENT = read("extra/parallel/hmoe_placement.h")
 
 
 # --- names ----------------------------------------------------------------------------------------
 
 def names():
-    found = set(re.findall(r"\b(?:hmoe|HMOE)_\w+", TOUR))
-    check("it names what the header has", len(found) > 40, len(found))
+    found = set(re.findall(r"\b(?:hmoe|HMOE)_\w+", TOUR)) - {"hmoe_placement"}
+    check("it names functions of the header", len(found) > 40, len(found))
     for name in sorted(found):
-        exists = (r"^[a-zA-Z][\w \t*]*\b%s\(" if name.islower() and name != "hmoe_routes"
-                  else r"\b%s\b") % name
-        check("%s is in hmoe.h" % name, re.search(exists, HEADER, re.M))
-    for room in re.findall(r"^## ([A-Z][A-Z ,]+)$", TOUR, re.M):
-        for word in room.split(", "):
-            check("room %s" % word, re.search(r"^   %s - " % word, HEADER, re.M))
-    rooms = [m.start() for word in ("LAYERS", "EXPERT SIZES", "ROUTER", "EXPERTS", "LOSSES",
-                                    "THE MODEL", "OPTIMIZER", "INFERENCE")
-             for m in re.finditer(r"^   %s - " % word, HEADER, re.M)]
-    check("the rooms come in this order", len(rooms) == 8 and rooms == sorted(rooms), rooms)
-    for link in re.findall(r"\]\(([^)#]+)\)", TOUR):
-        check("link to %s" % link, os.path.exists(os.path.join(ROOT, "course", link)))
+        exists = r"^[a-zA-Z][\w \t*]*\b%s\(|^(?:typedef )?(?:struct|enum) %s\b|\b%s\[|\b%s\b" % (
+            name, name, name, name if name.isupper() else "(?!)")
+        check("%s is in hmoe.h" % name, re.search(exists, HEADER + PLACEMENT, re.M))
+    rooms = [room for line in re.findall(r"^## ([A-Z][A-Z ,]+)$", TOUR, re.M)
+             for room in line.split(", ")]
+    places = [m.start() for room in rooms for m in re.finditer(r"^   %s - " % room, HEADER, re.M)]
+    check("its headings are sections of hmoe.h", len(places) == len(rooms) > 10, (rooms, places))
+    check("they are in the same order", places == sorted(places), places)
+    part = HEADER[HEADER.index("PART ONE - "):HEADER.index("PART TWO - ")]
+    for room in re.findall(r"^   ([A-Z][A-Z ]+) - ", part, re.M):
+        check("it has the section %s of PART ONE" % room, room in rooms)
+    for path in sorted(glob.glob(os.path.join(COURSE, "**", "*.md"), recursive=True)):
+        for link in re.findall(r"\]\(([^)#]+)\)", read(path)):
+            check("link to %s in %s" % (link, os.path.relpath(path, ROOT)),
+                  os.path.exists(os.path.join(os.path.dirname(path), link)))
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -85,7 +92,7 @@ def same_line(seen, said):
 
 
 def same(seen, said):
-    """Do these lines match, with ... for any number of them?"""
+    """True if the lines match; "..." matches any number of lines."""
     if not said:
         return not seen
     if said[0] == "...":
@@ -112,7 +119,7 @@ def run_commands():
         check("the number %s comes out of a command" % number, number in printed)
 
 
-# --- derivations, as TOUR.md has them -------------------------------------------------------------
+# --- the derivations of TOUR.md -------------------------------------------------------------------
 
 def softmax(r):
     top = [math.exp(x - max(r)) for x in r]
@@ -164,7 +171,8 @@ def derivations():
     H, f = [3, 5, 8, 2, 2], [0.5, 0.25, 0.75, 0, 0.5]
     N, other = 2, softmax(numbers(E))
     for name, M in ("balance", f), ("P-Penalty", [f[e] * H[e] / (sum(H) / E) for e in range(E)]):
-        agree(name, through_softmax(P, [E * M[e] / N for e in range(E)]),
+        agree(name + ", slope", [E * M[e] for e in range(E)], lambda Phat: E * dot(M, Phat), P)
+        agree(name + ", dr", through_softmax(P, [E * M[e] / N for e in range(E)]),
               lambda r: E * sum(M[e] * (softmax(r)[e] + other[e]) / N for e in range(E)), r)
     h = -sum(p * math.log(p) for p in P)
     agree("entropy", [-p * (math.log(p) + h) for p in P],

@@ -1,20 +1,28 @@
 #!/usr/bin/env python3
-"""exercise.py - checks a learner's functions, in the place of those of hmoe.h of the same names.
+"""exercise.py - checks functions that a learner wrote in place of functions of hmoe.h.
 
-    exercise.py check 03 [FILE]     make exercise-03 FILE=my.c: exit status 0 where it passed
-    exercise.py grade DIR           make grade DIR=submissions: a table
+    exercise.py check 03 [FILE]     make exercise-03 FILE=my.c: the exit status is 0 if it passed
+    exercise.py grade DIR           make grade DIR=submissions: prints a table
 
-An exercise is a directory NN-name: README.md, check.c (its first comment says FUNCTIONS and which),
-wrong/*.c (typical mistakes: the first comment is what to tell the learner), and perhaps own.h,
-which declares functions that are not in hmoe.h. The file to fill in, my.c, is made on the first run
-from the comments and signatures in the header, and never overwritten.
+An exercise is a directory NN-name. It holds:
 
-To check one, hmoe.h is copied with each function NAME renamed to reference_NAME and a declaration
-of NAME left behind. A small program includes the copy, the learner's file (NAME is your_NAME in
-it), every wrong answer (wrong_0_NAME, ...) and check.c, and a table of all answers stands behind
-NAME. So one program can ask any of them, compare, and train with any of them. It runs under limits
-on time, memory, files and output, and its whole process group is ended afterwards. It needs Python
-3 alone, and a C compiler: CC, cc where that is not set."""
+    README.md    the task
+    check.c      the inputs and the right results. Its first comment lists the FUNCTIONS to write.
+                 FROM names the header that declares some of them, if hmoe.h does not
+    wrong/*.c    typical mistakes. The first comment of each is the message to the learner
+    own.h        (if needed) comments and declarations that hmoe.h does not have
+
+The first run makes my.c, the file to fill in, from the comments and signatures in the header. No
+later run overwrites it. The comment of a backward function shows formulas as lines of their own;
+my.c leaves these lines out, because the learner derives them.
+
+To check a file, this program copies hmoe.h. In the copy each function NAME is called
+reference_NAME, and a declaration of NAME remains. A small C program includes the copy, the
+learner's file (there NAME is your_NAME), every wrong answer (wrong_0_NAME, ...) and check.c. In it
+NAME calls one entry of a table of all answers. Therefore one program can ask every answer, compare
+them, and train with each. The program runs under limits on time, memory, files and output; at the
+end its whole process group is killed. This needs Python 3 and a C compiler: CC, or cc if CC is not
+set."""
 
 import concurrent.futures
 import glob
@@ -31,13 +39,13 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-SECONDS = 10                  # of processor time for a check; three times that by the clock
+SECONDS = 10                  # of processor time for a check; the clock allows three times that
 MEMORY, FILE_SIZE = 1 << 30, 1 << 20
-OUTPUT = 200000               # bytes that are read before it is called a flood
+OUTPUT = 200000               # bytes; a program that prints more is ended
 FLAGS = ("-std=c99 -O1 -DHMOE_REAL=double -Wall -Wextra -Wno-unused-parameter "
          "-Wno-unused-function -Wno-unknown-pragmas").split()
 ENDINGS = {100: "ok", 101: "differs", 102: "crash", 103: "time", 104: "memory", 105: "file"}
-# those are check.h's enum check_end: whoever ends the program otherwise has not passed
+# These are check.h's enum check_end. A program that ends with another number has not passed.
 WHAT_ENDINGS_MEAN = {
     "ok": "passed", "differs": "other results", "untouched": "nothing in it yet", "part": "a "
     "function is missing", "compile": "does not compile", "crash": "crashed", "time": "took too "
@@ -48,19 +56,26 @@ WHAT_ENDINGS_MEAN = {
 # --- functions in C -------------------------------------------------------------------------------
 
 def without_comments(text):
-    """The same text, with blanks where comments and strings were, so that places stay."""
+    """The same text with blanks in place of comments and strings. No other character moves."""
     return re.sub(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'',
                   lambda m: re.sub(r"[^\n]", " ", m.group()), text, flags=re.S)
 
 
 def code(text):
-    """What is left of it without comments and white space."""
+    """The text without comments and white space."""
     return "".join(without_comments(text).split())
 
 
+def without_formulas(comment):
+    """The comment without its formulas. A formula is a line that is indented by more than three
+    blanks. One line takes the place of neighbouring formulas."""
+    return re.sub(r"(?:^ {4,}(?!.*\*/).*\n)+", "     (formulas that you derive: see README.md)\n",
+                  comment, flags=re.M)
+
+
 def unbalanced(text):
-    """What to say of a brace without a partner, "" where each has one. Which { of several lacks
-    its }, only the indentation can tell: the first whose } stands further to the left."""
+    """A message about a brace without a partner, or "" if each brace has one. If a } is missing,
+    the indentation tells which { lacks it: the first whose } stands further to the left."""
     waiting, suspect, parentheses, indent = [], "", 0, 0    # waiting: (line, indent) of each {
     for number, line in enumerate(without_comments(text).splitlines(), 1):
         here = len(line) - len(line.lstrip())
@@ -81,7 +96,7 @@ def unbalanced(text):
 
 
 class Function:
-    """A function of this name in a text: where it stands, what declares it, and its comment."""
+    """A function of this name in a text: its place, its declaration and its comment."""
 
     def __init__(self, text, name):
         plain = without_comments(text)
@@ -106,7 +121,7 @@ class Function:
             raise LookupError("no function %s" % name)
 
     def result(self):
-        """The type that it returns."""
+        """The type of its result."""
         words = self.declaration[:self.declaration.index(self.name)].split()
         return " ".join(w for w in words if w not in ("static", "HMOE__INLINE", "inline"))
 
@@ -116,7 +131,7 @@ class Function:
                          for p in self.parameters.split(","))
 
     def named(self, name, static=True):
-        """Its signature under another name."""
+        """Its signature with another name."""
         return "%s%s %s(%s)" % ("static " if static else "", self.result(), name,
                                 " ".join(self.parameters.split()))
 
@@ -143,43 +158,51 @@ class Exercise:
             sys.exit("exercise %02d: there is none: 01 to 10" % number)
         self.name = os.path.basename(self.path)
         self.mine = os.path.join(self.path, "my.c")
-        self.header = read(os.path.join(ROOT, "hmoe.h"))
         own = os.path.join(self.path, "own.h")
         self.own = read(own) if os.path.exists(own) else ""
         check = read(os.path.join(self.path, "check.c"))
-        names = re.search(r"FUNCTIONS((?:\s+hmoe_\w+|\s+my_\w+)+)", check).group(1).split()
-        self.functions = [find(self.header, name) or Function(self.own, name) for name in names]
+        names, more = re.search(r"FUNCTIONS((?:\s+hmoe_\w+|\s+my_\w+)+)(?:\s+FROM\s+(\S+))?",
+                                check).groups()
+        self.headers = {os.path.basename(file): read(os.path.join(ROOT, file))
+                        for file in ["hmoe.h"] + [more] * bool(more)}
+        self.header = "\n".join(self.headers.values())
+        self.functions = [find(self.header, name) or Function(self.own, name)
+                          for name in names.split()]
+        for f in self.functions:
+            if not f.comment and find(self.own, f.name):
+                f.comment = Function(self.own, f.name).comment
         self.wrong = sorted(glob.glob(os.path.join(self.path, "wrong", "*.c")))
 
     def hole(self):
         """The file to fill in."""
-        parts = ["""/* Exercise %s: see README.md beside this file. Fill in what is missing, then
+        parts = ["""/* Exercise %s: README.md has the task. Write the functions, then run
 
        make exercise-%s
 
-   Functions of your own, and #include, may be added. Everything in hmoe.h can be used, but for what
-   you are to write. It is compiled with HMOE_REAL double. */
+   You may add functions of your own and #include. You may call every function of hmoe.h, except the
+   functions that you write here. hmoe_real is double. */
 """ % (self.name, self.name[:2])]
         for f in self.functions:
             value = "" if f.result() == "void" else "    return 0;\n"
             declaration = f.declaration.replace("HMOE__INLINE", "static")
+            comment = without_formulas(f.comment) if "_backward" in f.name else f.comment
             parts.append("%s\n%s {\n    /* your lines here */\n%s}\n"
-                         % (f.comment, declaration, value))
+                         % (comment, declaration, value))
         return "\n".join(parts)
 
-    def spliced(self):
-        """hmoe.h, in which reference_NAME is what NAME was."""
-        text = self.header
+    def spliced(self, header):
+        """The text of this header. The definition of each NAME has the name reference_NAME."""
+        text = self.headers[header]
         for f in self.functions:
-            if not f.defined:
-                continue
             at = find(text, f.name)
+            if not at or not at.defined:
+                continue
             text = (text[:at.start] + f.named("reference_" + f.name) + " " + at.body + "\n"
                     + f.named(f.name, not f.is_public()) + ";" + text[at.end:])
         return text
 
     def missing(self, mine):
-        """The names of functions that are not written yet; comments are no lines."""
+        """The names of functions that are not written yet. Comments do not count."""
         hole, missing = self.hole(), []
         for f in self.functions:
             at = find(mine, f.name)
@@ -188,8 +211,8 @@ class Exercise:
         return missing
 
     def program(self, path, missing):
-        lines = ["#define _DEFAULT_SOURCE", "#define HMOE_IMPLEMENTATION", '#include "hmoe.h"',
-                 self.own]
+        lines = ["#define _DEFAULT_SOURCE", "#define HMOE_IMPLEMENTATION"]
+        lines += ['#include "%s"' % header for header in self.headers] + [self.own]
         answers = {f.name: ["reference_" + f.name] for f in self.functions}
         for f in self.functions:
             if not f.defined:
@@ -206,7 +229,7 @@ class Exercise:
                 at = find(text, f.name)
                 there = at and at.defined and not (number < 0 and f.name in missing)
                 answers[f.name].append((prefix if there else "reference_") + f.name)
-        lines.append("static int check_answer;   /* who stands behind a name: 0 hmoe.h, 1 you */")
+        lines.append("static int check_answer;   /* which answer NAME calls: 0 hmoe.h, 1 you */")
         for f in self.functions:
             lines.append("%s = { %s };" % (f.named("(*const answers_%s[])" % f.name),
                                            ", ".join(answers[f.name])))
@@ -220,14 +243,14 @@ class Exercise:
 
 
 def message(file):
-    """What a wrong answer says to the learner: its first comment."""
+    """The message of a wrong answer to the learner: its first comment."""
     return " ".join(re.match(r"\s*/\*(.*?)\*/", read(file), re.S).group(1).split())
 
 
-# --- running what nobody has checked --------------------------------------------------------------
+# --- running a program that nobody has checked ----------------------------------------------------
 
 def end_group(leader):
-    """Ends what is left of a process group. Was there anything?"""
+    """Kills the processes that are left of a group. Returns True if there were any."""
     for tries in range(50):
         try:
             os.killpg(leader, signal.SIGKILL)
@@ -238,7 +261,7 @@ def end_group(leader):
 
 
 def run(command, directory, seconds, memory, output=OUTPUT):
-    """(status, what it printed, why it was ended or ""). status < 0: a signal."""
+    """(status, output, and why the program was ended or ""). status < 0: a signal."""
     limits = ("{ ulimit -c 0; ulimit -S -t %d; ulimit -H -t %d; ulimit -f %d; ulimit -v %d; } "
               "2>/dev/null; " % (seconds, seconds + 2, FILE_SIZE // 512, memory // 1024))
     child = subprocess.Popen(["sh", "-c", limits * bool(memory) + 'exec "$@"', "sh"] + command,
@@ -259,14 +282,14 @@ def run(command, directory, seconds, memory, output=OUTPUT):
                 why = "time"
             if why or (ended and not more):
                 break
-            if more == b"" and not ended:      # it closed its output, and goes on
+            if more == b"" and not ended:      # its output is closed, but it still runs
                 time.sleep(0.02)
     finally:
         left = False
         if child.poll() is not None:
             left = end_group(child.pid)
         else:
-            os.killpg(child.pid, signal.SIGKILL)     # it is there until it is waited for
+            os.killpg(child.pid, signal.SIGKILL)     # it exists until child.wait()
             child.wait()
             end_group(child.pid)
         child.stdout.close()
@@ -275,13 +298,13 @@ def run(command, directory, seconds, memory, output=OUTPUT):
 
 
 def text_to_train_on():
-    """tinyshakespeare where it was fetched, else what the repository says of itself."""
+    """tinyshakespeare if it was fetched, otherwise README.md."""
     tiny = os.path.join(ROOT, "tinyshakespeare", "input.txt")
     return tiny if os.path.exists(tiny) else os.path.join(ROOT, "README.md")
 
 
 def check(exercise, path, quick=False):
-    """(how it ended, what to tell). quick: without the experiment."""
+    """(how it ended, the report). quick: without the experiment."""
     name = "exercise " + exercise.name
     shown = os.path.relpath(path)
     if not os.path.isfile(path):
@@ -289,27 +312,27 @@ def check(exercise, path, quick=False):
     missing = exercise.missing(read(path))
     lost = [f.name for f in exercise.functions if not find(read(path), f.name)]
     if len(lost) == len(exercise.functions):
-        return "part", ("%s: %s has no function %s: its first line must be as it was made. Without "
-                        "the file, `make exercise-%s` makes it anew." % (
+        return "part", ("%s: %s has no function %s: do not change its first line. If you remove "
+                        "the file, `make exercise-%s` makes it again." % (
                             name, shown, " or ".join(lost), exercise.name[:2]))
     if len(missing) == len(exercise.functions):
         return "untouched", ("%s: nothing is written in %s yet.\nRead %s, put the body of %s "
-                             "there, and say `make exercise-%s` again." % (
+                             "there, and run `make exercise-%s` again." % (
                                  name, shown, os.path.relpath(exercise.path) + "/README.md",
                                  " and of ".join(f.name for f in exercise.functions),
                                  exercise.name[:2]))
     if re.search(r"\breference_hmoe_", without_comments(read(path))):
-        return "compile", "%s: %s calls the built-in function: write your own" % (name, shown)
+        return "compile", "%s: %s calls the function of hmoe.h: write your own" % (name, shown)
     here = tempfile.mkdtemp(prefix="hmoe-exercise-")
     try:
         warnings = build(exercise, path, missing, here)
         how, text = judge(here, quick)
         if how == "ok" and missing:
             how = "part"
-            text += ("\nSo far so good. Still to be written: %s; hmoe.h's own stood in.\n"
+            text += ("\nWhat you have written is right. Still to be written: %s.\n"
                      % ", ".join(missing))
         if how not in ("ok", "part") and warnings:
-            text += "\nThe compiler had warned:\n" + first_lines("\n".join(warnings), 8)
+            text += "\nWarnings of the compiler:\n" + first_lines("\n".join(warnings), 8)
         return how, "%s: %s\n\n%s" % (name, "passed" if how == "ok" else "not yet",
                                         text.lstrip("\n"))
     except DoesNotCompile as problem:
@@ -323,9 +346,10 @@ class DoesNotCompile(Exception):
 
 
 def build(exercise, path, missing, here):
-    """Makes the program that judges, here/check. Returns warnings about the learner's file."""
-    with open(os.path.join(here, "hmoe.h"), "w", encoding="utf-8") as f:
-        f.write(exercise.spliced())
+    """Compiles the program here/check. Returns warnings about the learner's file."""
+    for header in exercise.headers:
+        with open(os.path.join(here, header), "w", encoding="utf-8") as f:
+            f.write(exercise.spliced(header))
     with open(os.path.join(here, "main.c"), "w", encoding="utf-8") as f:
         f.write(exercise.program(os.path.abspath(path), missing))
     os.mkdir(os.path.join(here, "empty"))
@@ -333,7 +357,7 @@ def build(exercise, path, missing, here):
     status, said, why = run(compiler + FLAGS + ["-I", here, "-o", "check", "main.c", "-lm"],
                             here, 60, 0)
     if status == 127:
-        raise DoesNotCompile("there is no C compiler %s here" % compiler[0])
+        raise DoesNotCompile("this machine has no C compiler %s" % compiler[0])
     if why == "time":
         raise DoesNotCompile("the compiler took more than three minutes")
     shown = os.path.relpath(path)
@@ -342,14 +366,14 @@ def build(exercise, path, missing, here):
     if status or why:
         brace = unbalanced(read(path))
         hint = ("%s: %s.\n\n" % (shown, brace) if brace else "" if about else
-                "The compiler noticed it only behind the end of the file: what is not finished "
-                "there?\n\n")
+                "The compiler found the mistake after the end of the file: is something "
+                "unfinished there?\n\n")
         raise DoesNotCompile((hint + first_lines(about if about or brace else said, 25)).rstrip())
     return [line for line in about.splitlines() if line.startswith(shown)]
 
 
 def about_file(said, shown):
-    """Of what a compiler and its linker say, all but what is about other files of source."""
+    """The messages of a compiler and its linker, without those about other source files."""
     kept, keep = [], True
     for line in said.splitlines():
         place = re.match(r"(?:In file included from |\s+from )?([^\s:][^:\n]*):(?:\d+[:,]| In )",
@@ -362,21 +386,21 @@ def about_file(said, shown):
 
 
 def judge(here, quick=False, answer=1):
-    """(how it ended, what it printed). answer: 1 the learner's, 2 and up the wrong ones."""
+    """(how it ended, its output). answer: 1 the learner's, 2 and up the wrong ones."""
     status, printed, why = run(["../check", text_to_train_on(), str(int(quick)), str(answer)],
                                os.path.join(here, "empty"), SECONDS, MEMORY)
     how = why or ENDINGS.get(status, "crash" if status < 0 else "exit")
     text = first_lines(printed, 5 if how == "flood" else 60)
     if how == "time" and status != 103:
-        text += "\nIt took more than %d seconds, and was ended.\n" % (3 * SECONDS)
+        text += "\nYour program took more than %d seconds and was ended.\n" % (3 * SECONDS)
     elif how == "flood":
-        text += "\nIt printed more than %d bytes, and was ended.\n" % OUTPUT
+        text += "\nYour program printed more than %d bytes and was ended.\n" % OUTPUT
     elif how == "children":
-        text += "\nIt left processes running: they were ended.\n"
+        text += "\nYour program left processes running. They were ended.\n"
     elif how == "exit":
-        text += "\nIt ended the whole program: a function here must return, not exit.\n"
+        text += "\nYour function ended the whole program. It must return and not call exit.\n"
     elif status < 0:
-        text += "\nIt was ended by signal %d.\n" % -status
+        text += "\nSignal %d ended your program.\n" % -status
     return how, text
 
 
@@ -406,8 +430,8 @@ def grade(directory):
         sys.exit("make grade DIR=submissions: there is no directory '%s'" % directory)
     files = submissions(directory)
     if not files:
-        sys.exit("make grade: '%s' holds no directory: one for each learner, with 01.c, 02.c, ... "
-                 "in it, or 01-top-k/my.c, ..." % directory)
+        sys.exit("make grade: '%s' has no directory in it. Each learner needs one, with files "
+                 "01.c, 02.c, ... or 01-top-k/my.c, ..." % directory)
     jobs = [(name, number) for name in files for number in sorted(files[name])]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         results = dict(zip(jobs, pool.map(
@@ -439,7 +463,7 @@ def main(arguments):
                 f.write(exercise.hole())
             print("made %s" % os.path.relpath(path))
         how, text = check(exercise, path)
-        for line in text.rstrip().splitlines():     # what compilers draw stays as it is
+        for line in text.rstrip().splitlines():     # a compiler's drawing must stay as it is
             print(textwrap.fill(line, 96) if line.startswith("What happened: ") else line)
         sys.exit(how != "ok")
     else:

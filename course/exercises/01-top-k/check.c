@@ -10,7 +10,7 @@ static int make_softmax(int i) {
         { 2, 1, { 10000, 9999 }, "extreme numbers" },
         { 2, 1, { -10000, -9999 }, "extreme numbers" },
         { 3, 0.25, { 10000, -10000, 0 }, "extreme numbers, and a scale" },
-        { 3, 1, { -INFINITY, 2, -INFINITY }, "minus infinity, as attention masks with" },
+        { 3, 1, { -INFINITY, 2, -INFINITY }, "minus infinity, as in attention's mask" },
     };
     int known = i < 8;
     c.softmax = 1, c.n = known ? cases[i].n : pick(1, 12);
@@ -52,6 +52,15 @@ static int make_case(int i) {
 static void call_case(void) {
     if (c.softmax) ANSWER(hmoe__softmax_row)(c.x, c.n, c.scale, c.with_lse ? c.lse : NULL);
     else ANSWER(hmoe__choose)(&c.routes, HMOE_TOP_K, c.K, 0.6, c.norm, c.N, c.E);
+}
+
+static void right_case(void) {
+    double p[12], lse;
+    if (c.softmax) {
+        right_softmax(p, &lse, c.x, c.n, c.scale);
+        for (int k = 0; k < c.n; k++) c.x[k] = p[k];
+        if (c.with_lse) *c.lse = lse;
+    } else right_choice(&c.routes, HMOE_TOP_K, c.K, 1, c.norm, c.N, c.E);
 }
 
 static hmoe_config training_config(void) { return small_config(); }

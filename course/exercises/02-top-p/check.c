@@ -10,7 +10,7 @@ static int make_case(int i) {
         { 3, 0.6, { 0.125, 0.5, 0.375 }, 0, "raw gates" },
         { 3, 0.6, { 0.125, 0.5, 0.375 }, 1, "two are needed" },
         { 4, 0.6, { 0.25, 0.25, 0.25, 0.25 }, 1, "all tie" },
-        { 3, 1, { 0, 1, 0 }, 1, "p = 1 takes all, also those of P = 0" },
+        { 3, 1, { 0, 1, 0 }, 1, "p = 1 takes all, also experts with P = 0" },
         { 3, 1e-9, { 0.25, 0.25, 0.5 }, 1, "the smallest p" },
         { 2, 1, { 1, 1e-20 }, 0, "p = 1, and a sum that rounds to 1 too early" },
     };
@@ -32,6 +32,10 @@ static int make_case(int i) {
 
 static void call_case(void) {
     ANSWER(hmoe__choose)(&c.routes, c.routing, c.K, c.p, c.norm, c.N, c.E);
+}
+
+static void right_case(void) {
+    right_choice(&c.routes, c.routing, c.K, c.p, c.norm, c.N, c.E);
 }
 
 static hmoe_config training_config(void) {

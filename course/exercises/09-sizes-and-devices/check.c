@@ -1,4 +1,5 @@
-/* FUNCTIONS hmoe_place_experts hmoe__activated_with my_parameters my_widths */
+/* FUNCTIONS hmoe_place_experts hmoe__activated_with my_parameters my_widths
+   FROM extra/parallel/hmoe_placement.h */
 
 enum { PLACE, ACTIVATED, PARAMETERS, WIDTHS, STEPS = 120 };
 static struct { int what, D; hmoe_placement placement; hmoe_config config; double budget, widths;
@@ -26,7 +27,7 @@ static void make_place(int i) {
         { 4, 2, 0, { 3, 1, 4, 2 }, "two pairs" }, { 4, 2, 1, { 3, 1, 4, 2 }, "contiguous" },
         { 8, 2, 0, { 9, 11, 13, 15, 17, 19, 21, 23 }, "arithmetic widths" },
         { 4, 4, 1, { 4, 3, 2, 1 }, "contiguous, one expert each" },
-        { 6, 2, 0, { 1, 2, 3, 4, 5, 6 }, "E is no multiple of 2 D: an error" },
+        { 6, 2, 0, { 1, 2, 3, 4, 5, 6 }, "E is not a multiple of 2 D: an error" },
         { 4, 2, 0, { 2, 2, 2, 2 }, "equal widths" },
         { 8, 2, 0, { 1, 50, 2, 40, 3, 30, 4, 20 }, "very unequal widths" },
     };
@@ -59,10 +60,10 @@ static int make_case(int i) {
                  c.config.L, c.config.V, c.config.E);
         c.fits = ints("at most `budget` parameters (1: yes)", 0, 1, OUTPUT);
         c.used = ints("at least 95 % of them", 0, 1, OUTPUT);
-        c.unequal = ints("the widest at least twice the narrowest", 0, 1, OUTPUT);
-        c.paired = ints("pairs are as wide together", 0, 1, OUTPUT);
+        c.unequal = ints("the widest is at least twice as wide as the narrowest", 0, 1, OUTPUT);
+        c.paired = ints("all pairs have the same total width", 0, 1, OUTPUT);
         c.clue = reals("clue", 0, 1, CLUE);
-        reals("rank last", 0, 200, HIDDEN);
+        reals("a large array: this input is never the smallest", 0, 200, HIDDEN);
         return 1;
     }
     c.widths = pick(1, 40);
@@ -88,7 +89,7 @@ static void call_place(void) {
     for (int d = 0; d < c.D; d++) c.count[d] = 0;
     for (int e = 0; e < E; e++)
         if (c.device[e] >= 0 && c.device[e] < c.D) c.count[c.device[e]]++;
-    for (int i = 0; i < E / 2; i++)     /* among equal widths any partner will do */
+    for (int i = 0; i < E / 2; i++)     /* if all widths are equal, every pairing is right */
         c.together[i] = c.placement == HMOE_CONTIGUOUS || c.H[order[0]] == c.H[order[E - 1]]
                         || c.device[order[i]] == c.device[order[E - 1 - i]];
 }
@@ -119,7 +120,7 @@ static void call_case(void) {
     else *c.number = ANSWER(hmoe__activated_with)(&c.config, c.widths);
 }
 
-/* Counted, not computed: by the walk over all tensors. */
+/* Counts with the list of all tensors. */
 static double reference_my_parameters(const hmoe_config *config) {
     hmoe_model m;
     memset(&m, 0, sizeof m);
@@ -128,13 +129,33 @@ static double reference_my_parameters(const hmoe_config *config) {
     return (double)m.param_count;
 }
 
-static void reference_my_widths(hmoe_config *config, double budget) {   /* there are many */
+/* All parameters without the experts' matrices and without V - 1 rows of the embedding; then 3 C
+   for each unit of width. */
+static double right_activated(void) {
+    double C = c.config.C, all = reference_my_parameters(&c.config);
+    for (int e = 0; e < c.config.E; e++) all -= 3.0 * c.config.L * C * c.H[e];
+    return all - (c.config.V - 1) * C + 3 * C * c.widths;
+}
+
+static void right_case(void) {
+    int E = c.config.E, whole = c.placement == HMOE_PAIRS ? 2 * c.D : c.D;
+    if (c.what == WIDTHS) *c.fits = *c.used = *c.unequal = *c.paired = 1;
+    else if (c.what == PARAMETERS) *c.number = reference_my_parameters(&c.config);
+    else if (c.what == ACTIVATED) *c.number = right_activated();
+    else if ((*c.status = E % whole != 0) == 0) {
+        for (int d = 0; d < c.D; d++) c.count[d] = E / c.D;
+        for (int i = 0; i < E / 2; i++) c.together[i] = 1;
+        for (int e = 0; e < E && c.placement == HMOE_CONTIGUOUS; e++) c.device[e] = e / (E / c.D);
+    }
+}
+
+static void reference_my_widths(hmoe_config *config, double budget) {   /* many are right */
     (void)config, (void)budget;
 }
 
 static hmoe_config training_config(void) { return small_config(); }
 
-/* What was predicted, and what came of it. */
+/* The predicted and the measured numbers. */
 static void experiment(void) {
     static double ce[STEPS];
     hmoe_config config = small_config();
@@ -143,16 +164,16 @@ static void experiment(void) {
     config.E = 8, config.loss_coef[HMOE_PP] = 0.1, check_answer = 1;
     my_widths(&config, 30000);
     check_answer = 0;
-    printf("\nA budget of 30000 parameters; your widths:");
+    printf("\nYour widths for 30000 parameters:");
     for (int e = 0; e < 8; e++) printf(" %d", config.H[e]);
-    printf(". Then as many in all, but equal.\n\n");
+    printf(". Beside them: equal widths of the same total.\n\n");
     for (int equal = 0; equal < 2; equal++) {
         hmoe_model m;
         double inverse = 0, widths = 0;
         if (equal) hmoe_expert_sizes(config.H, 8, (long long)hmoe__total_width(&config),
                                      "homogeneous", NULL);
         for (int e = 0; e < 8; e++) inverse += 1.0 / config.H[e];
-        check_answer = 1;      /* even work: expert e has a share of the choices as 1 / H[e] */
+        check_answer = 1;      /* work is even if shares are proportional to 1 / H[e] */
         predicted = hmoe__activated_with(&config, config.L * config.K * 8 / inverse);
         check_answer = 0;
         if (!train(&m, &config, 5e-3, STEPS, ce, 1)) { hmoe_free(&m); return; }
@@ -163,5 +184,6 @@ static void experiment(void) {
                hmoe__activated_with(&config, widths), mean_in_the_end(ce, STEPS));
         hmoe_free(&m);
     }
-    printf("\nThe measured number is larger where wide experts get more than their share.\n");
+    printf("\nThe measured number is larger if wide experts do more than an even share of the "
+           "work.\n");
 }

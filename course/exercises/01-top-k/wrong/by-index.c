@@ -1,5 +1,5 @@
-/* S[t] lists the right experts by index: it is to list them by descending P, the gates in the
-   same order. */
+/* S[t] has the right experts in the order of their index. It must list them by descending P, and
+   the gates in the same order. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {
     for (int t = 0; t < N; t++) {

@@ -1,4 +1,4 @@
-/* The first K experts were taken, not those of largest P. */
+/* Your function takes the first K experts. It must take the K experts of largest P. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {
     for (int t = 0; t < N; t++) {

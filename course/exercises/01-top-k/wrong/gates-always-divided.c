@@ -1,5 +1,5 @@
-/* Gates are renormalised although norm is 0. With K = 1 that makes every gate 1, and the router
-   gets no gradient from the loss of the language model. */
+/* Your function normalises the gates although norm is 0. If K is 1, every gate is then 1, and the
+   router gets no gradient from the cross-entropy. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {
     for (int t = 0; t < N; t++) {

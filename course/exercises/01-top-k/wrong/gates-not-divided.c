@@ -1,5 +1,5 @@
-/* Gates are not renormalised: under norm each is divided by the sum of P over the chosen
-   experts, so that they add up to 1. */
+/* The gates are not normalised. If norm is 1, divide each gate by the sum of P over the chosen
+   experts. Then the gates of a token add up to 1. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {
     for (int t = 0; t < N; t++) {

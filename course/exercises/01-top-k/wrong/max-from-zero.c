@@ -1,4 +1,4 @@
-/* The search for the largest began at 0 and not at x[0]: where all numbers are far below 0,
+/* Your search for the largest number starts at 0 and not at x[0]. If all numbers are far below 0,
    every exp is 0, and 0 / 0 is NaN. */
 static void hmoe__softmax_row(hmoe_real *x, int n, hmoe_real scale, hmoe_real *lse) {
     hmoe_real max = 0, sum = 0;

@@ -1,5 +1,5 @@
-/* scale multiplies x but not the largest that is taken off: exp(scale x - max) and exp(scale (x
-   - max)) differ, and where scale is small everything becomes 0. */
+/* scale multiplies x but not the largest x that you subtract. exp(scale x - max) is not exp(scale
+   (x - max)): if scale is small, every number becomes 0. */
 static void hmoe__softmax_row(hmoe_real *x, int n, hmoe_real scale, hmoe_real *lse) {
     hmoe_real max = x[0], sum = 0;
     for (int i = 1; i < n; i++) max = x[i] > max ? x[i] : max;

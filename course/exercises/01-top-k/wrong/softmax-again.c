@@ -1,5 +1,6 @@
-/* A second softmax was taken over the chosen P. Renormalising divides by their sum: softmax
-   over the chosen *logits* would be the same, over probabilities it is not. */
+/* Your function applies softmax a second time, to the chosen P. Divide the chosen P by their sum
+   instead. (Softmax of the chosen *logits* would give the same gates; softmax of probabilities
+   does not.) */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {
     for (int t = 0; t < N; t++) {

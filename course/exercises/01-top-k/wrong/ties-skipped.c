@@ -1,5 +1,5 @@
-/* Each next expert was looked for among those of *smaller* P than the last: of experts that tie
-   only one is ever taken. */
+/* Your function looks for the next expert only among those of *smaller* P than the last. If
+   several experts have equal P, it takes only one of them. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {
     for (int t = 0; t < N; t++) {

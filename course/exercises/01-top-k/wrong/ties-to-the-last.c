@@ -1,5 +1,5 @@
-/* Ties go to the highest index: `>=` was written where `>` is meant. They are to go to the
-   lowest, so that every implementation makes the same choice. */
+/* If experts have equal P, yours takes the highest index: `>=` stands in place of `>`. It must
+   take the lowest index, so that every implementation makes the same choice. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {
     for (int t = 0; t < N; t++) {

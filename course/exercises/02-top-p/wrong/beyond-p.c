@@ -1,5 +1,5 @@
-/* One expert too many where the sum *is* p: the prefix ends as soon as its sum reaches p (>=),
-   it need not exceed it. */
+/* If the sum *is* p, yours takes one expert too many. The choice ends when the sum reaches p (>=);
+   the sum need not exceed p. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {
     for (int t = 0; t < N; t++) {

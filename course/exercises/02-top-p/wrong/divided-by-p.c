@@ -1,5 +1,5 @@
-/* Gates were divided by p. They are divided by the sum of the chosen P, which is p or more, so
-   that they add up to 1. */
+/* Your function divides the gates by p. Divide them by the sum of the chosen P, which is p or
+   more. Then the gates of a token add up to 1. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {
     for (int t = 0; t < N; t++) {

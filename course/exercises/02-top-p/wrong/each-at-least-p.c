@@ -1,5 +1,5 @@
-/* p was taken as a threshold for each single P. It is one for their sum: experts are taken, the
-   largest first, until their P add up to p. */
+/* Your function compares each single P with p. Compare their sum with p: take experts, the largest
+   P first, until their P add up to p. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {
     for (int t = 0; t < N; t++) {

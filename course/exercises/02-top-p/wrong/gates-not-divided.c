@@ -1,4 +1,4 @@
-/* Gates are not renormalised: under norm each is divided by the sum of P over the chosen
+/* The gates are not normalised. If norm is 1, divide each gate by the sum of P over the chosen
    experts. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {

@@ -1,4 +1,4 @@
-/* routing was not looked at: under HMOE_TOP_K there are K experts, whatever their sum. */
+/* Your function ignores `routing`. If it is HMOE_TOP_K, take K experts, whatever their sum is. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {
     for (int t = 0; t < N; t++) {

@@ -1,5 +1,5 @@
-/* p = 1 takes all experts. A sum may round to 1 before the last of them, or never reach it: do
-   not ask it. */
+/* If p is 1, take all experts without a look at the sum. Because of rounding, a sum may reach 1
+   before the last expert, or never. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {
     for (int t = 0; t < N; t++) {

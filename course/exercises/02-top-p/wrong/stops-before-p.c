@@ -1,5 +1,5 @@
-/* The expert that brings the sum to p was left out: S[t] is the shortest prefix that *reaches*
-   p, not the longest that stays below it. */
+/* Your function leaves out the expert with which the sum reaches p. S[t] is the shortest list
+   whose sum *reaches* p, not the longest whose sum is below p. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {
     for (int t = 0; t < N; t++) {

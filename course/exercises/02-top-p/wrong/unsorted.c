@@ -1,5 +1,5 @@
-/* Experts were added up in the order of their index. The largest P comes first, else more
-   experts than needed are taken, and the wrong ones. */
+/* Your function adds up the experts in the order of their index. Take the largest P first.
+   Otherwise it takes too many experts, and the wrong ones. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p,
                          int norm, int N, int E) {
     for (int t = 0; t < N; t++) {

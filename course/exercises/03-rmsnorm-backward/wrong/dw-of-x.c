@@ -1,4 +1,4 @@
-/* dw was made from x, where it takes the normalised row n = x rrms: y = w n. */
+/* Your dw uses x. It needs the normalised row n = x rrms, because y = w n. */
 static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
                                    const hmoe_real *x, const hmoe_real *w, const hmoe_real *rrms,
                                    int N, int C) {

@@ -1,5 +1,5 @@
-/* dx lacks the gain w: y = w n, so what reaches the normalised row n is w dy, not dy, in both
-   places. */
+/* The gain w is missing in dx. Because y = w n, the gradient of n is w dy and not dy. This is
+   needed in both places. */
 static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
                                    const hmoe_real *x, const hmoe_real *w, const hmoe_real *rrms,
                                    int N, int C) {

@@ -1,5 +1,5 @@
-/* The mean is taken of dy n, without the gain: w belongs into the sum, because every element
-   has its own. */
+/* The mean in dx is the mean of dy n, without the gain. w must be inside the mean, because each
+   element has its own w. */
 static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
                                    const hmoe_real *x, const hmoe_real *w, const hmoe_real *rrms,
                                    int N, int C) {

@@ -1,5 +1,5 @@
-/* The mean is missing: rms(x) was taken for a constant. But every x[i] also moves rms(x), and
-   so every y of its row; that is what n mean(w dy n) takes off. */
+/* The term with the mean is missing: you took rms(x) for a constant. But every x[i] also changes
+   rms(x), and therefore every y of its row. */
 static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
                                    const hmoe_real *x, const hmoe_real *w, const hmoe_real *rrms,
                                    int N, int C) {

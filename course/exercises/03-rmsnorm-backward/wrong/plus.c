@@ -1,5 +1,5 @@
-/* The sign of the mean's term is wrong: larger x makes rms(x) larger and y smaller, so it is
-   taken off. */
+/* The term with the mean has the wrong sign. A larger x makes rms(x) larger and y smaller:
+   subtract this term. */
 static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
                                    const hmoe_real *x, const hmoe_real *w, const hmoe_real *rrms,
                                    int N, int C) {

@@ -1,5 +1,5 @@
-/* dw holds the last token's share alone: it is the sum over all tokens, added to what was
-   there. */
+/* dw contains the part of the last token only. It must be the sum over all tokens, added to the
+   old dw. */
 static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
                                    const hmoe_real *x, const hmoe_real *w, const hmoe_real *rrms,
                                    int N, int C) {

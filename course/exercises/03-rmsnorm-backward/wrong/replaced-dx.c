@@ -1,5 +1,5 @@
-/* dx was replaced: it is to be added to. The residual stream brings its own gradient along, and
-   it would be lost. */
+/* Your function replaces dx. It must add to dx: the old dx is the gradient of the residual stream,
+   and it would be lost. */
 static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
                                    const hmoe_real *x, const hmoe_real *w, const hmoe_real *rrms,
                                    int N, int C) {

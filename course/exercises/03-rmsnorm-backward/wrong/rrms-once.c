@@ -1,5 +1,5 @@
-/* The term with the mean lacks one 1 / rms(x): it is n mean(w dy n) / rms(x), and n itself is x
-   / rms(x). Two of them stand in the mean's term outside the mean. */
+/* One factor 1 / rms(x) is missing in the term with the mean. This term is n mean(w dy n) /
+   rms(x), and n itself is x / rms(x). */
 static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
                                    const hmoe_real *x, const hmoe_real *w, const hmoe_real *rrms,
                                    int N, int C) {

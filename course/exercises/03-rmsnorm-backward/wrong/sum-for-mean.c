@@ -1,4 +1,4 @@
-/* The sum was not divided by C: rms(x) has the mean of the squares in it, not their sum. */
+/* The sum is not divided by C. rms(x) contains the mean of the squares and not their sum. */
 static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
                                    const hmoe_real *x, const hmoe_real *w, const hmoe_real *rrms,
                                    int N, int C) {

@@ -1,5 +1,5 @@
-/* Rows stand in the order of tokens. They are to be sorted by expert, so that the work of each
-   expert is one stretch: count first, then add up, then place. */
+/* Your rows are in the order of the tokens. They must be in the order of the experts: count first,
+   then add up, then place. */
 static void hmoe__dispatch(const hmoe_routes *routes, int N, int E) {
     int count, *start = routes->expert_start, slots = routes->slots;
     for (int e = 0; e <= E; e++) start[e] = 0;

@@ -1,5 +1,5 @@
-/* expert_start holds how many rows each expert has. It is to hold where they start: the sum of
-   the counts before it. */
+/* expert_start contains the number of rows of each expert. It must contain the first row of each
+   expert: the sum of the counts before it. */
 static void hmoe__dispatch(const hmoe_routes *routes, int N, int E) {
     int next[HMOE_MAX_EXPERTS], *start = routes->expert_start, slots = routes->slots;
     for (int e = 0; e <= E; e++) start[e] = 0;

@@ -1,4 +1,4 @@
-/* Only the first expert of each token was added: there are count[t] of them. */
+/* Your function adds only the first expert of each token. A token has count[t] experts. */
 static void hmoe__combine_forward(hmoe_real *y, const hmoe_real *x, const hmoe_real *rows,
                                   const hmoe_routes *routes, int N, int C) {
     for (int t = 0; t < N; t++) {

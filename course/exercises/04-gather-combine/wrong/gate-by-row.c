@@ -1,5 +1,5 @@
-/* row_gate takes the gates in the order in which tokens have them. A row has the gate of its
-   own token and slot. */
+/* row_gate contains the gates in the order of the tokens. The gate of a row must be the gate of
+   its own token and slot. */
 static void hmoe__dispatch(const hmoe_routes *routes, int N, int E) {
     int count = 0, next[HMOE_MAX_EXPERTS], *start = routes->expert_start, slots = routes->slots;
     for (int e = 0; e <= E; e++) start[e] = 0;

@@ -1,5 +1,5 @@
-/* The gate was looked up in gate[] by the number of the row. gate[] is by token and slot;
-   row_gate[] is by row. */
+/* Your function reads gate[] with the number of the row as index. The index of gate[] is token and
+   slot; the index of row_gate[] is the row. */
 static void hmoe__combine_forward(hmoe_real *y, const hmoe_real *x, const hmoe_real *rows,
                                   const hmoe_routes *routes, int N, int C) {
     for (int t = 0; t < N; t++) {

@@ -1,5 +1,5 @@
-/* The rows of an expert stand in descending order of tokens: they are to ascend, so that sums
-   over them have one order. */
+/* The rows of an expert are in descending order of the tokens. They must be in ascending order, so
+   that all sums over them have one order. */
 static void hmoe__dispatch(const hmoe_routes *routes, int N, int E) {
     int next[HMOE_MAX_EXPERTS], *start = routes->expert_start, slots = routes->slots;
     for (int e = 0; e <= E; e++) start[e] = 0;

@@ -1,4 +1,4 @@
-/* The gates are missing: each expert's row counts as much as the router says, g. */
+/* The gates are missing. Multiply each expert's row with its gate g. */
 static void hmoe__combine_forward(hmoe_real *y, const hmoe_real *x, const hmoe_real *rows,
                                   const hmoe_routes *routes, int N, int C) {
     for (int t = 0; t < N; t++) {

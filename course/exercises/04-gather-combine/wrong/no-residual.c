@@ -1,4 +1,5 @@
-/* x is missing: y = x + sum of the experts. Without it no layer passes on what came in. */
+/* x is missing: y = x + the sum over the experts. Without x, a layer does not pass on its input.
+   */
 static void hmoe__combine_forward(hmoe_real *y, const hmoe_real *x, const hmoe_real *rows,
                                   const hmoe_routes *routes, int N, int C) {
     for (int t = 0; t < N; t++) {

@@ -1,5 +1,5 @@
-/* rows was read as if it were in the order of tokens. They are sorted by expert: routes->row
-   says where each one is. */
+/* Your function reads rows as if they were in the order of the tokens. They are in the order of
+   the experts. routes->row has the row of each token and slot. */
 static void hmoe__combine_forward(hmoe_real *y, const hmoe_real *x, const hmoe_real *rows,
                                   const hmoe_routes *routes, int N, int C) {
     int next = 0;

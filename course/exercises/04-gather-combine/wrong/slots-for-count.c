@@ -1,5 +1,5 @@
-/* All slots of a token were counted. Under Top-P only the first count[t] of them are set; what
-   lies behind is not an expert. */
+/* Your function uses all slots of a token. Under Top-P only the first count[t] slots are set; the
+   others contain no expert. */
 static void hmoe__dispatch(const hmoe_routes *routes, int N, int E) {
     int next[HMOE_MAX_EXPERTS], *start = routes->expert_start, slots = routes->slots;
     for (int e = 0; e <= E; e++) start[e] = 0;

@@ -1,5 +1,5 @@
-/* expert_start was itself moved on while rows were placed, so that it ends where each expert
-   *ends*. Place with a copy of it. */
+/* Your function changes expert_start while it places rows. At the end it contains the *end* of
+   each expert. Use a copy for placing. */
 static void hmoe__dispatch(const hmoe_routes *routes, int N, int E) {
     int *start = routes->expert_start, slots = routes->slots;
     for (int e = 0; e <= E; e++) start[e] = 0;

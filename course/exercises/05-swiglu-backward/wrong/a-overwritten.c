@@ -1,4 +1,5 @@
-/* a was read again after u[i] had become its gradient: keep a and b before writing to u. */
+/* Your function reads a again after it has overwritten u[i] with the gradient. Read a and b before
+   you write to u. */
 static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
                                            hmoe_real g, int H) {
     hmoe_real dg = 0;

@@ -1,4 +1,4 @@
-/* The gradient of b is dL/dh silu(a): a factor a is missing. */
+/* A factor a is missing in db: db is g dh silu(a). */
 static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
                                            hmoe_real g, int H) {
     hmoe_real dg = 0;

@@ -1,4 +1,4 @@
-/* The gate is missing from the gradients of a and b: what reaches h is g dh, since y = g W2 h. */
+/* The gate is missing in da and db. Because y = g W2 h, the gradient of h is g dh. */
 static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
                                            hmoe_real g, int H) {
     hmoe_real dg = 0;

@@ -1,5 +1,5 @@
-/* dg has the gate in it. y = g W2 h, so dg is dh . h with dh = W2^T dy, before g is multiplied
-   in. */
+/* Your dg contains the gate. Because y = g W2 h, dg is dh . h, and dh = W2^T dy does not contain
+   g. */
 static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
                                            hmoe_real g, int H) {
     hmoe_real dg = 0;

@@ -1,5 +1,4 @@
-/* h is to become g h: the gradient of W2 is dy^T (g h), and this is the only place where g
-   comes in. */
+/* h must become g h: the gradient of W2 is dy^T (g h), and g enters it only here. */
 static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
                                            hmoe_real g, int H) {
     hmoe_real dg = 0;

@@ -1,5 +1,5 @@
-/* The sigmoid was taken as exp(a) / (1 + exp(a)): where a is large that is infinity / infinity,
-   NaN. 1 / (1 + exp(-a)) has no such place. */
+/* Your sigmoid is exp(a) / (1 + exp(a)). If a is large, this is infinity / infinity, which is NaN.
+   1 / (1 + exp(-a)) is right for every a. */
 static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
                                            hmoe_real g, int H) {
     hmoe_real dg = 0;

@@ -1,4 +1,5 @@
-/* s (1 - s) is the slope of the sigmoid. silu(a) = a sigmoid(a): its slope is s + a s (1 - s). */
+/* s (1 - s) is the derivative of the sigmoid. The derivative of silu(a) = a s is s + a s (1 - s).
+   */
 static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
                                            hmoe_real g, int H) {
     hmoe_real dg = 0;

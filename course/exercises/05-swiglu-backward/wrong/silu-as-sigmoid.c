@@ -1,5 +1,5 @@
-/* The derivative of silu(a) = a sigmoid(a) has two parts, by the product rule: sigmoid(a) + a
-   sigmoid(a) (1 - sigmoid(a)). The second is missing. */
+/* The product rule gives two terms for the derivative of silu(a) = a s: s + a s (1 - s). The
+   second is missing. */
 static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
                                            hmoe_real g, int H) {
     hmoe_real dg = 0;

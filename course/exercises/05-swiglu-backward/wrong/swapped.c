@@ -1,5 +1,5 @@
-/* The gradients of a and b are in each other's place: u is [a | b], and a, the first half, is
-   what goes through silu. */
+/* The gradients of a and b have changed places. u is [a | b], and silu is applied to a, the first
+   half. */
 static hmoe_real hmoe__swiglu_row_backward(hmoe_real *u, hmoe_real *h, const hmoe_real *dh,
                                            hmoe_real g, int H) {
     hmoe_real dg = 0;

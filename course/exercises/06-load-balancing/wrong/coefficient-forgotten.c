@@ -1,14 +1,10 @@
-/* lb_coef is missing from the gradient: the total has lb_coef L_lb in it, so what P is worth
-   has it, too. */
-static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sums,
-                         const hmoe_config *c, double N) {
-    loss->term[HMOE_LB] = loss->term[HMOE_PP] = loss->term[HMOE_ENT] = loss->term[HMOE_Z] = 0;
-    for (int l = 0; l < c->L; l++, sums += 2 * c->E + 3) {
-        for (int e = 0; e < c->E; e++) {
-            double f = sums[e] / N, Phat = sums[c->E + e] / N;
-            loss->term[HMOE_LB] += c->E * f * Phat;
-            dP_all[l * c->E + e] = c->E * f / N;
-        }
+/* The factor coef is missing in the slope. The total loss contains coef * L_lb, therefore its
+   derivative has the factor coef, too. */
+static double hmoe__load_balancing(const hmoe_means *x, double coef, hmoe_means *slope) {
+    double loss = 0;
+    for (int e = 0; e < x->E; e++) {
+        loss += x->E * x->f[e] * x->Phat[e];
+        slope->Phat[e] += x->E * x->f[e];
     }
-    loss->total = loss->ce + c->loss_coef[HMOE_LB] * loss->term[HMOE_LB];
+    return loss;
 }

@@ -1,14 +1,10 @@
-/* The gradient was taken by f, giving Phat. But f counts choices, which do not change when P
-   moves a little: it is a constant, and the gradient by Phat is E f. */
-static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sums,
-                         const hmoe_config *c, double N) {
-    loss->term[HMOE_LB] = loss->term[HMOE_PP] = loss->term[HMOE_ENT] = loss->term[HMOE_Z] = 0;
-    for (int l = 0; l < c->L; l++, sums += 2 * c->E + 3) {
-        for (int e = 0; e < c->E; e++) {
-            double f = sums[e] / N, Phat = sums[c->E + e] / N;
-            loss->term[HMOE_LB] += c->E * f * Phat;
-            dP_all[l * c->E + e] = c->E * c->loss_coef[HMOE_LB] * Phat / N;
-        }
+/* Your slope contains Phat_e: this is the derivative with respect to f_e. But f counts choices and
+   is a constant. The derivative with respect to Phat_e is E f_e. */
+static double hmoe__load_balancing(const hmoe_means *x, double coef, hmoe_means *slope) {
+    double loss = 0;
+    for (int e = 0; e < x->E; e++) {
+        loss += x->E * x->f[e] * x->Phat[e];
+        slope->Phat[e] += coef * x->E * x->Phat[e];
     }
-    loss->total = loss->ce + c->loss_coef[HMOE_LB] * loss->term[HMOE_LB];
+    return loss;
 }

@@ -1,5 +1,5 @@
-/* The cause was taken away: that is no cure. my_cure is to leave what made the router collapse,
-   and add to it. */
+/* my_cure removed the cause. It must keep the settings that made the router collapse, and add
+   another setting. */
 static void my_collapse(hmoe_config *config) {
     config->loss_coef[HMOE_ENT] = 0.1;
 }

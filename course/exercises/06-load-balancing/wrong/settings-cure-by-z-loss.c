@@ -1,5 +1,5 @@
-/* The z-loss was meant to cure. It keeps logits small, and does not look at who gets the
-   tokens: a loss that does has f in it. */
+/* my_cure uses the z-loss. It keeps logits small and does not depend on how many tokens choose an
+   expert. A loss that does contains f. */
 static void my_collapse(hmoe_config *config) {
     config->loss_coef[HMOE_ENT] = 0.1;
 }

@@ -1,5 +1,5 @@
-/* One expert a token, or another gate, starves some experts but need not kill half of them.
-   Which loss rewards a router for being sure of itself, whoever it is sure of? */
+/* One expert per token, or another gate, leaves some experts with few tokens, but not half of
+   them. Which loss is smaller if every token is sure of its expert? */
 static void my_collapse(hmoe_config *config) {
     config->K = 1;
 }

@@ -1,5 +1,5 @@
-/* The experts are even, and the model does not learn any more: the balance drowns the language.
-   A coefficient is a compromise; try a tenth. */
+/* The experts are even, but the model learns nothing: the balance is much larger than the cross-
+   entropy. Try a tenth of the coefficient. */
 static void my_collapse(hmoe_config *config) {
     config->loss_coef[HMOE_ENT] = 0.1;
 }

@@ -1,5 +1,5 @@
-/* The right loss, but too weak: its coefficient must outweigh what the collapse is worth to the
-   other losses. Try ten times as much, and again. */
+/* This is the right loss, but its coefficient is too small: the other losses gain more from the
+   collapse than this loss costs. Try ten times as much, and again. */
 static void my_collapse(hmoe_config *config) {
     config->loss_coef[HMOE_ENT] = 0.1;
 }

@@ -1,17 +1,12 @@
-/* f was divided by the number of choices, so that all f add up to 1. Here f is the share of
-   *tokens* that chose an expert: under Top-K they add up to K. */
-static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sums,
-                         const hmoe_config *c, double N) {
-    loss->term[HMOE_LB] = loss->term[HMOE_PP] = loss->term[HMOE_ENT] = loss->term[HMOE_Z] = 0;
-    double all;
-    for (int l = 0; l < c->L; l++, sums += 2 * c->E + 3) {
-        all = 0;
-        for (int e = 0; e < c->E; e++) all += sums[e];
-        for (int e = 0; e < c->E; e++) {
-            double f = sums[e] / all, Phat = sums[c->E + e] / N;
-            loss->term[HMOE_LB] += c->E * f * Phat;
-            dP_all[l * c->E + e] = c->E * c->loss_coef[HMOE_LB] * f / N;
-        }
+/* Your function divides f by its sum. f_e is the share of the *tokens* that chose expert e. Under
+   Top-K the sum of f is K, not 1. */
+static double hmoe__load_balancing(const hmoe_means *x, double coef, hmoe_means *slope) {
+    double loss = 0;
+    double all = 0;
+    for (int e = 0; e < x->E; e++) all += x->f[e];
+    for (int e = 0; e < x->E; e++) {
+        loss += x->E * x->f[e] / all * x->Phat[e];
+        slope->Phat[e] += coef * x->E * x->f[e] / all;
     }
-    loss->total = loss->ce + c->loss_coef[HMOE_LB] * loss->term[HMOE_LB];
+    return loss;
 }

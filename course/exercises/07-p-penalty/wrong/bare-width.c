@@ -1,19 +1,11 @@
-/* M was made with the bare width H[e], as HMoE prints it. Divided by mean(H), equal widths give
-   load balancing, as its text says they should, and the coefficient keeps its meaning when the
-   model grows. */
-static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sums,
-                         const hmoe_config *c, double N) {
-    loss->term[HMOE_LB] = loss->term[HMOE_PP] = loss->term[HMOE_ENT] = loss->term[HMOE_Z] = 0;
-    for (int l = 0; l < c->L; l++, sums += 2 * c->E + 3) {
-        for (int e = 0; e < c->E; e++) {
-            double f = sums[e] / N, Phat = sums[c->E + e] / N, M = f * c->H[e];
-            loss->term[HMOE_LB] += c->E * f * Phat;
-            loss->term[HMOE_PP] += c->E * M * Phat;
-            dP_all[l * c->E + e] = c->E * (c->loss_coef[HMOE_LB] * f + c->loss_coef[HMOE_PP] * M) / N;
-        }
-        loss->term[HMOE_ENT] += c->E * sums[2 * c->E] / N;
-        loss->term[HMOE_Z] += sums[2 * c->E + 1] / N;
+/* M contains the bare width H[e], as HMoE prints it. Divide it by mean(H): then equal widths give
+   load balancing, and the coefficient keeps its meaning if the widths grow. */
+static double hmoe__p_penalty(const hmoe_means *x, double coef, hmoe_means *slope) {
+    double loss = 0;
+    for (int e = 0; e < x->E; e++) {
+        double M = x->f[e] * x->H[e];
+        loss += x->E * M * x->Phat[e];
+        slope->Phat[e] += coef * x->E * M;
     }
-    loss->total = loss->ce + c->loss_coef[HMOE_LB] * loss->term[HMOE_LB] + c->loss_coef[HMOE_PP] * loss->term[HMOE_PP]
-                  + c->loss_coef[HMOE_ENT] * loss->term[HMOE_ENT] + c->loss_coef[HMOE_Z] * loss->term[HMOE_Z];
+    return loss;
 }

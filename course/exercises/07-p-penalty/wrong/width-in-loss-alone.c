@@ -1,20 +1,11 @@
-/* The loss has M in it, its gradient only f: they no longer belong together. The gradient of E
-   M Phat by Phat is E M. */
-static void hmoe__losses(hmoe_losses *loss, hmoe_real *dP_all, const double *sums,
-                         const hmoe_config *c, double N) {
-    double mean_H = 0;
-    for (int e = 0; e < c->E; e++) mean_H += (double)c->H[e] / c->E;
-    loss->term[HMOE_LB] = loss->term[HMOE_PP] = loss->term[HMOE_ENT] = loss->term[HMOE_Z] = 0;
-    for (int l = 0; l < c->L; l++, sums += 2 * c->E + 3) {
-        for (int e = 0; e < c->E; e++) {
-            double f = sums[e] / N, Phat = sums[c->E + e] / N, M = f * c->H[e] / mean_H;
-            loss->term[HMOE_LB] += c->E * f * Phat;
-            loss->term[HMOE_PP] += c->E * M * Phat;
-            dP_all[l * c->E + e] = c->E * (c->loss_coef[HMOE_LB] * f + c->loss_coef[HMOE_PP] * f) / N;
-        }
-        loss->term[HMOE_ENT] += c->E * sums[2 * c->E] / N;
-        loss->term[HMOE_Z] += sums[2 * c->E + 1] / N;
+/* The loss contains M, but its slope contains only f. The derivative of E M_e Phat_e with respect
+   to Phat_e is E M_e. */
+static double hmoe__p_penalty(const hmoe_means *x, double coef, hmoe_means *slope) {
+    double loss = 0;
+    for (int e = 0; e < x->E; e++) {
+        double M = x->f[e] * x->H[e] / x->mean_H;
+        loss += x->E * M * x->Phat[e];
+        slope->Phat[e] += coef * x->E * x->f[e];
     }
-    loss->total = loss->ce + c->loss_coef[HMOE_LB] * loss->term[HMOE_LB] + c->loss_coef[HMOE_PP] * loss->term[HMOE_PP]
-                  + c->loss_coef[HMOE_ENT] * loss->term[HMOE_ENT] + c->loss_coef[HMOE_Z] * loss->term[HMOE_Z];
+    return loss;
 }

@@ -1,4 +1,4 @@
-/* The entropy is in bits: everything here is in nats, ln and not log2. */
+/* Your entropy is in bits. Here all entropies are in nats: use ln and not log2. */
 static void hmoe__router_softmax(const hmoe_routes *routes, int N, int E) {
     for (int t = 0; t < N; t++) {
         const hmoe_real *r = routes->logits + t * E;

@@ -1,5 +1,5 @@
-/* dgate was read by token and slot: it is by row, as the experts have it. routes->row says
-   which. */
+/* Your function reads dgate by token and slot. The index of dgate is the row. routes->row has the
+   row of each token and slot. */
 static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dgate,
                                   const hmoe_real *dP_all, double d_entropy, double d_lse2,
                                   int norm, int N, int E) {

@@ -1,6 +1,5 @@
-/* The entropy's term lacks + entropy: through the softmax, P (ln P + entropy) comes off.
-   Without it the gradients of a token do not add up to 0, though adding a number to all logits
-   changes no P. */
+/* The entropy's term lacks + entropy: dr_e -= d_entropy P_e (ln P_e + entropy). Without it the dr
+   of a token do not add up to 0, although adding a number to all logits changes no P. */
 static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dgate,
                                   const hmoe_real *dP_all, double d_entropy, double d_lse2,
                                   int norm, int N, int E) {

@@ -1,4 +1,4 @@
-/* The logits were taken for ln P: ln P = r - lse. */
+/* Your function uses the logit r in place of ln P. ln P = r - lse. */
 static void hmoe__router_softmax(const hmoe_routes *routes, int N, int E) {
     for (int t = 0; t < N; t++) {
         const hmoe_real *r = routes->logits + t * E;

@@ -1,4 +1,5 @@
-/* The sign of the entropy: it is - sum of P ln P, never negative, and ln E at most. */
+/* The sign of the entropy is wrong. The entropy is - sum of P ln P. It is never negative, and at
+   most ln E. */
 static void hmoe__router_softmax(const hmoe_routes *routes, int N, int E) {
     for (int t = 0; t < N; t++) {
         const hmoe_real *r = routes->logits + t * E;

@@ -1,5 +1,5 @@
-/* The entropy's gradient points the other way: r -= d_entropy P (ln P + entropy). As it stands
-   the loss is made larger, and Top-P takes more and more experts. */
+/* The entropy's gradient has the wrong sign: dr_e -= d_entropy P_e (ln P_e + entropy). Yours makes
+   the loss larger, and Top-P takes more and more experts. */
 static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dgate,
                                   const hmoe_real *dP_all, double d_entropy, double d_lse2,
                                   int norm, int N, int E) {

@@ -1,5 +1,5 @@
-/* The gates were taken as raw under norm, too: g = P / (sum over S of P), so every chosen P is
-   in every gate: dP = (dg - sum of dg g) / sum of P. */
+/* Your function treats the gates as raw although norm is 1. Then g = P / (sum over S of P), and
+   each gate depends on every chosen P: dP = (dg - sum of dg g) / (sum of P). */
 static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dgate,
                                   const hmoe_real *dP_all, double d_entropy, double d_lse2,
                                   int norm, int N, int E) {

@@ -1,5 +1,5 @@
-/* ln P was taken of P itself: where P is 0 that is minus infinity, and 0 times it is NaN. ln P
-   = r - lse is finite, and 0 times it is 0. */
+/* Your function takes the log of P. If P is 0, the log is minus infinity, and 0 times infinity is
+   NaN. ln P = r - lse is finite, and 0 times it is 0. */
 static void hmoe__router_softmax(const hmoe_routes *routes, int N, int E) {
     for (int t = 0; t < N; t++) {
         const hmoe_real *r = routes->logits + t * E;

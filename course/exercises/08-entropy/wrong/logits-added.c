@@ -1,4 +1,4 @@
-/* The gradient was added to the logits: it is to replace them. */
+/* Your function adds the gradient to the logits. It must replace the logits. */
 static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dgate,
                                   const hmoe_real *dP_all, double d_entropy, double d_lse2,
                                   int norm, int N, int E) {

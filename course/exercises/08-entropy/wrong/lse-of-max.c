@@ -1,4 +1,4 @@
-/* lse was taken for the largest logit: it is the log of the sum of all exp(r). */
+/* Your lse is the largest logit. lse is the log of the sum of all exp(r). */
 static void hmoe__router_softmax(const hmoe_routes *routes, int N, int E) {
     for (int t = 0; t < N; t++) {
         const hmoe_real *r = routes->logits + t * E;

@@ -1,5 +1,5 @@
-/* The softmax's mean is missing: dr = P (dP - sum of dP P). Raising one logit lowers all other
-   P. */
+/* The sum is missing in the softmax's term: dr_e = P_e (dP_e - sum of dP P). A larger logit makes
+   all other P smaller. */
 static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dgate,
                                   const hmoe_real *dP_all, double d_entropy, double d_lse2,
                                   int norm, int N, int E) {

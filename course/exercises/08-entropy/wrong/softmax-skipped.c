@@ -1,5 +1,5 @@
-/* dP was handed on as if it were the gradient of the logits: the softmax lies in between, dr =
-   P (dP - mean). */
+/* Your function uses dP as the gradient of the logits. The softmax lies between them: dr_e = P_e
+   (dP_e - sum of dP P). */
 static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dgate,
                                   const hmoe_real *dP_all, double d_entropy, double d_lse2,
                                   int norm, int N, int E) {

@@ -1,5 +1,5 @@
-/* The sum of the chosen P was taken for a constant: it moves with each of them. dP = (dg - sum
-   of dg g) / sum of P; the second part is missing. */
+/* You took the sum of the chosen P for a constant. Each chosen P changes it: dP = (dg - sum of dg
+   g) / (sum of P). The second term is missing. */
 static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dgate,
                                   const hmoe_real *dP_all, double d_entropy, double d_lse2,
                                   int norm, int N, int E) {

@@ -1,4 +1,5 @@
-/* The z-loss is lse squared: its derivative has a factor 2. */
+/* A factor 2 is missing in the z-loss: the derivative of lse^2 is 2 lse times the derivative of
+   lse. */
 static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dgate,
                                   const hmoe_real *dP_all, double d_entropy, double d_lse2,
                                   int norm, int N, int E) {

@@ -1,5 +1,5 @@
-/* Pairs were made for HMOE_CONTIGUOUS, too: there device d has the experts d E / D and its
-   neighbours, in the order of their indices. */
+/* Your function makes pairs for HMOE_CONTIGUOUS, too. There device d has E / D neighbours in the
+   order of their index, from expert d E / D on. */
 hmoe_status hmoe_place_experts(int *device, const int *H, int E, int D, hmoe_placement placement,
                                char *message) {
     int by_width[HMOE_MAX_EXPERTS], pairs = placement == HMOE_PAIRS;

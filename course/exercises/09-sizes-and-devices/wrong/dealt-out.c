@@ -1,5 +1,5 @@
-/* Experts were dealt out one by one from the widest on: device 0 always gets the wider of two.
-   Pairs are dealt out. */
+/* Your function places single experts in turn, the widest first. Device 0 then always gets the
+   wider of two. Place whole pairs in turn. */
 hmoe_status hmoe_place_experts(int *device, const int *H, int E, int D, hmoe_placement placement,
                                char *message) {
     int by_width[HMOE_MAX_EXPERTS], pairs = placement == HMOE_PAIRS;

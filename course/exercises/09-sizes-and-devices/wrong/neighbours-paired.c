@@ -1,5 +1,5 @@
-/* The widest was put beside the second widest. It goes with the narrowest, so that every pair
-   is about as wide. */
+/* Your function pairs the widest expert with the second widest. Pair it with the narrowest, so
+   that all pairs have about the same width. */
 hmoe_status hmoe_place_experts(int *device, const int *H, int E, int D, hmoe_placement placement,
                                char *message) {
     int by_width[HMOE_MAX_EXPERTS], pairs = placement == HMOE_PAIRS;

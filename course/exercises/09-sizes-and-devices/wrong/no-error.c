@@ -1,5 +1,5 @@
-/* E must be a multiple of 2 D where whole pairs are placed, else some device gets half of one:
-   say HMOE_BAD_ARGUMENT. */
+/* If whole pairs are placed, E must be a multiple of 2 D. Otherwise a device would get half of a
+   pair: return HMOE_BAD_ARGUMENT. */
 hmoe_status hmoe_place_experts(int *device, const int *H, int E, int D, hmoe_placement placement,
                                char *message) {
     int by_width[HMOE_MAX_EXPERTS], pairs = placement == HMOE_PAIRS;

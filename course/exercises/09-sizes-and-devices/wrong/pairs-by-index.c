@@ -1,5 +1,5 @@
-/* The first expert was paired with the last: the pairs are of the widest and the narrowest,
-   wherever they stand. Sort by width first. */
+/* Your function pairs the first expert with the last. Pair the widest with the narrowest, at any
+   index: sort the experts by width first. */
 hmoe_status hmoe_place_experts(int *device, const int *H, int E, int D, hmoe_placement placement,
                                char *message) {
     int by_width[HMOE_MAX_EXPERTS], pairs = placement == HMOE_PAIRS;

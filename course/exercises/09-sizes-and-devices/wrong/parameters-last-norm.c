@@ -1,4 +1,4 @@
-/* The last norm was forgotten, C numbers after the layers. */
+/* The norm after the last layer is missing: C numbers. */
 static double my_parameters(const hmoe_config *config) {
     double C = config->C, widths = 0;
     for (int e = 0; e < config->E; e++) widths += config->H[e];

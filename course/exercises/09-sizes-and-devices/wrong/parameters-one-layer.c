@@ -1,4 +1,4 @@
-/* The experts of one layer were counted: every layer has its own. */
+/* Your function counts the experts of one layer. Each layer has its own experts. */
 static double my_parameters(const hmoe_config *config) {
     double C = config->C, widths = 0;
     for (int e = 0; e < config->E; e++) widths += config->H[e];

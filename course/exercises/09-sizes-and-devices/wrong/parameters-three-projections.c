@@ -1,4 +1,5 @@
-/* Attention has four matrices of C x C: q, k, v, and the output. */
+/* Your function counts three matrices for attention. It has four of C x C: q, k, v and the output.
+   */
 static double my_parameters(const hmoe_config *config) {
     double C = config->C, widths = 0;
     for (int e = 0; e < config->E; e++) widths += config->H[e];

@@ -1,4 +1,4 @@
-/* One matrix of V x C was counted: embedding and head are two here. */
+/* Your function counts one matrix of V x C. Embedding and head are two matrices here. */
 static double my_parameters(const hmoe_config *config) {
     double C = config->C, widths = 0;
     for (int e = 0; e < config->E; e++) widths += config->H[e];

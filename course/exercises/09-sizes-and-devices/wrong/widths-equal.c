@@ -1,4 +1,4 @@
-/* The widths are equal, or nearly so: the widest expert is to be at least twice as wide as the
+/* The widths are equal, or nearly equal. The widest expert must be at least twice as wide as the
    narrowest. */
 static void my_widths(hmoe_config *config, double budget) {
     double C = config->C, L = config->L, E = config->E;

@@ -1,4 +1,4 @@
-/* The pairs are not as wide together: choose the width of a pair first, then divide it between
+/* The pairs have different total widths. Choose the width of a pair first, then divide it between
    its two experts. */
 static void my_widths(hmoe_config *config, double budget) {
     double C = config->C, L = config->L, E = config->E;

@@ -1,4 +1,5 @@
-/* The budget was spent on a single layer's experts: every layer has as many. */
+/* Your function gives the whole budget to the experts of one layer. Every layer has its own
+   experts. */
 static void my_widths(hmoe_config *config, double budget) {
     double C = config->C, L = config->L, E = config->E;
     double rest = budget - (2 * config->V + 1) * C - L * C * (4 * C + 2 + E);

@@ -1,5 +1,5 @@
-/* The whole budget went to the experts: embedding, head, attention, norms and router come off
-   first. */
+/* Your function gives the whole budget to the experts. First subtract embedding, head, attention,
+   norms and router. */
 static void my_widths(hmoe_config *config, double budget) {
     double C = config->C, L = config->L, E = config->E;
     double rest = budget;

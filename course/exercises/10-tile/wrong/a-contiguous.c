@@ -1,7 +1,7 @@
-/* a_k was ignored: neighbours in a row of A lie a_k apart, which is 1 only where A is read as
-   it lies in memory. */
-static void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_row,
-                       const hmoe_real *const *row, size_t a_k, const hmoe_real *panel, int m,
+/* Your function ignores a_step. Neighbours in a row of A are a_step apart; a_step is 1 only if A
+   is not transposed. */
+static void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_stride,
+                       const hmoe_real *const *row, size_t a_step, const hmoe_real *panel, int m,
                        int n, int K, const int nr) {
     hmoe_real sum[HMOE__MR][HMOE__NR];
     for (int i = 0; i < HMOE__MR; i++)
@@ -10,5 +10,5 @@ static void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_row,
         for (int i = 0; i < HMOE__MR; i++)
             for (int j = 0; j < nr; j++) sum[i][j] += row[i][k] * panel[k * nr + j];
     for (int i = 0; i < m; i++)
-        for (int j = 0; j < n; j++) c[i * c_row + j] = sum[i][j] + (d ? d[i * c_row + j] : 0);
+        for (int j = 0; j < n; j++) c[i * c_stride + j] = sum[i][j] + (d ? d[i * c_stride + j] : 0);
 }

@@ -1,14 +1,15 @@
-/* The sum was added to c: c is replaced, by d + sum or by the sum alone. (Where c is to be
-   added to, it is passed as d.) */
-static void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_row,
-                       const hmoe_real *const *row, size_t a_k, const hmoe_real *panel, int m,
+/* Your function adds the sum to c. It must replace c, with d + sum or with the sum alone. (To add
+   to c, the caller passes c as d.) */
+static void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_stride,
+                       const hmoe_real *const *row, size_t a_step, const hmoe_real *panel, int m,
                        int n, int K, const int nr) {
     hmoe_real sum[HMOE__MR][HMOE__NR];
     for (int i = 0; i < HMOE__MR; i++)
         for (int j = 0; j < nr; j++) sum[i][j] = 0;
     for (int k = 0; k < K; k++)
         for (int i = 0; i < HMOE__MR; i++)
-            for (int j = 0; j < nr; j++) sum[i][j] += row[i][k * a_k] * panel[k * nr + j];
+            for (int j = 0; j < nr; j++) sum[i][j] += row[i][k * a_step] * panel[k * nr + j];
     for (int i = 0; i < m; i++)
-        for (int j = 0; j < n; j++) c[i * c_row + j] += sum[i][j] + (d ? d[i * c_row + j] : 0);
+        for (int j = 0; j < n; j++)
+            c[i * c_stride + j] += sum[i][j] + (d ? d[i * c_stride + j] : 0);
 }

@@ -1,13 +1,13 @@
-/* d was forgotten: where it is not NULL, the result is d + sum. */
-static void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_row,
-                       const hmoe_real *const *row, size_t a_k, const hmoe_real *panel, int m,
+/* d is missing. If d is not NULL, the result is d + sum. */
+static void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_stride,
+                       const hmoe_real *const *row, size_t a_step, const hmoe_real *panel, int m,
                        int n, int K, const int nr) {
     hmoe_real sum[HMOE__MR][HMOE__NR];
     for (int i = 0; i < HMOE__MR; i++)
         for (int j = 0; j < nr; j++) sum[i][j] = 0;
     for (int k = 0; k < K; k++)
         for (int i = 0; i < HMOE__MR; i++)
-            for (int j = 0; j < nr; j++) sum[i][j] += row[i][k * a_k] * panel[k * nr + j];
+            for (int j = 0; j < nr; j++) sum[i][j] += row[i][k * a_step] * panel[k * nr + j];
     for (int i = 0; i < m; i++)
-        for (int j = 0; j < n; j++) c[i * c_row + j] = sum[i][j];
+        for (int j = 0; j < n; j++) c[i * c_stride + j] = sum[i][j];
 }
