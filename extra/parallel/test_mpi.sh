@@ -2,38 +2,30 @@
 # test_mpi.sh - several processes against one: mpi.c and train_tiny under each MPI that is
 # here, once between two hosts that share nothing but a network. There may be more processes than
 # cores: their times say nothing.
-set -u
-LC_ALL=C; export LC_ALL
-root=$(cd "$(dirname "$0")/../.." && pwd)
-here=$(mktemp -d "${TMPDIR:-/tmp}/hmoe-mpi-XXXXXX") || exit 1
+# shellcheck source=tests/harness.sh
+. "$(dirname "$0")/../../tests/harness.sh"
 names=hmoe$$
-clean() { ip netns del ${names}a; ip netns del ${names}b; rm -rf "$here"; }
-trap 'clean 2>/dev/null' EXIT
-trap 'exit 1' HUP INT TERM
-passed=0 failed=0
+clean() { ip netns del ${names}a; ip netns del ${names}b; }
 many=4
 [ -z "${FULL:-}" ] || many="2 4"   # FULL=1: every way, in a quarter of an hour
 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive MPI_DIR=$here/mpi
 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMP_NUM_THREADS OMP_WAIT_POLICY OMPI_ALLOW_RUN_AS_ROOT OMPI_ALLOW_RUN_AS_ROOT_CONFIRM MPI_DIR
 
-check() {         # check NAME COMMAND...: the command succeeds
-    name=$1; shift
-    if "$@" >"$here/output" 2>&1; then passed=$((passed + 1))
-    else failed=$((failed + 1)); echo "FAILED $name: $*"; sed 's/^/    /' "$here/output"; fi
-}
 run() {           # run N COMMAND...: in N processes
     n=$1; shift
     case $mpi in openmpi) timeout 300 $mpirun --oversubscribe --bind-to none -n "$n" "$@" ;;
     *) timeout 300 $mpirun -n "$n" "$@" ;; esac
 }
-gives() {         # gives STATUS LINE COMMAND...: the trainer says one line, once, whoever finds it
-    status=$1 line=$2; shift 2
-    "$@" >"$here/stdout" 2>"$here/stderr"
-    got=$?
-    cat "$here/stderr"
-    [ "$got" -eq "$status" ] && [ "$(grep -c '^train_tiny: ' "$here/stderr")" -eq 1 ] &&
-        grep -q -e "^train_tiny: .*$line" "$here/stderr"
+ours() {          # ours COMMAND...: without what mpirun itself has to say
+    "$@" 2>"$here/all"
+    set -- $?
+    grep -e '^train_tiny: ' -e '^(' "$here/all" >&2
+    return "$1"
+}
+fails() {         # fails STATUS LINE N OPTIONS...: one line, once, whichever of N processes finds it
+    status=$1 line=$2 n=$3; shift 3
+    gives "$status" "$line" ours run "$n" $train "$@"
 }
 help_to_one() { run 1 $train --help : -n 1 $train --out e | grep -q -e --expert-ranks; }
 build() {         # build PROGRAM SOURCE FLAGS...: with every warning an error
@@ -42,7 +34,7 @@ build() {         # build PROGRAM SOURCE FLAGS...: with every warning an error
         -Wpedantic -Wshadow -Werror "$@" -o "$here/$program" "$root/$source" -lm
 }
 build_by() (      # build_by COMPILER STANDARD PROGRAM SOURCE FLAGS...: where there is that one
-    command -v "$1" || exit 0
+    have "$1" || exit 0
     standard=$2 OMPI_CC=$1 MPICH_CC=$1; export OMPI_CC MPICH_CC; shift 2
     build "$@"
 )
@@ -59,32 +51,32 @@ without() { make -C "$root" mpi MPICC=no_mpicc 2>&1 | grep 'no no_mpicc: install
 # --- where an error is found, and what becomes of the others ----------------------------------
 failures() {
     for n in $many; do
-        check "not a directory" gives 1 'cannot make the directory' run $n $train --out text/x
-        check "no text" gives 1 'cannot read nothing' run $n $train --out e --data nothing
-        check "no run" gives 1 'there is no run' run $n $train --out e --resume
-        check "no such option" gives 2 'no such option' run $n $train --out e --nonsense 1
-        check "a batch that does not fit" gives 2 "multiple of the $n processes" \
-            run $n $train --out e --batch 9
-        check "more expert ranks than pairs" gives 1 'whole pairs each, so a multiple of' \
-            run $n $train --out e --experts $n
-        check "no such group" gives 2 'no multiple' run $n $train --out e --expert-ranks 3
-        check "a short list" gives 1 'expert 2 of 8 is on device -1' run $n $train --out e --place 0,1
-        check "a list with a comma too many" gives 2 'needs pairs, contiguous, or' \
-            run $n $train --out e --place 0,1,0,1,0,1,0,1,
-        check "a long list" gives 2 'only 8 experts' run $n $train --out e --place 0,1,0,1,0,1,0,1,0
-        check "no list" gives 2 'needs pairs, contiguous, or' run $n $train --out e --place 0,1,9
-        check "a GPU" gives 2 'compute on the cpu only' run $n $train --out e --backend cuda
-        check "too high a rate" gives 1 'most likely --lr' \
-            run $n $train --out e --lr 1e30 --clip 0 --warmup 0
-        check "no room" gives 1 'out of memory' run $n $train --out e --width 65536 --hidden 100000
+        check "not a directory" fails 1 'cannot make the directory' $n --out text/x
+        check "no text" fails 1 'cannot read nothing' $n --out e --data nothing
+        check "no run" fails 1 'there is no run' $n --out e --resume
+        check "no such option" fails 2 'no such option' $n --out e --nonsense 1
+        check "a batch that does not fit" fails 2 "multiple of the $n processes" \
+            $n --out e --batch 9
+        check "more expert ranks than pairs" fails 1 'whole pairs each, so a multiple of' \
+            $n --out e --experts $n
+        check "no such group" fails 2 'no multiple' $n --out e --expert-ranks 3
+        check "a short list" fails 1 'expert 2 of 8 is on device -1' $n --out e --place 0,1
+        check "a list with a comma too many" fails 2 'needs pairs, contiguous, or' \
+            $n --out e --place 0,1,0,1,0,1,0,1,
+        check "a long list" fails 2 'only 8 experts' $n --out e --place 0,1,0,1,0,1,0,1,0
+        check "no list" fails 2 'needs pairs, contiguous, or' $n --out e --place 0,1,9
+        check "a GPU" fails 2 'compute on the cpu only' $n --out e --backend cuda
+        check "too high a rate" fails 1 'most likely --lr' \
+            $n --out e --lr 1e30 --clip 0 --warmup 0
+        check "no room" fails 1 'out of memory' $n --out e --width 65536 --hidden 100000
     done
-    check "unequal options" gives 2 '--lr: process 0 has 0.002 by default and process 1 0.003' \
-        run 1 $train --out e : -n 1 $train --out e --lr 0.003
-    check "a default against the same value" gives 2 '--k: process 0 has 2 by default' \
-        run 1 $train --out e : -n 1 $train --out e --k 2
+    check "unequal options" fails 2 '--lr: process 0 has 0.002 by default and process 1 0.003' \
+        1 --out e : -n 1 $train --out e --lr 0.003
+    check "a default against the same value" fails 2 '--k: process 0 has 2 by default' \
+        1 --out e : -n 1 $train --out e --k 2
     check "help to one: no hang" help_to_one
     [ "$(id -u)" -eq 0 ] || { mkdir e2; chmod 555 e2
-        check "a directory of others" gives 1 'cannot write' run 2 $train --out e2; }
+        check "a directory of others" fails 1 'cannot write' 2 --out e2; }
 }
 
 # A directory where a file is to be: the first process cannot write, and the older run stays.
@@ -93,7 +85,7 @@ no_place() {
     run 2 $train --out full >/dev/null 2>&1
     cp -r full before
     mkdir -p full/training.safetensors.tmp/x
-    gives 1 'cannot write.*training' run 2 $train --out full --resume --steps 12 &&
+    fails 1 'cannot write.*training' 2 --out full --resume --steps 12 &&
         same_model full before && cmp full/training.safetensors before/training.safetensors &&
         rm -r full/training.safetensors.tmp && run 2 $train --out full --resume --steps 12
 }
@@ -188,7 +180,7 @@ check "make mpi without MPI" without
 for mpi in openmpi mpich; do
     mpirun=mpirun.$mpi numbers="1 2 4"
     [ $mpi = openmpi ] || [ -n "${FULL:-}" ] || numbers=2   # MPICH's processes wait by spinning
-    if ! command -v "mpicc.$mpi" >/dev/null || ! command -v "$mpirun" >/dev/null; then
+    if ! have "mpicc.$mpi" || ! have "$mpirun"; then
         echo "no mpicc.$mpi and $mpirun here: its tests are skipped"; continue
     fi
     train="$here/train_$mpi --data $here/text $recipe"
@@ -213,13 +205,11 @@ for mpi in openmpi mpich; do
     check "no place for a file" no_place
     check "the first one killed" killed 2 1
     check "interrupted" interrupted
-    if [ $mpi = openmpi ] && unshare --net --uts --mount true 2>/dev/null &&
-        command -v ip >/dev/null; then
+    if [ $mpi = openmpi ] && unshare --net --uts --mount true 2>/dev/null && have ip; then
         check "two hosts" two_hosts
         rm -rf two
         check "one host" run 2 $train --out two
         check "two hosts as one" same_model two files/two
     elif [ $mpi = openmpi ]; then echo 'no rights or no ip(8) to make two hosts: skipped'; fi
 done
-echo "test_mpi: $passed passed, $failed failed"
-[ $failed -eq 0 ]
+summary

@@ -5,24 +5,12 @@
 #   Then by `make cuda`, which needs nvcc, in directories of its own: what it says where it cannot
 #   work, that its programs start on a machine without a GPU and say so, that their CPU computes the
 #   same bits, and that each make builds what it should.
-set -u
-root=$(cd "$(dirname "$0")/../.." && pwd)
-here=$(mktemp -d "${TMPDIR:-/tmp}/hmoe-cuda-XXXXXX") || exit 1
-trap 'rm -rf "$here"' EXIT
-trap 'exit 1' HUP INT TERM
+# shellcheck source=tests/harness.sh
+. "$(dirname "$0")/../harness.sh"
 cd "$root" || exit 1
 unset MAKEFLAGS MAKELEVEL MAKEOVERRIDES
-passed=0 failed=0
+evidence=said
 
-check() {         # check NAME COMMAND...: the command succeeds
-    name=$1; shift
-    if "$@"; then passed=$((passed + 1))
-    else
-        failed=$((failed + 1))
-        echo "FAILED $name: $*"
-        head -n 9 "$here/said" | sed 's/^/    /'
-    fi
-}
 run() { "$@" >"$here/said" 2>&1; status=$?; }
 says() { [ $status -eq "$1" ] && [ "$(grep -a -c -e "$2" "$here/said")" -eq 1 ]; }
 build() { run make CC="${CC:-cc}" BUILD="$here/build" BIN="$here/" "$@"; }
@@ -33,7 +21,6 @@ train() {         # train DIR OPTIONS...
 }
 score() { dir=$here/$1; shift; run "$here/generate" "$dir" --score "$here/text" --threads 1 "$@"; }
 loss() { sed -n 's/^final: val_loss \([0-9.]*\) .*/\1/p; s/^nll \([0-9.]*\) .*/\1/p' "$here/said"; }
-near() { awk "BEGIN { d = $1 - $2; exit !(d < $3 && d > -$3) }"; }
 head -c 3000 README.md >"$here/text"
 
 # --- an imitated GPU ------------------------------------------------------------------------------
@@ -44,7 +31,7 @@ imitate() {       # imitate COMPILER: builds both programs
         "$1" "$here/$program.o" "$here/hmoe_cuda.o" -o "$here/$program" -lm || return
     done
 }
-for cxx in c++ g++ clang++ ""; do command -v "$cxx" >/dev/null && break; done
+for cxx in c++ g++ clang++ ""; do have "$cxx" && break; done
 if [ -z "$cxx" ]; then echo "no C++ compiler here: an imitated GPU is skipped"; else
     run imitate "$cxx"
     check "the programs on an imitated GPU" [ $status -eq 0 ]
@@ -122,5 +109,4 @@ else
     echo "no nvcc here: building with it is skipped"
 fi
 
-echo "cuda_programs: $passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+summary

@@ -3,14 +3,10 @@
 # independent implementation of the same model in PyTorch, with the recipe below and one seed, ended
 # at a validation loss of 1.7055: the mean of three seeds must be within 0.02 of it or better, and
 # the default recipe must be as good.
-set -u
-case ${BIN:-} in /*) ;; *) BIN=$PWD/${BIN:-} ;; esac
 data=$PWD/tinyshakespeare/input.txt
-here=$(mktemp -d "${TMPDIR:-/tmp}/hmoe-learning-XXXXXX") || exit 1
-trap 'rm -rf "$here"' EXIT
-trap 'exit 1' HUP INT TERM
+# shellcheck source=tests/harness.sh
+. "$(dirname "$0")/../harness.sh"
 cd "$here" || exit 1
-passed=0 failed=0
 
 learns() {        # learns NAME LIMIT OPTIONS...: three seeds' mean final loss is at most LIMIT
     name=$1 limit=$2; shift 2
@@ -19,9 +15,8 @@ learns() {        # learns NAME LIMIT OPTIONS...: three seeds' mean final loss i
             sed -n 's/^final: val_loss \([0-9.]*\) .*/\1/p'
     done >losses
     echo "$name: $(tr '\n' ' ' <losses)"
-    if awk -v limit="$limit" '{ sum += $1 } END { exit !(NR == 3 && sum / 3 <= limit) }' losses
-    then passed=$((passed + 1))
-    else failed=$((failed + 1)); echo "FAILED $name: the mean must be at most $limit"; fi
+    check "the mean of $name is at most $limit" awk -v limit="$limit" \
+        '{ sum += $1 } END { exit !(NR == 3 && sum / 3 <= limit) }' losses
 }
 
 if [ ! -f "$data" ]; then
@@ -31,5 +26,4 @@ else
         --beta2 0.99 --clip 1 --pp 0.01 --steps 2000 --batch 12
     learns default 1.7055
 fi
-echo "learning: $passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+summary

@@ -3,20 +3,11 @@
 # 200 steps every expert of every layer must have tokens, and a token more than 1.3 experts. With
 # the coefficient that HMoE prints for its entropy loss, 0.03, the same check must fail, and the
 # program must say so, once. About half a minute on two cores.
-set -u
-case ${BIN:-} in /*) ;; *) BIN=$PWD/${BIN:-} ;; esac
-text=$(cd "$(dirname "$0")/../.." && pwd)/hmoe.h
-here=$(mktemp -d "${TMPDIR:-/tmp}/hmoe-top-p-XXXXXX") || exit 1
-trap 'rm -rf "$here"' EXIT
-trap 'exit 1' HUP INT TERM
+# shellcheck source=tests/harness.sh
+. "$(dirname "$0")/../harness.sh"
 cd "$here" || exit 1
-passed=0 failed=0
+text=$root/hmoe.h evidence="said warned"
 
-check() {         # check NAME COMMAND...: the command succeeds
-    name=$1; shift
-    if "$@"; then passed=$((passed + 1))
-    else failed=$((failed + 1)); echo "FAILED $name: $*"; cat said warned; fi
-}
 train() {         # train OPTIONS...: leaves what it says in `said` and `warned`
     "${BIN}train_tiny" --data "$text" --out run --eval-tokens 8192 "$@" >said 2>warned
 }
@@ -32,7 +23,7 @@ check "Top-P at its defaults lives" alive
 check "and there is nothing to warn of" [ ! -s warned ]
 train --routing topp --ent 0.03 --steps 200 --eval-every 50
 echo "--ent 0.03: $(layers)"
-check "with the coefficient as HMoE prints it, it does not" eval "! alive"
+check "with the coefficient as HMoE prints it, it does not" not alive
 check "which is said once, in two lines" warnings 1
 check "and no more than that" [ "$(wc -l <warned)" -eq 2 ]
 check "with the option to change" grep -q -e "lower --ent" warned
@@ -46,5 +37,4 @@ for options in "--experts 1" "--experts 1 --routing topp" "--experts 2 --k 2" \
     train --width 16 --heads 2 --steps 2 $options
     check "no warning of a collapse: $options" [ ! -s warned ]
 done
-echo "top_p: $passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+summary

@@ -3,25 +3,12 @@
 # the sources; valgrind, the memory and the thread sanitizer of runs; and every allocation of both
 # programs failing in turn. Each tool is first shown a mistake: one that sees nothing proves
 # nothing. What is not here is skipped. BUILD is where it builds.
-set -u
-LC_ALL=C; export LC_ALL
-unset MAKEFLAGS
-root=$(cd "$(dirname "$0")/../.." && pwd) || exit 1
+# shellcheck source=tests/harness.sh
+. "$(dirname "$0")/../harness.sh"
 cd "$root" || exit 1
-case ${BUILD:=build} in /*) ;; *) BUILD=$PWD/$BUILD ;; esac
-here=$(mktemp -d "${TMPDIR:-/tmp}/hmoe-analysis-XXXXXX") || exit 1
-trap 'rm -rf "$here"' EXIT
-trap 'exit 1' HUP INT TERM
-passed=0 failed=0
+unset MAKEFLAGS
 
-check() {         # check NAME COMMAND...: the command succeeds
-    name=$1; shift
-    if "$@" >"$here/said" 2>&1; then passed=$((passed + 1))
-    else failed=$((failed + 1)); echo "FAILED $name"; tail -n 40 "$here/said" | sed 's/^/    /'; fi
-}
-silent() { [ -z "$("$@" 2>&1 | tee "$here/lines")" ] || { cat "$here/lines"; return 1; }; }
-not() { ! "$@"; }
-have() { command -v "$1" >/dev/null || { echo "no $1 here: skipped"; return 1; }; }
+look_for() { have "$1" || { echo "no $1 here: skipped"; return 1; }; }
 build() {         # build NAME COMPILER OPENMP FLAGS TARGET...: into $BUILD/NAME
     into=$BUILD/$1 by=$2 openmp=$3 flags=$4; shift 4
     for target in "$@"; do set -- "$@" "$into/$target"; shift; done
@@ -30,11 +17,11 @@ build() {         # build NAME COMPILER OPENMP FLAGS TARGET...: into $BUILD/NAME
 }
 
 # --- the sources ----------------------------------------------------------------------------------
-if have shellcheck; then
+if look_for shellcheck; then
     printf 'cd $1\n' >"$here/bad.sh"
     check "shellcheck sees" not shellcheck -s sh "$here/bad.sh"
     for script in .ci/run tests/*.sh tests/*/*.sh extra/*.sh extra/*/*.sh tinyshakespeare/*.sh; do
-        check "shellcheck $script" shellcheck -S warning "$script"
+        check "shellcheck $script" shellcheck -x -S warning "$script"
     done
 fi
 
@@ -48,7 +35,7 @@ int main(int argc, char **argv) {
     return *p + printf("%s", argv[argc]);
 }
 END
-if have clang-tidy; then
+if look_for clang-tidy; then
     cp .clang-tidy "$here"
     check "clang-tidy sees" not clang-tidy --quiet "$here/bad.c" -- -std=c99
     # The analyzer follows the programs, which contain all headers, in every build; in the tests it
@@ -68,7 +55,7 @@ if have clang-tidy; then
     done
     check "clang-tidy" xargs -P 2 -L 1 clang-tidy --quiet <"$here/jobs"
 fi
-if have cppcheck; then
+if look_for cppcheck; then
     # A softmax's sum is never 0; `last < 0 ||` is a check; one piece of memory may be for doubles
     # first and floats behind them; generate's page is a file that is yet to be made; and to cppcheck
     # an array that a loop fills may not be: the memory sanitizer knows better.
@@ -91,9 +78,7 @@ for header in hmoe.h extra/muon/hmoe_muon.h; do
 done
 
 # --- runs -----------------------------------------------------------------------------------------
-awk 'BEGIN { s = 1; split("to be or not that is the question whether it nobler in mind", w, " ")
-    while (n < 3000) { s = (s * 1103 + 12345) % 65536; x = w[1 + s % 13] (s % 7 ? " " : "\n")
-        printf "%s", x; n += length(x) } }' | head -c 3000 >"$here/text"
+say_text >"$here/text"
 model="--width 16 --layers 2 --heads 2 --context 8 --experts 4 --hidden 9"
 recipe="--batch 2 --warmup 2 --eval-every 2 --eval-tokens 64 --save-every 2 --data $here/text"
 
@@ -112,7 +97,7 @@ runs() {
     check "$1: refuse" not $under $at/generate $out/p --export-mixtral $out/p
 }
 
-if have clang; then
+if look_for clang; then
     # numbers that were never written; under valgrind, this takes ten times as long
     printf 'int main(int n, char **v) { int a[2]; a[n > 5] = 1; return v && a[0] > 3 ? 1 : 0; }\n' \
         >"$here/bad_memory.c"
@@ -139,7 +124,7 @@ int main(void) {
 }
 END
 TSAN_OPTIONS=ignore_noninstrumented_modules=1; export TSAN_OPTIONS
-if ! have clang; then :
+if ! look_for clang; then :
 elif ! clang -fopenmp -fsanitize=thread "-DRIGHT=reduction(+:n)" "$here/race.c" -o "$here/right" \
         2>/dev/null || ! "$here/right" 2>/dev/null; then
     echo "clang has no OpenMP with a thread sanitizer here: skipped"
@@ -159,7 +144,7 @@ fi
 march=-march=x86-64-v3
 "${CC:-cc}" $march -E - </dev/null >/dev/null 2>&1 || march=
 build plain "${CC:-cc}" 0 "-g -O1 $march" train_tiny generate extra/muon/test_muon
-if have valgrind; then
+if look_for valgrind; then
     # train_tiny ends without freeing its one static run: "still reachable", and no leak
     kinds=definite,indirect,possible
     valgrind="valgrind --quiet --leak-check=full --show-leak-kinds=$kinds --error-exitcode=99
@@ -241,5 +226,4 @@ else
     cd "$root" || exit 1
 fi
 
-echo "analysis: $passed passed, $failed failed"
-[ $failed -eq 0 ]
+summary

@@ -13,54 +13,20 @@
 # Programs are static, so that no libraries
 # for other machines are searched. One thread where OpenMP says 0: i686's libgomp does not get a
 # parallel loop done on some machines, and qemu gains nothing by it.
-set -u
-LC_ALL=C; export LC_ALL
-here=$(mktemp -d "${TMPDIR:-/tmp}/hmoe-everywhere-XXXXXX") || exit 1
-running=
+# shellcheck source=tests/harness.sh
+. "$(dirname "$0")/../harness.sh"
 WINEPREFIX=$here/wine WINEDEBUG=-all WINEDLLOVERRIDES="mscoree,mshtml="
 export WINEPREFIX WINEDEBUG WINEDLLOVERRIDES
-finish() {
-    [ -z "$running" ] || kill -9 "$running"
-    [ ! -d "$WINEPREFIX" ] || wineserver -k
-    rm -rf "$here"
-} 2>/dev/null
-trap finish EXIT
-trap 'exit 1' HUP INT TERM
-root=$(cd "$(dirname "$0")/../.." && pwd)
-out=${BUILD:-build}/everywhere
-case $out in /*) ;; *) out=$root/$out ;; esac
-passed=0 failed=0 platforms=
+clean() { [ ! -d "$WINEPREFIX" ] || wineserver -k; }
+out=$BUILD/everywhere platforms='' evidence=said
 
-have() { command -v "$1" >/dev/null 2>&1; }
-check() {         # check NAME COMMAND...: the command succeeds
-    what=$1; shift
-    if "$@"; then passed=$((passed + 1))
-    else
-        failed=$((failed + 1)); echo "FAILED $what: $*"
-        tail -n 20 "$here/said" | sed 's/^/    /'
-    fi
-}
-says() {
+says() {          # says PATTERN COMMAND...: it prints this, here or there
     pattern=$1; shift
     "$@" >"$here/said" 2>&1 </dev/null
     grep -q -e "$pattern" "$here/said"
 }
 quietly() { "$@" >"$here/said" 2>&1; }
-near() { awk "BEGIN { d = $1 - $2; exit !(d <= $3 && d >= -$3) }"; }
-
-# The tests of this platform, each of which says "NAME: N passed, N failed" at the end.
-run_tests() {     # run_tests PLATFORM TESTS
-    for test in $2; do
-        (cd "$here" && "$here/$1/run" "$test") >"$here/said" 2>&1 </dev/null
-        status=$?
-        good=$(tr -d '\r' <"$here/said" | sed -n '$s/^.*: \([0-9]*\) passed, 0 failed$/\1/p')
-        if [ $status -eq 0 ] && [ -n "$good" ]; then passed=$((passed + good))
-        else
-            failed=$((failed + 1)); echo "FAILED $test on $1: status $status"
-            tail -n 20 "$here/said" | sed 's/^/    /'
-        fi
-    done
-}
+in_place() (cd "$here" && exec "$@" </dev/null)
 
 all="${TESTS-tests/model/gradients tests/model/against_naive tests/model/by_hand extra/muon/test_muon
     tests/model/reproducible tests/files/errors tests/model/extremes tests/files/damaged
@@ -92,14 +58,15 @@ platform() {
         echo "$name: built; this system does not run it: skipped"; return
     fi
     platforms="$platforms $name"
-    [ "$name" = native ] || run_tests "$name" "$tests"
+    [ "$name" != native ] || return
+    for test in $tests; do
+        add "$test on $name" in_place "$here/$name/run" "$test"
+    done
 }
 
 model="--width 16 --layers 2 --heads 2 --context 8 --experts 4 --hidden 9"
 recipe="--data text --batch 2 --threads 1 --warmup 3 --eval-tokens 200 --lr 0.01 --min-lr 0.01"
-awk 'BEGIN { s = 1; split("to be or not that is the question whether it nobler in mind", w, " ")
-    while (n < 3000) { s = (s * 1103 + 12345) % 65536; x = w[1 + s % 13] (s % 7 ? " " : "\n")
-        printf "%s", x; n += length(x) } }' >"$here/text"
+say_text >"$here/text"
 
 platform native "${CC:-cc}" - "${OPENMP:-1}" "" ""
 platform musl musl-gcc - 1 "" "$all"
@@ -178,5 +145,4 @@ if [ -n "$first" ]; then
     done
 fi
 
-echo "everywhere: $passed passed, $failed failed"
-[ $failed -eq 0 ]
+summary

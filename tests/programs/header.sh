@@ -2,28 +2,15 @@
 # The headers as their users meet them: in C99 and C++17, with whatever compilers there are, without
 # a warning, in one file or in two; and the program in hmoe.h's top comment, compiled word for word.
 # CC, if set, is tried besides gcc, clang, g++ and clang++.
-
-root=$(cd "$(dirname "$0")/../.." && pwd) || exit 1
-dir=$(mktemp -d "${TMPDIR:-/tmp}/hmoe-header-XXXXXX") || exit 1
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 1' HUP INT TERM
-cd "$dir" || exit 1
-
-passed=0
-failed=0
+# shellcheck source=tests/harness.sh
+. "$(dirname "$0")/../harness.sh"
+cd "$here" || exit 1
 warnings="-Wall -Wextra -Wpedantic -Wshadow -Werror"
 
-pass() { passed=$((passed + 1)); }
-fail() { failed=$((failed + 1)); echo "FAILED $1"; }
-
-# check NAME COMMAND...: the command succeeds and says nothing
-check() {
-    name=$1
-    shift
-    if "$@" >output 2>&1 && ! [ -s output ]; then pass; else
-        fail "$name"
-        sed 's/^/    /' output | head -n 12
-    fi
+quietly() {       # the command succeeds and says nothing
+    if "$@" >output 2>&1 && [ ! -s output ]; then return; fi
+    head -n 12 output
+    return 1
 }
 
 cp "$root/hmoe.h" "$root/extra/muon/hmoe_muon.h" "$root/extra/parallel/hmoe_parallel.h" \
@@ -57,25 +44,25 @@ variants() {
     for real in float double; do
         flags="-std=$language $warnings -DHMOE_REAL=$real"
         for omp in "" $openmp; do
-            check "$compiler $language $real $omp: implementation" \
+            check "$compiler $language $real $omp: implementation" quietly \
                 $compiler $flags $omp all.$suffix -c -o implemented.o
         done
         for header in $headers; do
             what="$compiler $language $real"
-            check "$what: declarations of $header.h" \
+            check "$what: declarations of $header.h" quietly \
                 $compiler $flags declared_$header.$suffix -c -o declared.o
             # the last implementation.o may be one with OpenMP: the other file need not know
-            check "$what: two files, one program" \
+            check "$what: two files, one program" quietly \
                 $compiler $openmp declared.o implemented.o -o two -lm
-            check "$what: runs" ./two
+            check "$what: runs" quietly ./two
         done
     done
-    check "$compiler $language: hmoe.h without files" \
+    check "$compiler $language: hmoe.h without files" quietly \
         $compiler -std=$language $warnings no_files.$suffix -o one -lm
-    check "$compiler $language: runs without files" ./one
-    check "$compiler $language: one file, one program" \
+    check "$compiler $language: runs without files" quietly ./one
+    check "$compiler $language: one file, one program" quietly \
         $compiler -std=$language $warnings both.$suffix -o one -lm
-    check "$compiler $language: runs" ./one
+    check "$compiler $language: runs" quietly ./one
 }
 
 tried=" "
@@ -103,16 +90,13 @@ sed -n '/^A WHOLE PROGRAM/,/^CONTENTS/{
     p
 }' hmoe.h >example.c
 check "the example is there" sh -c 'test "$(grep -c "int main(void)" example.c)" -eq 1'
-check "the example compiles" $compiler -std=c99 $warnings -O2 example.c -o example -lm
-if ./example >curve; then pass; else fail "the example runs"; fi
+check "the example compiles" quietly $compiler -std=c99 $warnings -O2 example.c -o example -lm
+check "the example runs" eval "./example >curve"
 # its cross-entropy starts near ln 27 = 3.3 and ends far below; its last line is empty
-if awk '/^step/ { last = $4; if (!n++) first = last }
+falls() {
+    awk '/^step/ { last = $4; if (!n++) first = last }
         END { exit !(n == 40 && first > 3 && first < 3.6 && last < first / 2 && $0 == "") }' curve
-then pass
-else
-    fail "the example's cross-entropy falls"
-    sed 's/^/    /' curve | head -n 3
-fi
-
-echo "header: $passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+}
+evidence=curve
+check "the example's cross-entropy falls" falls
+summary
