@@ -24,7 +24,7 @@ NVCC = $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc)
 SM = 75 80 86 89 90
 
 TINY = tinyshakespeare/input.txt
-HEADERS = hmoe.h cli.h $(wildcard extra/muon/*.h extra/interop/*.h extra/parallel/*.h)
+HEADERS = hmoe.h cli.h $(wildcard extra/*/*.h)
 PROGRAMS = $(BIN)train_tiny $(BIN)generate
 
 help:
@@ -109,7 +109,8 @@ run: $(PROGRAMS)
 	if [ -z '$(DATA)' ] && [ ! -f $(TINY) ] && ! sh tinyshakespeare/fetch.sh; then \
 		echo 'No network: training on the sources of this project instead.'; \
 		data=$(BUILD)/sources.txt; cat $(HEADERS) *.c tests/*/*.c README.md >"$$data"; fi; \
-	./$(BIN)train_tiny --data "$$data" $(ARGS) && echo && ./$(BIN)generate out/best && echo
+	./$(BIN)train_tiny --data "$$data" $(if $(findstring --resume,$(ARGS)),,--overwrite) $(ARGS) \
+		&& echo && ./$(BIN)generate out/best && echo
 
 clean:
 	rm -rf build train_tiny train_tiny_mpi generate

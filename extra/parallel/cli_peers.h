@@ -38,10 +38,10 @@ typedef struct cli_peers {
     hmoe_parallel parallel;
 } cli_peers;
 #define CLI_PEERS(p) \
-    { "--expert-ranks", CLI_INT, &(p).expert_ranks, "[1, 256]", "all", "that share the" \
-      " experts;\n                       the others have copies", 0 }, \
-    { "--place", CLI_TEXT, &(p).place, "RULE", "pairs", "experts on ranks: pairs, contiguous," \
-      "\n                       or a rank for each, such as 0,1,1,0", 0 },
+    CLI_INT("--expert-ranks", &(p).expert_ranks, 1, 256, "all", \
+            "ranks that share the experts, and the others copy them"), \
+    CLI_TEXT("--place", &(p).place, "RULE", "pairs", "places of experts: pairs, contiguous," \
+             "\n                       or a rank for each, such as 0,1,1,0"),
 
 static MPI_Comm cli_end;   /* where processes meet that end */
 static hmoe_parallel *cli_joined;
@@ -85,8 +85,10 @@ static inline void cli_same_options(const cli_option *options, int n) {
     for (const cli_option *o = options; o < options + n; o++) {
         int other = cli_ranks, least;
         memset(mine, 0, sizeof mine);
-        if (o->kind == CLI_TEXT) snprintf(mine, sizeof mine, "%s", *(const char **)o->value);
-        else cli_get(mine, sizeof mine, o, o->value);
+        if (o->kind == CLI_IS_TEXT) snprintf(mine, sizeof mine, "%s", *(const char **)o->value);
+        else if (o->kind == CLI_IS_SEED)
+            snprintf(mine, sizeof mine, "%llu", (unsigned long long)*(const uint64_t *)o->value);
+        else snprintf(mine, sizeof mine, "%s", cli_name_of(o, cli_get(o)));
         if (!o->given && strlen(mine) < 900) strcat(mine, " by default");   /* may mean another */
         memcpy(first, mine, sizeof mine);
         MPI_Bcast(first, sizeof first, MPI_CHAR, 0, MPI_COMM_WORLD);
@@ -167,11 +169,21 @@ static inline void cli_introduce_peers(const cli_peers *p, const hmoe_model *m) 
 
 #endif
 
+/* The sum over all processes. */
+static inline double cli_sum(hmoe_model *m, double x) {
+    if (m->processes) m->processes->sum(m, &x, 1);
+    return x;
+}
+
 /* Who computes. */
 static inline void cli_introduce(const cli_peers *p, const hmoe_model *m) {
     cli_introduce_peers(p, m);
     if (strcmp(m->backend->name, "cpu")) printf("backend  %s\n", m->backend->name);
-    else printf("threads  %d%s\n", cli_threads(0), CLI_OPENMP);
+#ifdef _OPENMP
+    else printf("threads  %d\n", cli_threads(0));
+#else
+    else printf("threads  1 (built without OpenMP, which would use all cores)\n");
+#endif
     fflush(stdout);
 }
 

@@ -17,19 +17,25 @@
 #ifndef PAGE_H
 #define PAGE_H
 
+#include "cli.h"
+
 enum { PAGE_TOKENS = 20000, PAGE_BYTES = 32 << 20 };   /* at most; more is no fun in a browser */
 
 #ifdef HMOE_PAGE
+enum { PAGE_IS_BUILT = 1 };
 static const char page_html[] = {
 #include HMOE_PAGE
     0 };
 #else
-static const char page_html[] = "";
+enum { PAGE_IS_BUILT = 0 };
+static const char page_html[] = "@DATA@";
 #endif
 
 typedef struct page {
+    cli_output out;
     FILE *file;
-    size_t tokens;            /* the text's first ones are shown */
+    const char *path;
+    size_t tokens, all;       /* the text has all, and its first ones are shown */
     int slots;
     unsigned bits, held;      /* bytes that wait for a third */
 } page;
@@ -49,19 +55,31 @@ static void page_name(page *p, const char *name) {
     while (*name) page_add(p, 1, (unsigned char)*name++);
 }
 
-static void page_begin(page *p, FILE *file, const hmoe_config *c, const char *model,
+/* Begins the page at `path` for a model's directory and a text of so many tokens and one more. */
+static void page_begin(page *p, const char *path, const hmoe_config *c, const char *model,
                        const char *text, size_t tokens) {
-    int top_p = c->routing == HMOE_TOP_P;
-    size_t each = 9 + (size_t)c->L * (1 + 3 * (size_t)(top_p ? c->E : c->K) + 2 * (size_t)c->E);
-    p->file = file, p->bits = p->held = 0, p->slots = top_p ? c->E : c->K;
+    int top_p = c->routing == HMOE_TOP_P, slots = top_p ? c->E : c->K;
+    size_t each = 9 + (size_t)c->L * (1 + 3 * (size_t)slots + 2 * (size_t)c->E);
+    cli_open(&p->out, path);
+    p->file = p->out.file;
+    p->path = path;
+    p->bits = 0;
+    p->held = 0;
+    p->slots = slots;
+    p->all = tokens;
     p->tokens = tokens < PAGE_TOKENS ? tokens : PAGE_TOKENS;
     if (p->tokens > PAGE_BYTES / each) p->tokens = PAGE_BYTES / each;
-    fwrite(page_html, 1, (size_t)(strstr(page_html, "@DATA@") - page_html), file);
-    page_add(p, 4, (unsigned)p->tokens), page_add(p, 4, (unsigned)tokens);
-    page_add(p, 4, (unsigned)c->T), page_add(p, 4, (unsigned)c->L), page_add(p, 4, (unsigned)c->E);
-    page_add(p, 4, (unsigned)p->slots), page_add(p, 4, (unsigned)top_p);
+    fwrite(page_html, 1, (size_t)(strstr(page_html, "@DATA@") - page_html), p->file);
+    page_add(p, 4, (unsigned)p->tokens);
+    page_add(p, 4, (unsigned)tokens);
+    page_add(p, 4, (unsigned)c->T);
+    page_add(p, 4, (unsigned)c->L);
+    page_add(p, 4, (unsigned)c->E);
+    page_add(p, 4, (unsigned)slots);
+    page_add(p, 4, (unsigned)top_p);
     for (int e = 0; e < c->E; e++) page_add(p, 4, (unsigned)c->H[e]);
-    page_name(p, model), page_name(p, text);
+    page_name(p, model);
+    page_name(p, text);
 }
 
 static void page_float(page *p, double value) {
@@ -71,24 +89,42 @@ static void page_float(page *p, double value) {
     page_add(p, 4, bits);
 }
 
-static void page_token(page *p, int byte, double nll, double entropy) {
-    page_add(p, 1, (unsigned)byte);
-    page_float(p, nll), page_float(p, entropy);
-}
-
 static void page_layer(page *p, const hmoe_config *c, const hmoe_route *r) {
     page_add(p, 1, (unsigned)r->count);
     for (int i = 0; i < p->slots; i++) {
-        page_add(p, 1, i < r->count ? (unsigned)r->expert[i] : 0);
-        page_add(p, 2, i < r->count ? (unsigned)(r->gate[i] * 65535 + 0.5) : 0);
+        int used = i < r->count;
+        page_add(p, 1, used ? (unsigned)r->expert[i] : 0);
+        page_add(p, 2, used ? (unsigned)(r->gate[i] * 65535 + 0.5) : 0);
     }
     for (int e = 0; e < c->E; e++) page_add(p, 2, (unsigned)(r->P[e] * 65535 + 0.5));
 }
 
-static void page_end(page *p, int byte) {
-    page_add(p, 1, (unsigned)byte);
+/* Adds tokens first .. first + n - 1, which the model has just read, as far as they are shown. */
+static void page_tokens(page *p, hmoe_model *m, const unsigned char *text, size_t first, size_t n,
+                        const hmoe_real *nll, const double *entropy) {
+    hmoe_route route;
+    for (size_t t = 0; t < n && first + t < p->tokens; t++) {
+        page_add(p, 1, m->config.vocab[text[first + t]]);
+        page_float(p, (double)nll[t]);
+        page_float(p, entropy[t]);
+        for (int l = 0; l < m->config.L; l++) {
+            if (hmoe_get_route(m, l, (int)t, &route)) cli_fail(1, "%s", m->message);
+            page_layer(p, &m->config, &route);
+        }
+    }
+}
+
+static void page_end(page *p, const hmoe_config *c, const unsigned char *text) {
+    page_add(p, 1, c->vocab[text[p->tokens]]);
     while (p->held) page_add(p, 1, 0);
     fputs(strstr(page_html, "@DATA@") + 6, p->file);
+    cli_close(&p->out);
+}
+
+/* Says how much of the text is on the page, if that is not all. */
+static void page_tell(const page *p) {
+    if (p->tokens < p->all)
+        printf("%s shows the first %lu of them\n", p->path, (unsigned long)p->tokens);
 }
 
 #endif /* PAGE_H */

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""crashes.py - nothing is lost: kill -9 at random moments, full disks, directories that turn
-read-only or go away, two runs in one directory, signals.
+"""crashes.py - nothing is lost: kill -9 at random moments, and before every call that changes a
+directory while a run takes the place of an older one; full disks, directories that turn read-only or
+go away, two runs in one directory, signals.
 
 What must hold at every moment is asked of the files alone, with a run that nothing disturbed to
 compare with: a directory has the older state or the newer one, whole, or is refused by name; and
@@ -64,6 +65,15 @@ def train(directory, *more, **how):
     return run("train_tiny", *TINY, *OFTEN, "--out", directory, *more, **how)
 
 
+def resumes(name, directory, *more, **how):
+    """The next command: it tidies up after a crash, and finds a run or none. Returns its result."""
+    result = train(directory, "--resume", "--steps", "0", *more, **how)
+    again = "train_tiny: warning: the older run is in %s again: " % directory
+    check(name + ": says no more than what it put back", result[0] or not result[2]
+          or result[2].startswith(again) and result[2].count("\n") == 1, result)
+    return result
+
+
 def works(name, result):
     return check(name, result[0] == 0 and not result[2], result)
 
@@ -123,9 +133,9 @@ def rows(directory, name="log.csv"):
 
 
 def names(directory):
-    """All files there are, but for the lock and the new log, which no reader looks at."""
+    """All files there are, but for the lock."""
     return sorted(os.path.relpath(os.path.join(at, f), directory) for at, _, files
-                  in os.walk(directory) for f in files if f not in ("lock", "log.csv.new"))
+                  in os.walk(directory) for f in files if f != "lock")
 
 
 def contents(directory):
@@ -136,7 +146,7 @@ def contents(directory):
 
 
 def unfinished(directory):
-    return [f for f in names(directory) if f.endswith(".tmp")]
+    return [f for d in (directory, directory + ".new") for f in names(d) if f.endswith(".tmp")]
 
 
 def differences(a, b):
@@ -159,7 +169,7 @@ class Reference:
         self.contents, self.config = contents(name), read(name, "config.json")
         self.step_of = {}
         for step in range(1, STEPS + 1):
-            train("step", "--steps", str(step), *options, "--save-every", "1000")
+            train("step", "--overwrite", "--steps", str(step), *options, "--save-every", "1000")
             self.step_of[digest(read("step", "model.safetensors"))] = step
         shutil.rmtree("step")
         check("every step has other weights", len(self.step_of) == STEPS)
@@ -215,9 +225,34 @@ def is_refused(name, directory):
             os.path.join(directory, "config.json"))
 
 
-def copy(a, b):
-    shutil.rmtree(b, ignore_errors=True)
-    shutil.copytree(a, b)
+def clear(directory):
+    """Removes it, if it is a link what that leads to, and all that --overwrite puts beside it."""
+    if os.path.islink(directory):
+        shutil.rmtree(os.path.realpath(directory), ignore_errors=True)
+        os.remove(directory)
+    for end_of_name in "", ".new", ".old":
+        shutil.rmtree(directory + end_of_name, ignore_errors=True)
+
+
+def copy(a, b, link=False):
+    clear(b)
+    shutil.copytree(a, "real" if link else b)
+    if link:
+        os.symlink("real", b)
+
+
+def in_between(directory):
+    """What --overwrite puts beside the run or inside of it until it is done."""
+    return [f for f in [directory + ".new", directory + ".old"]
+            + [os.path.join(directory, f) for f in (".new", ".part", ".old", "overwrite")]
+            if os.path.exists(f)]
+
+
+def anew(directory):
+    """The option that a new run there needs."""
+    there = [f for f in ("config.json", "best/config.json")
+             if os.path.exists(os.path.join(directory, f))]
+    return ["--overwrite"] if there else []
 
 
 # --- kill -9 --------------------------------------------------------------------------------------
@@ -246,26 +281,28 @@ class Kills:
 
 
 def after_a_kill(name, directory, ref, old):
-    """Returns whose run the directory holds: the older one's, this one's, or nobody's."""
+    """Returns whose run the next command finds: the older one's, this one's, or nobody's."""
+    said = run("generate", directory, "-n", "5", "--threads", "1")
+    check(name + ": a reader gets a model or an error", said[0] == 0 and len(said[1]) == 5
+          or said[0] == 1 and directory + "/" in said[2], said)
+    result = resumes(name, directory)
+    check(name + ": nothing in between is left", not in_between(directory), in_between(directory))
     config = read(directory, "config.json")
     if old and config == old.config:
+        check(name + ": the older run is resumed", result[0] == 0, result)
         same(name + ": the older run is whole", directory, old.contents)
-        works(name + ": the older run loads", run("generate", directory, "-n", "5"))
         return "old"
     if config is None:
-        log = rows(directory)
-        check(name + ": the first save is not over", len(log) <= 1
-              or (old and log == old.contents["log.csv"]), log)
-        check(name + ": nor is the new log's", len(rows(directory, "log.csv.new")) <= 1)
-        is_refused(name, directory)
+        check(name + ": the older run is not lost", not old)
+        check(name + ": the first save is not over", len(rows(directory)) <= EVALUATE,
+              rows(directory))
+        if os.path.isdir(directory):
+            is_refused(name, directory)
         best = read(directory, "best", "config.json")
-        if best is not None and best == ref.config:
+        if best is not None:
             ref.best_is_whole(name, directory, EVALUATE)
-        elif best is not None:
-            check(name + ": best/ is the older run's, whole", old and best == old.config
-                  and digest(read(directory, "best", "model.safetensors"))
-                  == old.contents["best/model.safetensors"])
         return "none"
+    check(name + ": the new run is resumed", result[0] == 0, result)
     ref.is_sound(name, directory)
     return "new"
 
@@ -274,10 +311,14 @@ def there(name, directory="k"):
     return lambda: os.path.exists(os.path.join(directory, name))
 
 
-def gone_or_new(old):
-    """The older run begins to go, or, where there is none, the new one to come."""
-    parts = ["config.json", "training.safetensors", "best/config.json"]
-    return (lambda: not all(there(f)() for f in parts)) if old else there("log.csv")
+def first_save(old, link):
+    """A moment of the first save, or of the exchange of the runs after it."""
+    if not old:
+        return there(chance.choice(["log.csv", "best/config.json", "training.safetensors"]))
+    if link:
+        return there(chance.choice([".new/config.json", ".part/config.json", ".part/best", ".old"]))
+    return there(chance.choice(["config.json", "config.json.tmp"]), "k.new") \
+        if chance.random() < 0.3 else there("overwrite", chance.choice(["k", "k.old"]))
 
 
 def kill_runs(goal, one, other):
@@ -286,38 +327,106 @@ def kill_runs(goal, one, other):
     turn = 0
     while Kills.count < goal and turn < 10 * goal:
         turn += 1
-        name, old = "killed %d" % turn, one if turn % 2 else None
+        name, old, link = "killed %d" % turn, one if turn % 2 else None, turn % 4 == 1
         ref = other if turn % 2 else one
-        shutil.rmtree("k", ignore_errors=True)
+        clear("k")
         if old:
-            copy(old.name, "k")
+            copy(old.name, "k", link)
         state, kills = "", 0
         while Kills.count < goal and (kills == 0 or chance.random() < 0.5):
-            how = ["--resume"] if state == "new" else []
-            step = saved_step("k") if how else 0
+            how = ["--resume"] if state == "new" else anew("k")
+            step = saved_step("k") if state == "new" else 0
             whole = ref.seconds * (STEPS - step) / STEPS
             p = start("train_tiny", *TINY, *OFTEN, "--out", "k", "--steps", str(STEPS),
                       *ref.options, *how)
             delay, until = chance.uniform(0, whole), None
-            if not how and (not kills or chance.random() < 0.7):    # first saves are delicate
-                delay, until = 0, gone_or_new(old) if turn % 4 < 3 else there("log.csv.new")
+            if state != "new" and (not kills or chance.random() < 0.7):  # first saves are delicate
+                delay, until = 0, first_save(old, link)
             elif chance.random() < 0.5:
                 until = there(chance.choice(FILES + ["best/" + f for f in FILES[1:]]) + ".tmp")
             if not Kills.hit(p, "k", delay, until):
                 break
             kills += 1
-            at = "%s (%d%s)" % (name, kills, ", resumed" if how else "")
-            if not os.path.isdir("k"):
-                state = "none"
-            else:
-                state = after_a_kill(at, "k", ref, old)
+            at = "%s (%d%s%s)" % (name, kills, ", a link" if link else "",
+                                  ", resumed" if state == "new" else "")
+            state = after_a_kill(at, "k", ref, old if state != "new" else None)
             ends[state] += 1
         if os.path.isdir("k"):
-            ref.goes_on(name, "k", *(["--resume"] if state == "new" else []))
+            over = kills == 0 or read("k", "config.json") == ref.config
+            ref.goes_on(name, "k", *(["--resume"] if over else anew("k")))
+            check(name + ": a link stays a link", os.path.islink("k") == link)
     print("killed %d runs: %d inside a save (%s); left the older run %d times, nothing yet %d, the "
           "new run %d" % (Kills.count, Kills.inside, ", ".join("%s %d" % x for x in
                                                              sorted(Kills.where.items())),
                          ends["old"], ends["none"], ends["new"]), flush=True)
+
+
+# --- kill -9 before each call that changes a directory ---------------------------------------------
+
+KILLER = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/types.h>
+#include <unistd.h>
+static void count(void) {
+    static int calls;
+    const char *at = getenv("KILL_AT");
+    if (at && ++calls == atoi(at)) kill(getpid(), SIGKILL);
+}
+#define KILLS(type, name, parameters, ...) type name parameters { \
+    count(); return ((type (*) parameters)dlsym(RTLD_NEXT, #name))(__VA_ARGS__); }
+KILLS(int, rename, (const char *a, const char *b), a, b)
+KILLS(int, unlink, (const char *a), a)
+KILLS(int, remove, (const char *a), a)
+KILLS(int, rmdir, (const char *a), a)
+KILLS(int, mkdir, (const char *a, mode_t m), a, m)
+KILLS(int, truncate, (const char *a, off_t n), a, n)
+KILLS(FILE *, fopen, (const char *a, const char *b), a, b)
+"""
+
+
+def killer():
+    """A library that kills the program at its call number KILL_AT, or None."""
+    with open("killer.c", "w") as f:
+        f.write(KILLER)
+    try:
+        return None if subprocess.run(["cc", "-shared", "-fPIC", "-o", "killer.so", "killer.c",
+                                       "-ldl"], stderr=subprocess.DEVNULL).returncode \
+            else os.path.abspath("killer.so")
+    except FileNotFoundError:
+        return None
+
+
+def kill_everywhere(one, other):
+    """A run over an older one, killed at each call; and what tidies up after it, killed as well."""
+    library = killer()
+    if not library:
+        print("cannot build a library to kill with: not every instant is tried")
+        return
+    few = ["--steps", str(2 * EVALUATE), "--save-every", "1000"]       # two saves
+    for link in False, True:
+        found, at, number = [], "%s" % ("over a link" if link else "over a directory"), 0
+        while True:
+            number += 1
+            name = "%s, killed at call %d" % (at, number)
+            copy(one.name, "k", link)
+            environment = dict(os.environ, LD_PRELOAD=library, KILL_AT=str(number))
+            result = train("k", "--overwrite", *other.options, *few, env=environment)
+            if result[0] != -signal.SIGKILL:
+                works(name + ": was over", result)
+                break
+            for _ in range(3):                                         # kill what tidies up
+                environment["KILL_AT"] = str(chance.randrange(1, 30))
+                train("k", "--resume", "--steps", "0", env=environment)
+            state = after_a_kill(name, "k", other, one)
+            found.append(state)
+        check(at + ": the older run, then the new one", found == sorted(found, reverse=True)
+              and set(found) == {"old", "new"}, found)
+        print("%s: killed at each of %d calls, %d left the older run, %d the new one"
+              % (at, len(found), found.count("old"), found.count("new")), flush=True)
 
 
 def kill_exports(goal, one, other):
@@ -394,13 +503,14 @@ def full_disk(ref, other):
     for size in 0, log, sizes["model.safetensors"] - 1, sizes["training.safetensors"] - 1:
         copy(ref.name, "k")
         name = "no file above %d bytes, a fresh run" % size
-        refuses(name, train("k", "--steps", str(STEPS), *other.options, preexec_fn=limit(size)),
-                "cannot write k/", "File too large")
-        same(name + ": the older one is whole", "k", ref.contents)
+        refuses(name, train("k", "--overwrite", "--steps", str(STEPS), *other.options,
+                            preexec_fn=limit(size)), "cannot write k.new/", "File too large")
         check(name + ": nothing unfinished", not unfinished("k"), unfinished("k"))
-    for f in FILES + ["best/" + f for f in FILES[1:]] + ["log.csv.new"]:
+        resumes(name, "k")
+        same(name + ": the older one is whole", "k", ref.contents)
+    for f in FILES + ["best/" + f for f in FILES[1:]]:
         copy("half", "k")
-        blocked = os.path.join("k", f if f == "log.csv.new" else f + ".tmp")
+        blocked = os.path.join("k", f + ".tmp")
         os.makedirs(os.path.join(blocked, "x"))
         refuses("cannot write " + f, train("k", "--resume", "--steps", str(STEPS), *ref.options),
                 "cannot write " + blocked, "directory")
@@ -472,7 +582,7 @@ def small_disks(unshare, one, other):
         check(name + ": nothing unfinished", not unfinished("k"), unfinished("k"))
         if read("k", "config.json") is None:
             is_refused(name, "k")
-            one.goes_on(name, "k")
+            one.goes_on(name, "k", *anew("k"))
         else:
             one.is_sound(name, "k")
             one.goes_on(name, "k", "--resume")
@@ -481,14 +591,14 @@ def small_disks(unshare, one, other):
     outcomes = []
     for room in range(0, 460, 8 if FULL else 64):
         name = "%d kB free beside an older run" % room
-        result = on_small_disk(unshare, used + room, one.name, "k", *resume, *other.options)
+        result = on_small_disk(unshare, used + room, one.name, "k", *resume, "--overwrite",
+                               *other.options)
         outcomes.append(result[0])
         if result[0]:
             refuses(name, result, "No space left")
-        state = after_a_kill(name, "k", other, one)
-        check(name + ": it is lost only to a new one", state != "none", names("k"))
         check(name + ": nothing unfinished", not unfinished("k"), unfinished("k"))
-        other.goes_on(name, "k", *(["--resume"] if state == "new" else []))
+        state = after_a_kill(name, "k", other, one)
+        other.goes_on(name, "k", "--resume" if state == "new" else "--overwrite")
     check("too small and large enough disks, older run", {0, 1} == set(outcomes), outcomes)
 
 
@@ -539,7 +649,7 @@ def read_only(ref, unshare):
     check("is as before", contents("k") == contents("half"))
     os.chmod("k/log.csv", 0)
     refuses("a log that cannot be read", train("k", "--resume", *more, preexec_fn=nobody),
-            "cannot read k/log.csv: Permission denied")
+            "cannot open k/log.csv: Permission denied")
     os.chmod("k/log.csv", 0o666)
     check("is still there", rows("k") == rows("half"))
     p = start("train_tiny", *TINY, *ENDLESS, "--out", "k", "--resume", *ref.options,
@@ -648,13 +758,13 @@ def signals(ref):
     elsewhere = os.path.join("it's here", os.path.basename(BIN + "train_tiny"))
     for turn in range(40 if FULL else 8):
         sent, name = kinds[turn % len(kinds)], "stopped %d" % turn
-        shutil.rmtree("k", ignore_errors=True)
+        clear("k")
         if turn % 3 == 1:
             copy("half", "k")
         how = ["--resume"] if turn % 3 == 1 else []
         p = start(elsewhere if turn % 2 else "train_tiny", *TINY, *OFTEN, "--out", "k",
                   "--steps", str(STEPS), *ref.options, *how)
-        wait_until(lambda: os.path.exists("k/log.csv.new") or len(rows("k")), p)
+        wait_until(lambda: os.path.exists("k/log.csv"), p)
         time.sleep(chance.uniform(0, ref.seconds if turn % 2 else ref.seconds / 8))
         for s in sent:
             if p.poll() is None:
@@ -669,12 +779,13 @@ def signals(ref):
         if last.startswith("final: "):
             check(name + ": it was over", saved_step("k") == STEPS)
         else:
-            found = re.match(r"stopped after step (\d+); to go on: (.* --resume .*)$", last)
+            found = re.match(r"stopped after step (\d+); .* to go on: (.* --resume --out k .*)$", last)
             if check(name + ": says how to go on", found, last):
                 check(name + ": and where it is", int(found.group(1)) == saved_step("k")
                       == len(rows("k")), last)
                 ref.is_sound(name, "k")
-                works(name + ": that works", end(command(["sh", "-c", found.group(2)])))
+                more = " ".join(TINY + OFTEN + ref.options)
+                works(name + ": that works", end(command(["sh", "-c", found.group(2) + " " + more])))
         found = contents("k")
         check(name + ": ends as if nothing had been", found == ref.contents,
               differences(found, ref.contents))
@@ -720,6 +831,7 @@ def main():
     one, other = Reference("one", ONE), Reference("other", OTHER)
     works("half a run", train("half", "--steps", "6", *ONE))
     kill_runs(200 if FULL else 16, one, other)
+    kill_everywhere(one, other)
     kill_exports(60 if FULL else 12, one, other)
     exports(one)
     here = here if FULL else move_to(MEMORY)

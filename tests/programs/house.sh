@@ -25,8 +25,10 @@ may() {
 may hmoe.h nothing
 may hmoe_cuda.cu hmoe.h
 may 'extra/*/hmoe_*.h' hmoe.h 'hmoe_*.h'
-may extra/router_page/page.h hmoe.h
-may cli.h hmoe.h 'extra/*'
+may 'extra/*/cli_*.h' 'hmoe_*.h'
+may 'extra/run/*.h extra/*/export.h extra/*/devices.h extra/*/tiles.h extra/*/page.h' cli.h \
+    'extra/*/hmoe_*.h' 'hmoe_*.h'
+may cli.h 'extra/*/cli_*.h'
 may 'train_tiny.c generate.c' hmoe.h cli.h 'extra/*'
 may 'extra/*/*.c' hmoe.h 'hmoe_*.h' 'extra/*' 'tests/*.h' '../*'
 may 'tests/*/*.c tests/*/*.cpp' hmoe.h hmoe_cuda.cu 'extra/*' '../*.h' '*.h'

@@ -33,7 +33,7 @@ KEPT = ("config.json", "model.safetensors", "training.safetensors", "tokenizer.j
         "best/config.json", "best/model.safetensors", "tokenizer_config.json")
 MODEL = dict([("--width", 4), ("--heads", 1), ("--layers", 1), ("--context", 4), ("--experts", 2),
               ("--hidden", 3), ("--batch", 1), ("--eval-tokens", 16), ("--threads", 1),
-              ("--steps", 1), ("--data", "text"), ("--out", "run")])
+              ("--steps", 1), ("--data", "text"), ("--out", "run"), ("--overwrite", None)])
 passed = failed = 0
 
 
@@ -191,7 +191,7 @@ def values_of(o):
 # What a range must be, whatever the program thinks: the ends that the model's mathematics, the
 # papers or the header's limits give.
 ENDS = {"--width": (2, 1 << 20), "--layers": (1, 1024), "--context": (1, 1 << 20), "--k": (1, 256),
-        "--experts": (1, 256), "--p": (1e-9, 1), "--top-p": (0, 1), "--seed": (0, (1 << 64) - 1),
+        "--experts": (1, 256), "--p": (1e-9, 1), "--top-p": (1e-9, 1), "--seed": (0, (1 << 64) - 1),
         "--threads": (1, 1024), "--pp": (0, 1e6), "--lb": (0, 1e6), "--ent": (0, 1e6),
         "--z": (0, 1e6), "--dropout": (0, .9), "--steps": (0, None), "--batch": (1, 1 << 24),
         "--accum": (1, None), "--lr": (0, None), "--min-lr": (0, None), "--warmup": (0, None),
@@ -244,7 +244,7 @@ def train(option=None, value=None, **more):
     arguments = dict(MODEL)
     arguments.pop(option, None)
     arguments.update(("--" + k.replace("_", "-"), v) for k, v in more.items())
-    given = [str(x) for pair in arguments.items() for x in pair]
+    given = [str(x) for pair in arguments.items() for x in pair if x is not None]
     if option:
         given.append(option)
     return given + ([value] if value is not None else [])
@@ -299,7 +299,7 @@ def try_values(program, o, number):
 
 def check_text(program, o, value, run):
     """Any text is a value; what may then be wrong is known of each."""
-    names = {"--data": ["cannot read", "is a directory", "bytes"], "--out": ["cannot", "--out"],
+    names = {"--data": ["cannot read", "is a directory", "bytes"], "--out": ["cannot", "--out", "too long"],
              "--sizes": ["--sizes"], "--prompt": ["--prompt"], "--score": ["cannot read"],
              "--routes": ["cannot write", "too long"], "--page": ["cannot write", "too long"],
              "--export-mixtral": ["cannot", "too long", "is the model", "holds a run"]}
@@ -318,6 +318,14 @@ SIZES = ("1,5",)                                           # those of values_of 
 def try_flag(program, o):
     base = train() if program == TRAIN else ["run", "-n", "2", "--threads", "1"]
     if o.name == "--resume":
+        right_manner(Ended(program, base + [o.name]), [2], ["--overwrite"])
+        base.remove("--overwrite")
+        right_manner(Ended(program, base + [o.name]), [0], [])
+    elif o.name == "--overwrite":
+        base.remove("--overwrite")
+        before = state("run")
+        right_manner(Ended(program, base), [1], ["--out run"])
+        check(state("run") == before, "a run without --overwrite changes nothing")
         right_manner(Ended(program, base + [o.name]), [0], [])
     elif o.name == "--show-tiles":
         right_manner(Ended(program, base + [o.name]), [2], [o.name])
@@ -480,7 +488,10 @@ def try_together():
     for case in cases:
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
         experts = {"experts": 3} if "--resume" in case else {}         # as the older run
-        run = Ended(TRAIN, train(out="older", **experts) + case)
+        line = train(out="older", **experts) + case
+        if "--resume" in case:
+            line.remove("--overwrite")
+        run = Ended(TRAIN, line)
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         named = [c for c in case if c.startswith("--")] + ["memory", "context", "cuda", "batches"]
         right_manner(run, [1, 2], named)

@@ -27,9 +27,10 @@ gives() {         # gives STATUS PATTERN COMMAND...: and says it in at most two 
     [ "$(wc -l <stderr)" -le 2 ] && head -n 1 stderr | grep -q -e '^[a-z_]*: .*'"$pattern"
 }
 train() { "$train_tiny" --data text $model $recipe "$@"; }
+anew() { train --overwrite "$@"; }
 same() { cmp -s "$1" "$2"; }
 absent() { [ ! -e "$1" ]; }
-state() { (cd "$1" && find . -type f ! -name lock ! -name log.csv.new | sort | xargs cksum); }
+state() { (cd "$1" && find . -type f ! -name lock | sort | xargs cksum); }
 rows() { tail -n +2 "$1" | cut -d , -f 1-2,4-; }                    # of a log, without its seconds
 wait_for_rows() {                                                   # file, count
     i=0
@@ -116,7 +117,7 @@ check "C % NH" gives 2 "" "$train_tiny" --data text --out u --width 30 --heads 4
 check "odd head" gives 2 "" "$train_tiny" --data text --out u --width 12 --heads 4
 check "no directory made by any of these" absent u
 check "help" gives 0 "usage: train_tiny" "$train_tiny" --help
-for option in data out resume width layers heads context experts hidden sizes routing k p gate \
+for option in data out resume overwrite width layers heads context experts hidden sizes routing k p gate \
     noisy balance balance-rate budget pp lb ent z steps batch accum lr min-lr warmup weight-decay beta1 beta2 clip optimizer muon-lr \
     dropout eval-every eval-tokens save-every seed threads backend precision; do
     check "help names --$option" grep -q -e "^  --$option " stdout
@@ -140,16 +141,16 @@ check "text is a directory" gives 1 "cannot read" "$train_tiny" --data . --out u
 : >empty; head -c 72 text >short; head -c 73 text >enough
 check "empty text" gives 1 "at least 73" "$train_tiny" --data empty --out u
 check "short text" gives 1 "72 bytes.*at least 73" "$train_tiny" --data short --out u
-check "text just long enough" gives 0 "^final: " train --context 64 --data enough --steps 1 --out u
-check "context 1" gives 1 "at least 11" train --context 1 --data empty --out u
+check "text just long enough" gives 0 "^final: " anew --context 64 --data enough --steps 1 --out u
+check "context 1" gives 1 "at least 11" anew --context 1 --data empty --out u
 head -c 11 text >eleven
-check "eleven bytes" gives 0 "over 1 tokens" train --context 1 --data eleven --steps 1 --out u
+check "eleven bytes" gives 0 "over 1 tokens" anew --context 1 --data eleven --steps 1 --out u
 i=0; while [ $i -lt 256 ]; do printf "\\$(printf %03o $i)"; i=$((i + 1)); done >bytes
 cat bytes bytes bytes bytes >binary
 check "binary text" gives 0 "^final: " train --data binary --steps 2 --out binary-run
 check "and it writes" gives 0 "" "$generate" binary-run -n 20 --threads 1
 tr -dc o <text | head -c 100 >same-letter
-check "one distinct byte" gives 0 "val_loss 0.000000" train --data same-letter --steps 1 --out u
+check "one distinct byte" gives 0 "val_loss 0.000000" anew --data same-letter --steps 1 --out u
 
 # --- a run, and the same run in two parts ---------------------------------------------------------
 check "a run" gives 0 "^final: " train --steps 30 --eval-every 5 --save-every 7 --out a
@@ -174,10 +175,11 @@ check "resumed: same weights" same a/model.safetensors b/model.safetensors
 check "resumed: same best" same a/best/model.safetensors b/best/model.safetensors
 rows a/log.csv >rows-a; rows b/log.csv >rows-b
 check "resumed: same log" same rows-a rows-b
-check "--stop-at" gives 0 "^stopped after step 7; to go on: " train --steps 30 --eval-every 5 \
+check "--stop-at" gives 0 "^stopped after step 7; .* to go on: " train --steps 30 --eval-every 5 \
     --stop-at 7 --out halted
 check "it stopped there" [ "$(tail -n 1 halted/log.csv | cut -d , -f 1)" = 7 ]
-check "and goes on" gives 0 "^final: " train --steps 30 --eval-every 5 --stop-at 7 --resume --out halted
+check "and goes on" gives 0 "^final: " train --steps 30 --eval-every 5 --stop-at 7 --resume \
+    --out halted
 check "--stop-at: same weights" same a/model.safetensors halted/model.safetensors
 check "resumed: same last line" [ "$(cut -d , -f 1 final-a)" = "$(cut -d , -f 1 final-b)" ]
 check "two threads" gives 0 "" train --steps 30 --eval-every 5 --out c --threads 1 --threads 2
@@ -223,33 +225,32 @@ check "resume with a strange byte" gives 1 "byte 90 .*offset 3004" \
 for signal in INT TERM; do
     rm -rf s
     "$train_tiny" --data text $model $recipe $endless --out s >said 2>stderr & running=$!
-    wait_for_rows s/log.csv.new 3
+    wait_for_rows s/log.csv 3
     check "locked by $signal's run" gives 1 "process $running" train --out s --steps 1
     kill -$signal $running; wait $running; status=$?; running=
     check "SIG$signal: status 0" [ $status -eq 0 ]
     check "SIG$signal: no final line" [ "$(grep -c ^final said)" -eq 0 ]
     step=$(tail -n 1 s/log.csv | cut -d , -f 1)
     check "SIG$signal: goes on" gives 0 "^final: " train --resume --out s --steps $((step + 5))
-    check "SIG$signal: a run that did not stop" gives 0 "" train --out t --steps $((step + 5)) \
+    check "SIG$signal: a run that did not stop" gives 0 "" anew --out t --steps $((step + 5)) \
         --eval-every 100000000 --save-every 100000000
     check "SIG$signal: same weights" same s/model.safetensors t/model.safetensors
 done
-cp text "it's"
-"$train_tiny" --data "it's" $model $endless --lr 0.005 --threads 1 --out q >said 2>stderr &
+"$train_tiny" --data text $model $endless --lr 0.005 --threads 1 --out "it's" >said 2>stderr &
 running=$!
-wait_for_rows q/log.csv.new 3
+wait_for_rows "it's/log.csv" 3
 kill -INT $running; wait $running; running=
-command=$(tail -n 1 said | sed -n 's/^.*: \(.* --resume.*\)$/\1/p')
+command=$(tail -n 1 said | sed -n 's/^.* to go on: \(.* --resume --out .* --steps 100000000\)$/\1/p')
 check "the command to go on is said" [ -n "$command" ]
-check "and repeats what it must" [ "${command#*--lr 0.005}" != "$command" ]
-step=$(tail -n 1 q/log.csv | cut -d , -f 1)
-check "and works" gives 0 "^final: " sh -c "$command --steps $((step + 2))"
+step=$(tail -n 1 "it's/log.csv" | cut -d , -f 1)
+check "and works" gives 0 "^final: " sh -c \
+    "$command --data text --lr 0.005 --threads 1 --eval-tokens 200 --steps $((step + 2))"
 
 "$train_tiny" --data text $model $recipe $endless --out lost >said 2>stderr & running=$!
-wait_for_rows lost/log.csv.new 3
+wait_for_rows lost/log.csv 3
 rm -rf lost; kill -INT $running; wait $running; status=$?; running=
 check "a lost directory: status 1" [ $status -eq 1 ]
-check "a lost directory is said" grep -q "lost/log.csv.new is gone" stderr
+check "a lost directory is said" grep -q "lost/log.csv is gone" stderr
 
 # --- null experts, bias balancing, budgets: together and apart -------------------------------------
 steered() {       # steered OPTIONS...: stopped after two steps and gone on with, the bits are the same
@@ -282,8 +283,8 @@ train --out biased --steps 1 --balance work >stdout 2>stderr
 check "a bias cannot be exported" gives 1 "adds a bias to P" \
     "$generate" biased --export-mixtral u
 train --out wide --steps 1 --routing topp --sizes 1,1,1,3 --budget 0.3 >stdout 2>stderr
-check "a budget below the widest expert is said" [ "$(cat stderr)" = "train_tiny: warning: a budget of \
-0.3 of the width may be out of reach: the widest expert alone is 0.500000 of it" ]
+check "a budget below the widest expert is said" [ "$(cat stderr)" = "train_tiny: warning: --budget \
+0.3 may be out of reach: the widest expert alone is 0.500000 of the width" ]
 train --out null --steps 1 --sizes 0,9,11,13 >stdout 2>stderr
 train --out no-null --steps 1 --experts 3 --sizes 9,11,13 --hidden 12 >said 2>stderr
 check "a null expert has no parameters but the router's" [ \
@@ -313,25 +314,53 @@ END
 
 # --- what goes wrong leaves what was there --------------------------------------------------------
 state b >before
-check "NaN" gives 1 "step .*--lr" train --out b --lr 1e30 --min-lr 1e30 --steps 20
+check "NaN" gives 1 "step .*--lr" anew --out b --lr 1e30 --min-lr 1e30 --steps 20
 state b >after
 check "NaN: not saved" same before after
-"$train_tiny" --data text $model $recipe $endless --width 8 --out b >said 2>stderr & running=$!
-wait_for_rows b/log.csv.new 3
+check "a run is in the way" gives 1 "b: there is a run already, --resume .* --overwrite" \
+    train --out b --steps 1
+state b >after
+check "and stays" same before after
+check "both at once" gives 2 "--overwrite: .*--resume" train --out b --resume --overwrite
+"$train_tiny" --data text $model $recipe $endless --width 8 --overwrite --out b >said 2>stderr &
+running=$!
+wait_for_rows b.new/log.csv 3
+check "locked meanwhile" gives 1 "b is in use by process $running" train --resume --steps 50 --out b
 kill -9 $running; wait $running 2>/dev/null; running=
 state b >after
 check "killed before its first save: the older run is whole" same before after
 check "and goes on" gives 0 "^final: " train --resume --steps 35 --out b
+check "and nothing of the other is left" absent b.new
 cksum b/training.safetensors b/config.json >before
 for limit in 8 64; do
     check "full disk, $limit blocks" gives 1 "" sh -c "ulimit -f $limit; exec \"\$@\"" sh \
         "$train_tiny" --data text $recipe --resume --steps 40 --out b
     cksum b/training.safetensors b/config.json >after
     check "full disk: the state is whole" same before after
-    check "full disk: no half file" [ "$(find b -type f ! -name log.csv.new | wc -l)" -eq 11 ]
+    check "full disk: no half file" [ "$(find b -type f | wc -l)" -eq 11 ]
 done
 check "full disk: resumes" gives 0 "^final: " train --resume --steps 37 --out b
-check "fresh over old" gives 0 "^final: " train --width 8 --steps 3 --out b
+mkdir b/mine; echo kept >b/mine/file
+mkdir b.old
+check "an empty directory is not in the way" gives 0 "^final: " anew --width 8 --steps 2 --out b
+mkdir b.old; echo mine >b.old/file
+check "a directory of others is" gives 1 "b.old is in the way" anew --width 8 --steps 3 --out b
+rm -r b.old
+check "fresh over old" gives 0 "^final: " anew --width 8 --steps 3 --out b
+check "what was beside it is kept" [ "$(cat b/mine/file)" = kept ]
+rm -r b/mine
+check "and nothing else" [ "$(find b b.* -type f 2>/dev/null | wc -l)" -eq 11 ]
+ln -s b link
+check "over a link" gives 0 "^final: " anew --width 8 --steps 3 --out link
+check "which stays one" [ -L link ]
+(cd b && "$train_tiny" --data ../text $model $recipe --width 8 --steps 3 --overwrite --out .) \
+    >stdout 2>stderr
+check "over the current directory" [ $? -eq 0 ]
+check "where nothing else is left either" [ "$(find b b.* -type f 2>/dev/null | wc -l)" -eq 11 ]
+mv b b.old; : >b.old/overwrite
+train --resume --width 8 --steps 3 --out b >stdout 2>stderr
+check "b.old without b is b again" grep -q "warning: the older run is in b again" stderr
+check "and is whole" [ "$(find b b.* -type f 2>/dev/null | wc -l)" -eq 11 ]
 check "new log" [ "$(wc -l <b/log.csv)" -eq 4 ]
 check "new best" gives 2 "has 8" train --width 16 --resume --out b
 check "best is the new model's" same b/config.json b/best/config.json
@@ -359,7 +388,7 @@ check "--steps 0 goes on" gives 0 "" train --resume --steps 4 --eval-every 2 --o
 for options in "--routing topp" "--routing topp --p 1 --gate raw" "--k 1" "--k 4 --gate raw --noisy" \
     "--experts 1" "--sizes modse --lb 0.01 --pp 0" "--sizes 3,1,2,2 --z 0.001" "--batch 500" \
     "--accum 3" "--experts 12 --hidden 4" "--clip 0 --weight-decay 0" "--lr 0.0001 --min-lr 0"; do
-    check "train $options" gives 0 "^final: " train $options --steps 3 --out o
+    check "train $options" gives 0 "^final: " anew $options --steps 3 --out o
     check "resume $options" gives 0 "^final: " train $options --steps 5 --resume --out o
     check "generate, $options" gives 0 "" "$generate" o -n 20 --threads 1
 done
@@ -397,7 +426,7 @@ check "--score is train_tiny's final loss" near "$nll" \
 sed 's/"optimizer":"0"/"optimizer":"7"/' a/training.safetensors >odd; cp -r a odd-run
 mv odd odd-run/training.safetensors
 for optimizer in "" "--optimizer adamw"; do
-    check "a run of an unknown optimizer $optimizer" gives 1 "odd-run: its optimizer is not" \
+    check "a run of an unknown optimizer $optimizer" gives 1 "odd-run: this program lacks" \
         train --resume --steps 40 --out odd-run $optimizer
 done
 cp -r a pipes; mkfifo pipes/config.json.tmp; ln -s ../text pipes/model.safetensors.tmp; cp text kept
@@ -504,7 +533,7 @@ check "export to a file" gives 1 "text" export_to text
 check "export to nowhere" gives 1 "no/where" export_to no/where
 check "export to no name" gives 1 "" export_to ""
 for options in "--routing topp=Top-P" "--gate raw=raw gates" "--k 1=raw gates"; do
-    check "train ${options%=*}" gives 0 "^final: " train ${options%=*} --steps 1 --out o
+    check "train ${options%=*}" gives 0 "^final: " anew ${options%=*} --steps 1 --out o
     check "no export of ${options%=*}" gives 1 "${options#*=}" "$generate" o --export-mixtral never
     check "no export of ${options%=*}: no directory" absent never
 done
@@ -518,7 +547,7 @@ check "no directory made by these" absent never
 readme=$root/README.md
 for option in $(cat "$readme" "$root"/docs/*.md "$root"/extra/*/README.md |
     grep -o -e '--[a-z][a-z-]*' | sort -u); do
-    grep -q "^    { \"$option\"" "$root/extra/parallel/cli_peers.h" && continue   # of make mpi
+    grep -q "CLI_[A-Z]*(\"$option\"" "$root/extra/parallel/cli_peers.h" && continue   # of make mpi
     check "pages: $option is an option" sh -c '{ "$1" --help; "$2" --help; } | grep -q -e "^  $3 "' \
         sh "$train_tiny" "$generate" "$option"
 done

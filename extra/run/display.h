@@ -1,0 +1,138 @@
+/* display.h - what train_tiny shows of a run beside its numbers: the progress line, the experts'
+   share of the work as bars, and a warning when a layer has collapsed. */
+#ifndef DISPLAY_H
+#define DISPLAY_H
+
+#include "cli.h"
+
+/* The first lines: what the model is. */
+static inline void display_model(const hmoe_model *m) {
+    const hmoe_config *c = &m->config;
+    double widest = hmoe__widest(c) / hmoe__total_width(c);
+    printf("model    %d layers of width %d, %d heads, context %d: %.0f parameters, ", c->L, c->C,
+           c->NH, c->T, hmoe_parameters(m));
+    printf("%.0f activated\nexperts  %d per layer, ", hmoe_activated(m), c->E);
+    if (c->routing == HMOE_TOP_P) printf("top-p %.9g; widths", c->top_p);
+    else printf("top-k %d; widths", c->K);
+    for (int e = 0; e < c->E; e++) printf(" %d", c->H[e]);
+    if (c->budget > 0) printf("; steered to %.9g of the width", c->budget);
+    if (c->balance == HMOE_BALANCE_TOKENS) printf("; tokens balanced");
+    if (c->balance == HMOE_BALANCE_WORK) printf("; work balanced");
+    putchar('\n');
+    if (c->budget > 0 && c->budget < widest)
+        cli_warn("--budget %.9g may be out of reach: the widest expert alone is %.6f of the "
+                 "width", c->budget, widest);
+}
+
+/* One line, rewritten in place on a terminal and printed every ten seconds elsewhere. `from` is
+   what the model was when this program began. `last` says that other output follows. */
+typedef struct display_start {
+    int64_t step, tokens;
+    double seconds;
+} display_start;
+
+static inline void display_progress(const hmoe_model *m, const display_start *from, int steps,
+                                    const hmoe_losses *losses, double lr, int last) {
+    static double shown;
+    int terminal = isatty(STDOUT_FILENO);
+    double now = cli_seconds(), every = terminal ? 0.1 : 10;
+    double seconds = m->seconds - from->seconds;
+    double left = seconds * (double)(steps - m->step) / (double)(m->step - from->step);
+    if (shown <= 0) shown = now;
+    if (!last && now - shown < every) return;
+    shown = now;
+    cli_line_is_open = terminal && !last;
+    if (terminal) putchar('\r');
+    printf("step %lld/%d  loss %.6f ce %.6f lr %.6f  %.0f tok/s  %.0f:%02d left",
+           (long long)m->step, steps, losses->total, losses->ce, lr,
+           (double)(m->tokens - from->tokens) / seconds, floor(left / 60), (int)fmod(left, 60));
+    if (terminal) printf("\033[K");                  /* the rest of the older line */
+    if (!cli_line_is_open) putchar('\n');
+    fflush(stdout);
+}
+
+/* Experts first .. end - 1 of a layer, each as its share of the tokens and of the compute. */
+static inline void display_layer(const hmoe_model *m, int l, int first, int end) {
+    static const char *const bars[] = { " ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█" };
+    int E = m->config.E;
+    hmoe_usage u;
+    hmoe_get_usage(m, l, &u);
+    printf("layer %-2d", l + 1);
+    for (int e = first; e < end; e++) {
+        double tokens = fmin(4 * u.share[e] * E / u.experts, 8);
+        double compute = fmin(4 * u.compute[e] * E, 8);
+        printf(" %s%3.0f%s%3.0f", bars[(int)ceil(tokens)], 100 * u.share[e],
+               bars[(int)ceil(compute)], 100 * u.compute[e]);
+    }
+    putchar('\n');
+}
+
+/* A line per layer and a cell per expert. Half a bar is an even share. Eight experts fill a line,
+   more go below. Then what the router did in each layer. */
+static inline void display_experts(const hmoe_model *m) {
+    int E = m->config.E, L = m->config.L;
+    hmoe_usage u;
+    printf("experts by width, each with its %% of the tokens and of the compute (▄: even)\n");
+    for (int first = 0; first < E; first += 8) {
+        int end = E < first + 8 ? E : first + 8;
+        printf("       ");
+        for (int e = first; e < end; e++) printf("%9d", m->config.H[e]);
+        putchar('\n');
+        for (int l = 0; l < L; l++) display_layer(m, l, first, end);
+    }
+    printf("layer: entropy of the router in nats, experts per token, dead experts:");
+    for (int l = 0; l < L; l++) {
+        hmoe_get_usage(m, l, &u);
+        printf("%s%d: %.2f %.2f %d", l % 4 ? "   " : "\n  ", l + 1, u.entropy, u.experts, u.dead);
+    }
+    putchar('\n');
+    if (m->config.budget <= 0) return;
+    printf("layer: top_p, %% of the width in use:");
+    for (int l = 0; l < L; l++) {
+        hmoe_get_usage(m, l, &u);
+        printf("%s%d: %.6f %.2f", l % 4 ? "   " : "\n  ", l + 1, u.top_p,
+               100 * u.width / hmoe__total_width(&m->config));
+    }
+    putchar('\n');
+}
+
+/* Warns once that layers have collapsed on the text just evaluated, and says what may help. Either
+   one expert has nearly all choices, and the others learn nothing; or tokens have one expert each,
+   and its renormalised gate is 1 whatever the router says, so that the router learns nothing. */
+static inline void display_collapse(const hmoe_model *m) {
+    static int warned;
+    const hmoe_config *c = &m->config;
+    int one = 0, alone = 0;                          /* the first such layer, from 1 */
+    hmoe_usage u;
+    for (int l = c->L - 1; l >= 0; l--) {
+        double most = 0;
+        hmoe_get_usage(m, l, &u);
+        for (int e = 0; e < c->E; e++) most = fmax(most, u.share[e]);
+        if (most > 0.95 * u.experts) one = l + 1;
+        if (c->routing == HMOE_TOP_P && c->gate == HMOE_GATE_NORM && u.experts < 1.05)
+            alone = l + 1;
+    }
+    if (c->E == 1 || warned || !(one || alone)) return;
+    warned = 1;
+    const char *less = c->loss_coef[HMOE_ENT] > 0 ? "a lower --ent, " : "";
+    const char *even = c->balance ? "a higher --balance-rate" : "--balance work";
+    const char *more = c->budget > 0 ? "a higher --budget" : "a higher --p, --budget 0.25";
+    if (one)
+        cli_warn("layer %d has collapsed: one expert has over 95 %% of all choices, the others "
+                 "learn nothing\n(%s%s or a higher --pp or --lb spreads the work: start anew with "
+                 "one of them)", one, less, even);
+    else
+        cli_warn("layer %d has collapsed: each token has one expert, and a renormalised gate is "
+                 "then 1, so the router no longer learns from the text\n(%s%s or --gate raw may "
+                 "help: start anew with one of them)", alone, less, more);
+}
+
+static inline void display_sample(int byte) {
+    static int inside;
+    if (!inside) printf("  | ");
+    inside = byte != '\n';
+    if (byte < ' ' && byte != '\n' && byte != '\t') byte = '.';
+    putchar(byte);
+}
+
+#endif /* DISPLAY_H */

@@ -1,0 +1,255 @@
+/* overwrite.h - the directory of a run: it holds one whole run at every instant, also while a new
+   run takes the place of an older one. train_tiny.c includes it.
+
+   The new run grows in DIR.new, and DIR is as before. After the new run's first complete save
+
+       DIR      becomes DIR.old
+       DIR.new  becomes DIR
+       DIR.old  is removed; files that no run makes move to DIR
+
+   A start that finds DIR.old without DIR gives it its name back. Every such directory contains a
+   file "overwrite": without it, it is somebody else's and is left alone.
+
+   A link, a mount point and the current directory cannot get another name. There the places are
+   DIR/.new, DIR/.part and DIR/.old, and the run's files move one by one:
+
+       those of DIR go into DIR/.part   a start that finds .part moves them back
+       .part becomes .old
+       those of .new go into DIR        a start that finds .old and .new goes on with that
+       .new and then .old are removed
+
+   The lock is the file "lock" in the directory. DIR.new has its own, and so whoever holds DIR holds
+   it under all its names. */
+#ifndef OVERWRITE_H
+#define OVERWRITE_H
+
+#include "cli.h"
+
+typedef struct overwrite {
+    char dir[CLI_PATH_SIZE];            /* DIR */
+    char parent[CLI_PATH_SIZE];         /* the directory that DIR is in */
+    char beside_new[CLI_PATH_SIZE], beside_old[CLI_PATH_SIZE];                  /* DIR.new ... */
+    char inside_new[CLI_PATH_SIZE], inside_part[CLI_PATH_SIZE], inside_old[CLI_PATH_SIZE];
+    const char *grows;                  /* where the run's files are written: in one of these */
+} overwrite;
+
+/* All that a run's directory holds. config.json goes first: without it, it is no model. */
+static const char *const overwrite_files[] = {
+    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    "training.safetensors", "log.csv", "best", NULL
+};
+
+static inline int overwrite_has(const char *dir, const char *name) {
+    char path[CLI_PATH_SIZE];
+    return access(cli_path(path, dir, name), F_OK) == 0;
+}
+
+/* Is there a run, or the best model of one? */
+static inline int overwrite_has_run(const char *dir) {
+    return overwrite_has(dir, "config.json") || overwrite_has(dir, "best/config.json");
+}
+
+/* Removes a run's files, and those that a crash left unfinished. */
+static inline void overwrite_remove_files(const char *dir) {
+    char path[CLI_PATH_SIZE], unfinished[CLI_PATH_SIZE + 8];
+    for (const char *const *name = overwrite_files; *name; name++) {
+        cli_path(path, dir, *name);
+        snprintf(unfinished, sizeof unfinished, "%s.tmp", path);
+        if (!strcmp(*name, "best")) {
+            if (access(path, F_OK)) continue;
+            overwrite_remove_files(path);
+            rmdir(path);
+        }
+        unlink(path);
+        unlink(unfinished);
+    }
+}
+
+#ifdef _WIN32
+/* No directory gets another name while a file in it is open, as the lock is. */
+static inline int overwrite_can_rename(const char *dir, const char *to) {
+    (void)dir, (void)to;
+    return 0;
+}
+static inline void overwrite_keep_others(const char *from, const char *to) {
+    (void)from, (void)to;
+}
+#else
+#include <dirent.h>
+
+static inline int overwrite_can_rename(const char *dir, const char *to) {
+    struct stat is;
+    if (lstat(dir, &is) || S_ISLNK(is.st_mode) || cli_is_same(dir, ".")) return 0;
+    return rename(dir, to) == 0 && rename(to, dir) == 0;
+}
+
+/* Moves what a user put beside the older run, such as an export, to the new one. */
+static inline void overwrite_keep_others(const char *from, const char *to) {
+    char a[4096], b[4096];
+    struct dirent *entry;
+    DIR *d = opendir(from);
+    while (d && (entry = readdir(d)) != NULL) {
+        if (!strcmp(entry->d_name, "overwrite")) continue;
+        snprintf(a, sizeof a, "%s/%s", from, entry->d_name);
+        snprintf(b, sizeof b, "%s/%s", to, entry->d_name);
+        if (access(b, F_OK)) rename(a, b);
+    }
+    if (d) closedir(d);
+}
+#endif
+
+/* Removes a directory that this protocol made, the mark last. `keep`: where others' files go. */
+static inline void overwrite_remove(const char *dir, const char *keep) {
+    char path[CLI_PATH_SIZE];
+    rmdir(dir);                                      /* empty: a crash came before the mark */
+    if (!overwrite_has(dir, "overwrite")) return;
+    overwrite_remove_files(dir);
+    unlink(cli_path(path, dir, "lock"));
+    if (keep) overwrite_keep_others(dir, keep);
+    unlink(cli_path(path, dir, "overwrite"));
+    rmdir(dir);
+}
+
+static inline void overwrite_mark(const char *dir) {
+    char path[CLI_PATH_SIZE];
+    FILE *f = fopen(cli_path(path, dir, "overwrite"), "wb");
+    if (!f || fclose(f)) cli_cannot("write", path);
+}
+
+/* Makes a directory with the mark. */
+static inline void overwrite_make(const char *dir) {
+    if (hmoe__make_directory(dir)) cli_cannot("make the directory", dir);
+    overwrite_mark(dir);
+}
+
+/* Moves the run's files from one directory to another. */
+static inline void overwrite_move(const char *from, const char *to) {
+    char a[CLI_PATH_SIZE], b[CLI_PATH_SIZE];
+    for (const char *const *name = overwrite_files; *name; name++) {
+        if (!overwrite_has(from, *name)) continue;
+        if (hmoe__replace(cli_path(a, from, *name), cli_path(b, to, *name), to))
+            cli_fail(1, "cannot move %s to %s: %s", a, to, strerror(errno));
+    }
+}
+
+static inline void overwrite_name(overwrite *o, const char *dir) {
+    size_t n = strlen(dir);
+    if (n > CLI_PATH_SIZE - 64)
+        cli_fail(2, "--out: is longer than %d bytes", CLI_PATH_SIZE - 64);
+    while (n > 1 && dir[n - 1] == '/') n--;
+    snprintf(o->dir, sizeof o->dir, "%.*s", (int)n, dir);
+    snprintf(o->beside_new, sizeof o->beside_new, "%.1000s.new", o->dir);
+    snprintf(o->beside_old, sizeof o->beside_old, "%.1000s.old", o->dir);
+    cli_path(o->inside_new, o->dir, ".new");
+    cli_path(o->inside_part, o->dir, ".part");
+    cli_path(o->inside_old, o->dir, ".old");
+    while (n > 0 && o->dir[n - 1] != '/') n--;
+    snprintf(o->parent, sizeof o->parent, "%.*s", n ? (int)n : 1, n ? o->dir : ".");
+    o->grows = o->dir;
+}
+
+/* Gives DIR.old its name back, where a crash came between the two names. */
+static inline void overwrite_give_back(const overwrite *o) {
+    char path[CLI_PATH_SIZE];
+    if (access(o->dir, F_OK) == 0 || !overwrite_has(o->beside_old, "overwrite")) return;
+    cli_lock(o->beside_old);
+    if (hmoe__replace(o->beside_old, o->dir, o->parent)) cli_cannot("rename", o->beside_old);
+    unlink(cli_path(path, o->dir, "overwrite"));
+    cli_warn("the older run is in %s again: a run with --overwrite ended too early", o->dir);
+}
+
+/* Ends what a crash has left half done. DIR is locked. */
+static inline void overwrite_tidy(const overwrite *o) {
+    char path[CLI_PATH_SIZE];
+    if (overwrite_has(o->inside_part, "overwrite")) {
+        overwrite_move(o->inside_part, o->dir);
+        cli_warn("the older run is in %s again: a run with --overwrite ended too early", o->dir);
+    }
+    if (overwrite_has(o->inside_old, "overwrite")) overwrite_move(o->inside_new, o->dir);
+    overwrite_remove(o->inside_part, NULL);
+    overwrite_remove(o->inside_new, NULL);
+    overwrite_remove(o->inside_old, NULL);
+    if (overwrite_has_run(o->dir)) overwrite_remove(o->beside_old, o->dir);
+    overwrite_remove(o->beside_new, NULL);
+    unlink(cli_path(path, o->dir, "overwrite"));
+}
+
+/* What others have put where the older or the new run has to go. */
+static inline void overwrite_look_for_obstacles(const overwrite *o) {
+    const char *const places[] = { o->beside_new, o->beside_old, o->inside_new, o->inside_old };
+    for (int i = 0; i < 4; i++)
+        if (access(places[i], F_OK) == 0)
+            cli_fail(1, "%s is in the way of --overwrite: move it, or choose another --out",
+                     places[i]);
+}
+
+/* From here on only the first process uses the directory.
+   Locks DIR, and ends the program unless what is there is what the options ask for. */
+static inline void overwrite_enter(overwrite *o, const char *dir, int resume, int replace) {
+    char path[CLI_PATH_SIZE];
+    overwrite_name(o, dir);
+    if (cli_rank > 0) return;
+    overwrite_give_back(o);
+    if (!resume && hmoe__make_directory(o->dir)) cli_cannot("make the directory", o->dir);
+    int is_run = overwrite_has(o->dir, "training.safetensors");
+    if (is_run || !resume || overwrite_has(o->dir, ".part") || overwrite_has(o->dir, ".old")) {
+        cli_lock(o->dir);
+        overwrite_tidy(o);
+    }
+    if (resume && (access(cli_path(path, o->dir, "config.json"), F_OK)
+                   || access(cli_path(path, o->dir, "training.safetensors"), F_OK)))
+        cli_fail(1, "--resume: there is no run in %s: cannot find %s", o->dir, path);
+    if (!resume && !replace && overwrite_has_run(o->dir))
+        cli_fail(1, "--out %s: there is a run already, --resume goes on with it and --overwrite "
+                 "replaces it", o->dir);
+    if (replace) overwrite_look_for_obstacles(o);
+}
+
+/* Where the new run's files are to be written until the first save. */
+static inline void overwrite_begin(overwrite *o) {
+    char path[CLI_PATH_SIZE];
+    if (cli_rank > 0 || !overwrite_has_run(o->dir)) return;
+    overwrite_mark(o->dir);                          /* in case that this try is cut short */
+    int beside = overwrite_can_rename(o->dir, o->beside_old);
+    unlink(cli_path(path, o->dir, "overwrite"));
+    o->grows = beside ? o->beside_new : o->inside_new;
+    overwrite_make(o->grows);
+    if (beside) cli_lock(o->grows);
+}
+
+static inline void overwrite_swap_beside(const overwrite *o) {
+    char path[CLI_PATH_SIZE];
+    overwrite_mark(o->dir);
+    if (hmoe__replace(o->dir, o->beside_old, o->parent)) cli_cannot("rename", o->dir);
+    if (hmoe__replace(o->beside_new, o->dir, o->parent)) {
+        int error = errno;
+        hmoe__replace(o->beside_old, o->dir, o->parent);
+        errno = error;
+        cli_cannot("rename", o->beside_new);
+    }
+    overwrite_remove(o->beside_old, o->dir);
+    unlink(cli_path(path, o->dir, "overwrite"));
+}
+
+static inline void overwrite_swap_inside(const overwrite *o) {
+    overwrite_make(o->inside_part);
+    overwrite_move(o->dir, o->inside_part);
+    if (hmoe__replace(o->inside_part, o->inside_old, o->dir)) cli_cannot("rename", o->inside_part);
+    overwrite_move(o->inside_new, o->dir);
+    overwrite_remove(o->inside_new, NULL);
+    overwrite_remove(o->inside_old, NULL);
+}
+
+/* After the first complete save: DIR is the new run's now. No file of it may be open meanwhile, on
+   Windows, and so the log is opened again. */
+static inline void overwrite_commit(overwrite *o, FILE **log) {
+    char path[CLI_PATH_SIZE];
+    fclose(*log);
+    if (o->grows == o->beside_new) overwrite_swap_beside(o);
+    else overwrite_swap_inside(o);
+    o->grows = o->dir;
+    *log = fopen(cli_path(path, o->dir, "log.csv"), "ab");
+    if (!*log) cli_cannot("write", path);
+}
+
+#endif /* OVERWRITE_H */
