@@ -406,7 +406,7 @@ def kill_everywhere(one, other):
     if not library:
         print("cannot build a library to kill with: not every instant is tried")
         return
-    few = ["--steps", str(2 * EVALUATE), "--save-every", "1000"]       # two saves
+    few = ["--steps", str(EVALUATE), "--save-every", "1000"]           # one save
     for link in False, True:
         found, at, number = [], "%s" % ("over a link" if link else "over a directory"), 0
         while True:
