@@ -36,9 +36,9 @@ if [ -z "$cxx" ]; then echo "no C++ compiler here: an imitated GPU is skipped"; 
     run imitate "$cxx"
     check "the programs on an imitated GPU" [ $status -eq 0 ]
     for options in "--noisy --dropout 0.1 --accum 2" "--routing topp --batch 3"; do
-        train cpu --steps 4 --eval-every 2 $options
+        train cpu --overwrite --steps 4 --eval-every 2 $options
         on_cpu=$(loss)
-        train gpu --steps 4 --eval-every 2 $options --backend cuda
+        train gpu --overwrite --steps 4 --eval-every 2 $options --backend cuda
         check "the GPU trains, $options" says 0 "^final: "
         check "and comes to what the CPU does" near "$(loss)" "$on_cpu" 1e-5
         check "it says who computes" grep -q -a -x "backend  cuda" "$here/said"
@@ -77,7 +77,7 @@ if nvcc=$(PATH=$PATH:/usr/local/cuda/bin command -v nvcc); then
     train plain --steps 3
     check "the plain build trains" says 0 "^final: "
     train refused --backend cuda
-    check "the plain build has no cuda" says 2 "without it: make cuda"
+    check "the plain build has no cuda" says 2 "without it, build it with make cuda"
     build cuda
     check "make cuda" says 0 "hmoe_cuda.cu$"
     for program in train_tiny generate; do
@@ -101,7 +101,7 @@ if nvcc=$(PATH=$PATH:/usr/local/cuda/bin command -v nvcc); then
     check "generate: its CPU scores" says 0 "^nll "
     build "$here/train_tiny"
     train refused --backend cuda
-    check "make takes it out again" says 2 "without it: make cuda"
+    check "make takes it out again" says 2 "without it, build it with make cuda"
     build cuda
     check "and make cuda puts it in" says 0 "train_tiny.c .*-DHMOE_CUDA"
     check "compiling no kernel twice" [ "$(grep -c -e "^$nvcc" "$here/said")" -eq 0 ]
