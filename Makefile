@@ -5,7 +5,7 @@
 #   CC, CFLAGS, LDFLAGS   the compiler; flags that come after all others; flags to link with
 #   DEBUG=1               with the address and undefined-behaviour sanitizers, slowly
 #   OPENMP=0              one thread
-#   PLAIN=1               with the plain product of hmoe.h: slow, easy to debug
+#   PLAIN=1               with the plain product of hmoe.h, slow
 #   DATA, ARGS            for `make run`: a text, and options of train_tiny
 #   BUILD                 the directory for everything but the two programs
 #   BIN                   stands before their names: BIN=build/ makes build/train_tiny

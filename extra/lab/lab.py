@@ -219,7 +219,7 @@ def expert_outputs(folder, experts):
 
 def arguments(run, folder, **changes):
     options = dict(run.options, **changes)
-    return ([BIN + "train_tiny", "--data", DATA, "--out", folder, "--threads", 1,
+    return ([BIN + "train_tiny", "--data", DATA, "--overwrite", "--out", folder, "--threads", 1,
              "--save-every", 1000000] + [x for o in options for x in ("--" + o, options[o])])
 
 def state(folder):

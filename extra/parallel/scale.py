@@ -223,7 +223,7 @@ def trained(name, steps):
         if not os.path.exists(out + ".csv"):
             shutil.rmtree(out, ignore_errors=True)
             print("scale: trains %s, %d of %d steps" % (name, stop, steps), file=sys.stderr)
-            run(BIN + "train_tiny", "--data", TEXT, "--out", out, "--steps", str(steps),
+            run(BIN + "train_tiny", "--data", TEXT, "--overwrite", "--out", out, "--steps", str(steps),
                 "--stop-at", str(stop), "--eval-every", str(stop), *TOYS[name])
             run(BIN + "generate", out + "/best", "--score", sample, "--routes", out + ".new")
             os.replace(out + ".new", out + ".csv")
@@ -235,7 +235,7 @@ def seconds_of_step(launch, batch):
     """Median over steps, of one thread in each process."""
     out, steps = os.path.join(OUT, "timing"), 24
     shutil.rmtree(out, ignore_errors=True)
-    run(*launch, "--data", TEXT, "--out", out, "--steps", str(steps), "--batch", str(batch),
+    run(*launch, "--data", TEXT, "--overwrite", "--out", out, "--steps", str(steps), "--batch", str(batch),
         "--threads", "1", "--eval-tokens", "64", "--eval-every", "1000")
     with open(out + "/log.csv", encoding="ascii") as file:
         at = file.readline().strip().split(",").index("seconds")

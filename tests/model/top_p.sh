@@ -9,7 +9,7 @@ cd "$here" || exit 1
 text=$root/hmoe.h evidence="said warned"
 
 train() {         # train OPTIONS...: leaves what it says in `said` and `warned`
-    "${BIN}train_tiny" --data "$text" --out run --eval-tokens 8192 "$@" >said 2>warned
+    "${BIN}train_tiny" --data "$text" --overwrite --out run --eval-tokens 8192 "$@" >said 2>warned
 }
 # Of the last evaluation, whose report ends with "1: entropy experts dead   2: ...".
 layers() { sed -n '/dead experts:$/{n;p;}' said | tail -n 1; }
