@@ -219,7 +219,7 @@ def expert_outputs(folder, experts):
 
 def arguments(run, folder, **changes):
     options = dict(run.options, **changes)
-    return ([BIN + "train_tiny", "--data", DATA, "--overwrite", "--out", folder, "--threads", 1,
+    return ([BIN + "train_tiny", "--data", DATA, "--out", folder, "--threads", 1,
              "--save-every", 1000000] + [x for o in options for x in ("--" + o, options[o])])
 
 def state(folder):
@@ -238,7 +238,7 @@ def advance(run, folder, point):
         if step == point != run.points[-1]:
             return ""
         try:
-            out = call(*arguments(run, folder), "--stop-at", point, *["--resume"] * (step >= 0))
+            out = call(*arguments(run, folder), "--stop-at", point, "--resume" if step >= 0 else "--overwrite")
             if int(state(folder)["step"]) < point:
                 raise KeyboardInterrupt                       # the program stopped for it, too
             return out
