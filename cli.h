@@ -121,7 +121,8 @@ static inline void cli_to_one_line(char *text) {
 
 /* Ends the program with one line that says what is wrong and what would be right, and perhaps
    "\n(a hint)". status: 2 for the command line, 1 for all else. */
-CLI_NEVER_RETURNS CLI_LIKE_PRINTF(2, 3) static inline void cli_fail(int status, const char *format, ...) {
+CLI_NEVER_RETURNS CLI_LIKE_PRINTF(2, 3)
+static inline void cli_fail(int status, const char *format, ...) {
     char text[2000];
     va_list arguments;
     va_start(arguments, format);

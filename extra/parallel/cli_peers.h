@@ -112,8 +112,8 @@ static inline void cli_place(cli_peers *p) {
         long rank = strtol(at, &end, 10);
         if (end == at || (*end && *end != ',') || rank < 0 || rank >= p->wire.expert_ranks
             || e == HMOE_MAX_EXPERTS)
-            cli_fail(2, "--place %.80s: needs pairs, contiguous, or for each expert a rank from 0 to "
-                     "%d", p->place, p->wire.expert_ranks - 1);
+            cli_fail(2, "--place %.80s: needs pairs, contiguous, or for each expert a rank from 0 "
+                     "to %d", p->place, p->wire.expert_ranks - 1);
         p->parallel.device[e] = (int)rank, p->placed = e + 1;
         if (!*end) break;
         at = end + 1;

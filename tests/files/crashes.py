@@ -749,6 +749,27 @@ def two_runs(one, other):
     shutil.rmtree("k2")
 
 
+def locked_while_renamed(one, other):
+    """Nobody else gets in while a run takes the place of an older one, whatever its name is."""
+    for turn in range(20 if FULL else 6):
+        copy(other.name, "k", turn % 3 == 2)
+        first = start("train_tiny", *TINY, *OFTEN, "--out", "k", "--overwrite", "--steps",
+                      "100000000", *one.options)
+        wait_until(lambda: in_between("k"), first)
+        outcomes = []
+        while in_between("k") and len(outcomes) < 100 or len(outcomes) < 4:
+            how = ["--overwrite", "--steps", "1"] if len(outcomes) % 2 else ["--resume"]
+            outcomes.append(train("k", *how, *other.options))
+        check("renamed %d: everybody else is refused" % turn, all(
+            x[0] == 1 and " is in use by process %d: " % first.pid in x[2] for x in outcomes),
+            [x for x in outcomes if " is in use by " not in x[2]][:1])
+        check("renamed %d: the first goes on" % turn, first.poll() is None)
+        first.kill()
+        end(first)
+        check("renamed %d: the run is its own" % turn, read("k", "config.json") == one.config)
+    clear("k")
+
+
 # --- signals --------------------------------------------------------------------------------------
 
 def signals(ref):
@@ -845,6 +866,7 @@ def main():
     no_directory(one)
     gone(one, other)
     two_runs(one, other)
+    locked_while_renamed(one, other)
     signals(one)
     closed_pipe(one)
 
