@@ -117,7 +117,8 @@ class Visitor:
 def native(work, name, *options):
     """Runs train_tiny; the rows of its log, and its directory."""
     out = os.path.join(work, name)
-    run = subprocess.run([os.path.join(BIN, "train_tiny"), "--out", out, "--threads", "1",
+    again = [] if "--resume" in options else ["--overwrite"]
+    run = subprocess.run([os.path.join(BIN, "train_tiny"), "--out", out, "--threads", "1", *again,
                           *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if run.returncode:
         sys.exit("train_tiny %s\n%s" % (" ".join(options), run.stdout.decode()))
