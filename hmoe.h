@@ -1178,10 +1178,10 @@ static double hmoe__z_loss(const hmoe_means *x, double coef, hmoe_means *slope) 
 
 /* In the order of the enum. */
 const hmoe_loss_term hmoe_loss_terms[HMOE_LOSS_TERMS] = {
-    { "lb", hmoe__load_balancing, 0, "load balancing" },
+    { "lb", hmoe__load_balancing, 0, "load-balancing loss" },
     { "pp", hmoe__p_penalty, 0.01, "P-Penalty" },
-    { "ent", hmoe__entropy_loss, 0, "router entropy" },
-    { "z", hmoe__z_loss, 0, "router z-loss" },
+    { "ent", hmoe__entropy_loss, 0, "entropy loss" },
+    { "z", hmoe__z_loss, 0, "z-loss" },
 };
 
 /* All losses of a pass, from the sums of each layer over `all` tokens; slope: [L]

@@ -16,6 +16,7 @@
 #include "extra/run/text.h"
 #include "extra/run/display.h"
 #include "extra/run/log.h"
+#include "extra/run/losses.h"
 #include "extra/run/overwrite.h"
 #include "extra/run/resume.h"
 
@@ -35,9 +36,7 @@ static struct settings {
     cli_peers peers;
 } set;
 
-#define LOSS(name, i, initial, help) \
-    CLI_REAL(name, &set.model.loss_coef[i], 0, 1e6, initial, help)
-static cli_option options[] = {
+static const cli_option rows[] = {
     CLI_TEXT("--data", &set.data, "FILE", "tinyshakespeare/input.txt", "text to learn"),
     CLI_TEXT("--out", &set.out, "DIR", "out", "directory of the run"),
     CLI_FLAG("--resume", &set.resume, "continuation of the run in --out, up to --steps"),
@@ -61,10 +60,6 @@ static cli_option options[] = {
              "load that a bias on the choice evens out"),
     CLI_REAL("--balance-rate", &set.model.balance_rate, 0, 1, "0.001",
              "change of that bias in a step"),
-    LOSS("--lb", HMOE_LB, "0", "weight of the load-balancing loss"),
-    LOSS("--pp", HMOE_PP, "0.01, or 0 with --balance", "weight of the P-Penalty"),
-    LOSS("--ent", HMOE_ENT, "0; topp without --budget: 3e-5", "weight of the entropy loss"),
-    LOSS("--z", HMOE_Z, "0", "weight of the z-loss"),
     CLI_INT("--steps", &set.steps, 0, 1e9, "2000", "steps of the whole run"),
     CLI_INT("--stop-at", &set.stop_at, 1, 1e9, "none", "step after which to stop and save"),
     CLI_INT("--batch", &set.batch, 1, 1 << 24, "12", "sequences in a micro-batch"),
@@ -86,7 +81,8 @@ static cli_option options[] = {
     CLI_PEERS(set.peers)
     CLI_BACKEND(set.backend),
 };
-enum { OPTIONS = sizeof options / sizeof *options };
+enum { ROWS = sizeof rows / sizeof *rows, OPTIONS = ROWS + HMOE_LOSS_TERMS };
+static cli_option options[OPTIONS];   /* the rows, and those of the losses */
 static int is_given(const char *name) { return cli_given(options, name) != NULL; }
 
 typedef struct run {
@@ -130,6 +126,7 @@ static void configure_model(void) {
 static void read_options(int argc, char **argv) {
     set.model = hmoe_default_config();
     set.muon = hmoe_default_muon();
+    losses_add_options(options, rows, ROWS, "--balance-rate", set.model.loss_coef);
     int words = cli_parse(argc, argv, options, OPTIONS, "usage: train_tiny [options]\n"
                           "Trains a heterogeneous mixture of experts on the bytes of a text.");
     if (words) cli_fail(2, "%.120s: this word belongs to no option (--help lists them)", argv[1]);

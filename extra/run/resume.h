@@ -36,12 +36,15 @@ static inline void resume_compare(const hmoe_model *m, const cli_option *options
         { "--routing", c->routing == HMOE_TOP_P }, { "--k", c->K },
         { "--gate", c->gate == HMOE_GATE_RAW }, { "--noisy", c->noisy_gating },
         { "--budget", c->budget }, { "--balance", c->balance },
-        { "--lb", c->loss_coef[HMOE_LB] }, { "--pp", c->loss_coef[HMOE_PP] },
-        { "--ent", c->loss_coef[HMOE_ENT] }, { "--z", c->loss_coef[HMOE_Z] },
         { "--optimizer", m->optimizer },
     };
     for (size_t i = 0; i < sizeof values / sizeof *values; i++)
         resume_compare_value(cli_find(options, values[i].name), values[i].value, dir);
+    for (int i = 0; i < HMOE_LOSS_TERMS; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "--%s", hmoe_loss_terms[i].name);
+        resume_compare_value(cli_find(options, name), c->loss_coef[i], dir);
+    }
     /* config.json lacks these two where they play no part */
     if (!hmoe__is_mixtral(c)) resume_compare_value(cli_find(options, "--p"), c->top_p, dir);
     if (c->balance)
