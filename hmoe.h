@@ -60,8 +60,8 @@ CONTENTS, in file order (search for the words in capitals)
                       ROUTES          the router's decision, as data
                       BACKEND         the functions that a GPU replaces; skip it at first
    PART ONE           A MIXTURE AS A LOOP, PRODUCTS IN SHORT, ROUTER, EXPERTS, LOSSES,
-   the model          EXPERT SIZES, LAYERS, FORWARD, BACKWARD, ADAMW. Read it from its first
-                      line to its last; you may stop there.
+   the model          EXPERT SIZES, LAYERS, FORWARD, BACKWARD, ADAMW. Read it from the first
+                      line to the last; you may stop there.
    PART TWO           UTILITIES, FAST PRODUCTS, OPTIONS, SEVERAL PROCESSES, MEMORY, CHECKS AND
    the engine room    ACCOUNTS, ROUNDING OF SIZES, THE CPU BACKEND, GENERATING. It makes
                       PART ONE fast, safe and portable.
@@ -197,7 +197,7 @@ enum {
 typedef struct hmoe_config {
     int V;                    /* vocabulary: tokens are 0 .. V-1. There is no default */
     int T;                    /* context: the longest sequence */
-    int C;                    /* width of the model, a multiple of NH; C / NH is even (RoPE) */
+    int C;                    /* model width, a multiple of NH; C / NH is even (RoPE) */
     int L;                    /* layers */
     int NH;                   /* attention heads */
     int E;                    /* experts per layer, 1 .. HMOE_MAX_EXPERTS; 1 is a dense model */
@@ -215,7 +215,7 @@ typedef struct hmoe_config {
     hmoe_balance balance;
     double balance_rate;      /* change of b in one update, 0 to 1 */
     int noisy_gating;         /* 1: noise on the logits in training, MoDSE eq. 3 to 5 */
-    double loss_coef[HMOE_LOSS_TERMS];  /* weights of the router's losses: [HMOE_PP] ... */
+    double loss_coef[HMOE_LOSS_TERMS];  /* weights of the losses: [HMOE_PP] ... */
     double rms_norm_eps;       /* added to the mean square in RMSNorm */
     double rope_theta;         /* base of the wavelengths in RoPE */
     int vocab_size;            /* number of entries in vocab: V, or 0 for none */
@@ -362,7 +362,7 @@ hmoe_adamw hmoe_default_adamw(void);   /* 2e-3; 0.9, 0.99; 0.1; 1 */
    changes nothing else and returns HMOE_NOT_FINITE. */
 hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *adamw);
 
-/* Clears the gradients and the counted choices, for example after a failed micro-batch. */
+/* Clears the gradients and the counted choices, for example after a failed call. */
 void hmoe_zero_gradients(hmoe_model *m);
 
 /* Learning rate at step = 1, 2, ...: lr * step / warmup up to step `warmup`, then a
@@ -382,7 +382,7 @@ double hmoe_normal(uint64_t seed, uint64_t what, uint64_t i,
 typedef struct hmoe_cache {
     int64_t position;          /* tokens so far; set it to 0 to start another sequence */
     int L, T, C;               /* of the model that it was made for */
-    hmoe_real *keys, *values;  /* [L, T, C], at position mod T; keys are already rotated */
+    hmoe_real *keys, *values;  /* [L, T, C], at position mod T; keys are rotated */
     hmoe_real *angles;         /* [2, hs/2], for RoPE at this position */
 } hmoe_cache;
 hmoe_status hmoe_cache_create(hmoe_cache *cache, hmoe_model *m);
@@ -418,7 +418,7 @@ hmoe_status hmoe_get_route(hmoe_model *m, int layer, int token, hmoe_route *rout
    hmoe_reset_usage, in training or not. All fields are 0 if there is no such layer. */
 typedef struct hmoe_usage {
     int64_t tokens;
-    double share[HMOE_MAX_EXPERTS];   /* [E] f_e: share of the tokens that chose expert e */
+    double share[HMOE_MAX_EXPERTS];   /* [E] f_e: share of the tokens that chose e */
     double compute[HMOE_MAX_EXPERTS]; /* [E] share of the experts' work, f_e H[e]; the sum is 1 */
     double P[HMOE_MAX_EXPERTS];       /* [E] mean router probability */
     int dead;                         /* experts that no token chose */
@@ -441,10 +441,6 @@ double hmoe_parameters(const hmoe_model *m);
    3 C H[e] for each chosen expert, as measured since hmoe_reset_usage. Before the first
    token it assumes that all experts are chosen equally often. */
 double hmoe_activated(const hmoe_model *m);
-
-/* One expert alone: y = W2 (silu(W1 x) * (W3 x)).   x, y: [rows, C], the caller's */
-hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x,
-                            hmoe_real *y, int rows);
 
 /* ---------------------------------------------------------------------------------------
    FILES - checkpoints in the layout of Hugging Face's Mixtral. PART THREE describes the
@@ -485,13 +481,13 @@ hmoe_status hmoe_byte_vocab(hmoe_config *config, const unsigned char *text, size
    makes it once. Everything after it only reads it, the backward pass too. */
 
 typedef struct hmoe_routes {
-    int slots;           /* most experts that a token can have: K under Top-K, E under Top-P */
+    int slots;           /* most experts of a token: K under Top-K, E under Top-P */
     hmoe_real *logits;   /* [N, E]      r = W_r x (+ noise); in the backward pass dr */
     hmoe_real *P;        /* [N, E]      softmax of r over all experts */
     hmoe_real *lse;      /* [N]         log of the sum of exp(r), for the z-loss */
     hmoe_real *entropy;  /* [N]         -sum over e of P ln P, in nats */
     int *count;          /* [N]         |S[t]|, 1 .. slots */
-    int *expert;         /* [N, slots]  S[t] by descending P + b; the first `count` are set */
+    int *expert;         /* [N, slots]  S[t] by descending P + b; `count` of them are set */
     hmoe_real *gate;     /* [N, slots]  the gates g of those experts */
     /* The same (token, expert) pairs as rows, ordered by expert and then by token: */
     int *expert_start;    /* [E + 1]     expert e has rows expert_start[e] .. [e+1]-1 */
@@ -516,7 +512,7 @@ typedef struct hmoe_linear {
     hmoe_real *x;             /* [.., in]    row stride ldx */
     hmoe_real *w;             /* [out, in] */
     hmoe_real *y;             /* [.., out]   row stride ldy */
-    const int *rows;          /* [2] in the backend's memory, for example &expert_start[e] */
+    const int *rows;          /* [2] in the backend's memory, e.g. &expert_start[e] */
     int in, out, ldx, ldy;    /* in or out is 0 for a null expert */
     const hmoe_real *add;     /* added to the result, and laid out like it: forward y = x W^T + add,
                                  backward_input x = y W + add. It may be the result itself. NULL: 0 */
@@ -623,7 +619,7 @@ typedef struct hmoe_backend {
 /* hmoe_cuda.cu, if it is part of the program:
 
        m.backend = hmoe_cuda(HMOE_BF16, message);
-       if (!m.backend || hmoe_create(&m, ...)) ...        everything else stays the same */
+       if (!m.backend || hmoe_create(&m, ...)) ...      everything else stays the same */
 typedef enum hmoe_precision {
     HMOE_FLOAT32,  /* plain float arithmetic, close to the CPU's */
     HMOE_BF16      /* operands of products are rounded to bf16 and multiplied on tensor cores;
@@ -719,6 +715,12 @@ static hmoe_status hmoe__collect(hmoe_model *m);       /* downloads the sums, co
 static void hmoe__count_pass(hmoe_model *m);           /* adds a pass to the model's accounts */
 static hmoe_status hmoe__move_state(hmoe_model *m);    /* biases and budgets: see OPTIONS */
 static void hmoe__begin_step(hmoe_model *m);           /* forgets the passes since the last update */
+static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l,
+                                   hmoe_real *out, hmoe_real *att, hmoe_real *qkv);
+/* Keys of the random numbers of dropout and noise. block: 0 attention, 1 experts */
+static uint64_t hmoe__dropout_key(const hmoe_model *m, int l, int block);
+static uint64_t hmoe__noise_key(const hmoe_model *m, int l);
+static int hmoe__first_number(const hmoe_model *m);    /* number of a pass's first token in the step */
 static hmoe_status hmoe__synchronize(hmoe_model *m);   /* waits for the backend */
 /* In several processes (extra/parallel/). In one process alone they do nothing. */
 static hmoe_status hmoe__common_status(hmoe_model *m, hmoe_status status, int N);
@@ -794,21 +796,27 @@ typedef struct hmoe__product {
 } hmoe__product;
 
 #ifdef HMOE_PLAIN
-static const hmoe_real *hmoe__at(const hmoe__view *v, int i, int j) {   /* element (i, j) */
+static const hmoe_real *hmoe__at(const hmoe__view *v, int i, int j) {   /* (i, j) */
     int r = v->transposed ? j : i, k = v->transposed ? i : j;
     return v->x + (v->row ? v->row[r] : r) * v->stride + k;
 }
 
-/* Rows first .. end-1 of C = A B + D. j is the inner loop: then C and (if it is not
-   transposed) B are read along their rows. PART TWO has the fast form of this. */
+/* Rows first .. end-1 of C = A B + D. The inner loop runs along the rows of B in memory:
+   over k, a dot product, if B is transposed; else over j. PART TWO has the fast form. */
 static void hmoe__multiply_rows(const hmoe__product *p, int first, int end) {
-    size_t step = p->b.transposed ? p->b.stride : 1;   /* from B(k, j) to B(k, j + 1) */
     for (int i = first; i < end; i++) {
         hmoe_real *c = p->c + i * p->c_stride;
         for (int j = 0; j < p->N; j++) c[j] = p->d ? p->d[i * p->c_stride + j] : 0;
-        for (int k = 0; k < p->K; k++) {
+        for (int j = 0; j < p->N && p->b.transposed; j++) {
+            const hmoe_real *a = hmoe__at(&p->a, i, 0), *b = hmoe__at(&p->b, 0, j);
+            hmoe_real sum = 0;
+            HMOE__SIMD_SUM(sum)
+            for (int k = 0; k < p->K; k++) sum += a[k] * b[k];
+            c[j] += sum;
+        }
+        for (int k = 0; k < p->K && !p->b.transposed; k++) {
             const hmoe_real a = *hmoe__at(&p->a, i, k), *b = hmoe__at(&p->b, k, 0);
-            for (int j = 0; j < p->N; j++) c[j] += a * b[j * step];
+            for (int j = 0; j < p->N; j++) c[j] += a * b[j];
         }
     }
 }
@@ -826,7 +834,7 @@ static void hmoe__multiply(hmoe_real *c, size_t c_stride, hmoe__view a, hmoe__vi
 /* ---------------------------------------------------------------------------------------
    ROUTER - which experts get a token. The steps of one layer:
 
-       logits     r = W_r x (+ noise)   how much does each expert want this token?  (a product)
+       logits     r = W_r x (+ noise)   how much does each expert want this token? (a product)
        softmax    P = softmax(r)        the same, as shares that sum to 1
        choose     S, g                  the few experts that get it, and with what weight
        dispatch   expert_start, rows    which tokens each expert works on; none is dropped
@@ -914,8 +922,7 @@ static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K,
        row_token     0   2 | 1 | 0   1   2        expert_start  0 2 3 6
                   expert 0 | 1 | expert 2
 
-   Reads count, expert, gate; writes expert_start [E + 1], row_token and row_gate [rows],
-   row. */
+   Reads count, expert, gate; writes expert_start, row_token, row_gate and row. */
 static void hmoe__dispatch(const hmoe_routes *routes, int N, int E) {
     int next[HMOE_MAX_EXPERTS], *start = routes->expert_start, slots = routes->slots;
     for (int e = 0; e <= E; e++) start[e] = 0;
@@ -1065,15 +1072,14 @@ static void hmoe__swiglu_backward(hmoe_real *u, hmoe_real *h, hmoe_real *dgate,
     }
 }
 
-/* The first half of all experts: u = [W1 x | W3 x], which is the list's result y, and h. */
+/* The first half of all experts: u = [W1 x | W3 x], the list's result y, and h. */
 static void hmoe__experts_up(hmoe_real *h, const hmoe_linear *list, const int *start,
                              const int *H, int E, int ldh) {
     hmoe__linear_forward(list, E);
     hmoe__swiglu_forward(h, list->y, start, H, E, ldh);
 }
 
-/* y_t = x_t + sum over S[t] of g * (the row of t and that expert), in the order of the
-   choice.
+/* y_t = x_t + sum over S[t] of g * (the row of t and that expert), in order of choice.
    x, y: [N, C]   rows: [rows, C] the experts' outputs */
 static void hmoe__combine_forward(hmoe_real *y, const hmoe_real *x, const hmoe_real *rows,
                                   const hmoe_routes *routes, int N, int C) {
@@ -1115,7 +1121,7 @@ static void hmoe__combine_backward(hmoe_real *dx, const hmoe_real *drows,
      load balancing   L_lb  = E sum_e f_e Phat_e             Switch Transformers eq. 4
      P-Penalty        L_pp  = E sum_e M_e Phat_e,            HMoE's parameter penalty
                       M_e   = f_e H[e] / mean(H)
-     entropy          L_ent = E * mean entropy of P[t]       HMoE eq. 5, with the other sign
+     entropy          L_ent = E * mean entropy of P[t]       HMoE eq. 5, other sign
      z-loss           L_z   = mean of lse_t^2                ST-MoE eq. 5
 
    f_e is a constant in the backward pass; the gradient goes through Phat. The first two
@@ -1184,8 +1190,7 @@ const hmoe_loss_term hmoe_loss_terms[HMOE_LOSS_TERMS] = {
     { "z", hmoe__z_loss, 0, "z-loss" },
 };
 
-/* All losses of a pass, from the sums of each layer over `all` tokens; slope: [L]
-   receives the derivatives. */
+/* All losses, from each layer's sums over `all` tokens. slope: [L] gets the derivatives. */
 static void hmoe__losses(hmoe_losses *losses, hmoe_means *slope, double *sums,
                          const hmoe_config *c, double all) {
     for (int i = 0; i < HMOE_LOSS_TERMS; i++) losses->term[i] = 0;
@@ -1225,7 +1230,7 @@ static int hmoe__named_ratios(double *ratio, int E, const char *strategy) {
         else if (!strcmp(strategy, "hybrid"))
             ratio[e] = e < ones ? 1 : e < ones + twos ? 2 : 4;
         else if (!strcmp(strategy, "modse") && E == 8) ratio[e] = modse[e];
-        else if (!strcmp(strategy, "modse")) {  /* the larger of each pair: 4.5 down to 2.5 */
+        else if (!strcmp(strategy, "modse")) {  /* the larger of a pair: 4.5 to 2.5 */
             double larger = E == 2 ? 4.5 : 4.5 - 2.0 * (e / 2) / (E / 2.0 - 1);
             ratio[e] = e % 2 ? 5 - larger : larger;
         } else return 0;
@@ -1267,7 +1272,7 @@ static void hmoe__rmsnorm_forward(hmoe_real *y, hmoe_real *rrms, const hmoe_real
         hmoe_real sum = 0, r;
         HMOE__SIMD_SUM(sum)
         for (int i = 0; i < C; i++) sum += x_t[i] * x_t[i];
-        /* if the sum overflows, give NaN: 1 / infinity is 0 and would pass for a number */
+        /* if the sum overflows, give NaN: 1 / infinity is 0, which looks valid */
         r = isfinite(sum) ? 1 / hmoe__sqrt(sum / C + (hmoe_real)eps) : sum - sum;
         HMOE__SIMD
         for (int i = 0; i < C; i++) y_t[i] = w[i] * x_t[i] * r;
@@ -1341,14 +1346,14 @@ static void hmoe__rope_angles(hmoe_real *angles, int64_t position, int hs, doubl
 }
 
 /* Causal attention (Vaswani et al. 2017), per sequence and head:
-     att[i][j] = softmax over j <= i of (q_i . k_j / sqrt(hs)),   out_i = sum_j att[i][j] v_j
+     att[i][j] = softmax over j <= i of (q_i . k_j / sqrt(hs)),
+     out_i     = sum over j of att[i][j] v_j
    out: [N, C]   att: [B, NH, T, T], kept for the backward pass   qkv: [N, 3C]
    Queries are computed in blocks of 32, each against the keys up to the end of the block.
    Inside the block, scores of later keys are set to -infinity; their softmax is 0. */
 enum { HMOE__QUERIES = 32 };
 
-/* The softmax of row i of a block that ends at key `end`. It works on whole vectors of
-   16. */
+/* The softmax of row i of a block that ends at key `end`, in whole vectors of 16. */
 static void hmoe__causal_softmax(hmoe_real *p_i, int i, int end, hmoe_real scale) {
     int whole = i / 16 * 16 + 16 < end ? i / 16 * 16 + 16 : end;
     for (int j = i + 1; j < whole; j++) p_i[j] = (hmoe_real)-INFINITY;
@@ -1402,10 +1407,8 @@ static void hmoe__attention_backward(hmoe_real *dqkv, hmoe_real *datt,
             int end = i0 + HMOE__QUERIES < T ? i0 + HMOE__QUERIES : T, n = end - i0;
             const hmoe_real *p = att + ((size_t)head * T + i0) * T;
             const hmoe_real *o = out + at_out + i0 * C, *d_o = dout + at_out + i0 * C;
-            hmoe__multiply(dv, row, hmoe__transposed(p, T), hmoe__rows(d_o, C), dv, end,
-                           hs, n);
-            hmoe__multiply(ds, T, hmoe__rows(d_o, C), hmoe__transposed(v, row), NULL, n,
-                           end, hs);
+            hmoe__multiply(dv, row, hmoe__transposed(p, T), hmoe__rows(d_o, C), dv, end, hs, n);
+            hmoe__multiply(ds, T, hmoe__rows(d_o, C), hmoe__transposed(v, row), NULL, n, end, hs);
             for (int i = 0; i < n; i++) {
                 hmoe_real *ds_i = ds + (size_t)i * T, sum = 0;
                 HMOE__SIMD_SUM(sum)
@@ -1437,8 +1440,7 @@ static void hmoe__cross_entropy_forward(hmoe_real *ce, const hmoe_real *logits,
     }
 }
 
-/* d logits_t = scale (softmax(logits_t) - onehot(target_t)). Overwrites the logits [N,
-   V]. */
+/* d logits_t = scale (softmax(logits_t) - onehot(target_t)). Overwrites logits. */
 static void hmoe__cross_entropy_backward(hmoe_real *logits, const int *targets,
                                          double scale, int N, int V) {
     HMOE__PARALLEL_FOR(N)
@@ -1473,7 +1475,7 @@ typedef struct hmoe__layer {
 
 /* Activations that all layers share. */
 typedef struct hmoe__buffers {
-    int *tokens, *targets, *all_rows;  /* [N], [N]; { 0, N }, the rows of a dense product */
+    int *tokens, *targets, *all_rows;  /* [N], [N]; { 0, N }: rows of a dense product */
     hmoe_real *angles;                 /* [T, 2, hs/2] of RoPE */
     hmoe_real *h, *rows;               /* [rows, ldh] inside experts; [rows, C] their outputs */
     hmoe_real *logits, *ce;            /* [N, V], [N] */
@@ -1497,8 +1499,8 @@ static hmoe_linear hmoe__dense(hmoe_real *x, hmoe_real *w, hmoe_real *y, int in,
 /* y = x W^T + add; W starts at params[w]. */
 static void hmoe__dense_forward(hmoe_model *m, hmoe_real *y, hmoe_real *x, size_t w,
                                 int in, int out, const hmoe_real *add) {
-    hmoe_linear map =
-        hmoe__dense(x, m->params + w, y, in, out, m->buffers->all_rows, add);
+    const int *rows = m->buffers->all_rows;
+    hmoe_linear map = hmoe__dense(x, m->params + w, y, in, out, rows, add);
     m->backend->linear_forward(&map, 1);
 }
 
@@ -1510,12 +1512,8 @@ static void hmoe__up_list(hmoe_linear *list, const hmoe_model *m, const hmoe__la
     int C = m->config.C, ldh = hmoe__widest(&m->config);
     for (int e = 0; e < m->config.E; e++) {
         int H = m->config.H[e];  /* here experts become unequal: each product has its own width */
-        hmoe_linear up = { x,    params + ly->w13[e],
-                           u,    ly->routes.expert_start + e,
-                           C,    2 * H,
-                           C,    2 * ldh,
-                           NULL, x_row,
-                           NULL };
+        hmoe_linear up = { x, params + ly->w13[e], u, ly->routes.expert_start + e, C, 2 * H,
+                           C, 2 * ldh, NULL, x_row, NULL };
         list[e] = up;
     }
 }
@@ -1532,27 +1530,7 @@ static void hmoe__down_list(hmoe_linear *list, const hmoe_model *m, const hmoe__
     }
 }
 
-static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l,
-                                   hmoe_real *out, hmoe_real *att,
-                                   hmoe_real *qkv); /* under GENERATING */
-
-/* Number of the pass's first token within the step: noise and dropout are computed from
-   it. */
-static int hmoe__first_number(const hmoe_model *m) {
-    return (int)m->step_tokens + m->first_token;
-}
-
-/* block: 0 attention, 1 experts */
-static uint64_t hmoe__dropout_key(const hmoe_model *m, int l, int block) {
-    return hmoe_random(m->seed, HMOE__FOR_DROPOUT, (uint64_t)m->step,
-                       2 * (uint64_t)l + block);
-}
-
-static uint64_t hmoe__noise_key(const hmoe_model *m, int l) {
-    return hmoe_random(m->seed, HMOE__FOR_NOISE, (uint64_t)m->step, (uint64_t)l);
-}
-
-/* x2 = x + Attention(RMSNorm(x)). With a cache: for one token, over the tokens before it. */
+/* x2 = x + Attention(RMSNorm(x)). With a cache: one token, over the tokens before it. */
 static void hmoe__attention_block_forward(hmoe_model *m, int l, int B, int T,
                                           hmoe_cache *cache) {
     const hmoe_backend *be = m->backend;
@@ -1609,7 +1587,7 @@ static void hmoe__moe_block_forward(hmoe_model *m, int l, int N) {
         hmoe__up_list(list, m, ly, m->params, ly->n2, ly->u, token);
         be->experts_up(b->h, list, start, c->H, c->E, hmoe__widest(c));  /* u, h */
         hmoe__down_list(list, m, ly, m->params, b->h, b->rows, NULL);
-        be->linear_forward(list, c->E);                                  /* rows = h W2^T */
+        be->linear_forward(list, c->E);                                 /* rows = h W2^T */
     }
     be->combine_forward((ly + 1)->x, ly->x2, b->rows, &ly->routes, N, C);
     if (m->dropout > 0 && m->mode == HMOE_TRAIN)
@@ -1663,8 +1641,7 @@ hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens,
 static void hmoe__dense_backward(hmoe_model *m, hmoe_real *dx, size_t w, hmoe_real *dy,
                                  hmoe_real *x, int in, int out, int add) {
     const int *rows = m->buffers->all_rows;
-    hmoe_linear input =
-        hmoe__dense(dx, m->params + w, dy, in, out, rows, add ? dx : NULL);
+    hmoe_linear input = hmoe__dense(dx, m->params + w, dy, in, out, rows, add ? dx : NULL);
     hmoe_linear weight = hmoe__dense(x, m->grads + w, dy, in, out, rows, NULL);
     m->backend->linear_backward_input(&input, 1);
     m->backend->linear_backward_weight(&weight, 1);
@@ -1686,8 +1663,7 @@ static void hmoe__router_block_backward(hmoe_model *m, int l, int N, double scal
                            hmoe__noise_key(m, l), hmoe__first_number(m), N, c->E);
         hmoe__dense_backward(m, b->dn, ly->w_noise, ly->raw, ly->n2, c->C, c->E, 1);
     }
-    hmoe__dense_backward(m, b->dn, ly->w_router, ly->routes.logits, ly->n2, c->C, c->E,
-                         1);
+    hmoe__dense_backward(m, b->dn, ly->w_router, ly->routes.logits, ly->n2, c->C, c->E, 1);
 }
 
 static void hmoe__moe_block_backward(hmoe_model *m, int l, int N, double scale) {
@@ -1741,8 +1717,7 @@ static void hmoe__attention_block_backward(hmoe_model *m, int l, int B, int T) {
                          m->params + ly->w_norm1, ly->rrms1, N, C);
 }
 
-/* dP_all = scale times the derivative of all losses with respect to P[t][e], for any
-   token t. */
+/* dP_all = scale times the derivative of all losses with respect to P[t][e], for any t. */
 static void hmoe__upload_dP(hmoe_model *m, double scale) {
     hmoe__buffers *b = m->buffers;
     int L = m->config.L, E = m->config.E;
@@ -1760,9 +1735,8 @@ hmoe_status hmoe_backward(hmoe_model *m, double scale) {
     int B = m->B, T = m->sequence_length, N = B * T;
     m->message[0] = 0;
     if (!m->has_results || m->mode != HMOE_TRAIN)
-        return HMOE__BAD(m->message,
-                         "hmoe_backward needs a successful hmoe_forward in mode "
-                         "HMOE_TRAIN just before it, once");
+        return HMOE__BAD(m->message, "hmoe_backward needs a successful hmoe_forward in mode "
+                                     "HMOE_TRAIN just before it, once");
     m->has_results = 0;   /* gradients overwrite the activations */
     hmoe__layer *last = &m->layers[c->L];
     hmoe__upload_dP(m, scale);
@@ -1925,7 +1899,7 @@ static uint64_t hmoe__hash(const char *text) {   /* FNV-1a */
 HMOE__INLINE float hmoe__expf(float x) {
     float shifted, n, r, p, power, size = fabsf(x);
     uint32_t bits;
-    x = copysignf(size > 88.0f ? 88.0f : size, x);  /* one limit: with two, gcc would branch */
+    x = copysignf(size > 88.0f ? 88.0f : size, x);  /* one limit: gcc would branch at two */
     shifted = x * 1.44269504f + 12582912.0f;  /* 1.5 * 2^23: the low bits are x / ln 2, rounded */
     n = shifted - 12582912.0f;
     r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -1971,7 +1945,7 @@ enum { HMOE__MR = 2, HMOE__NR = 64 / sizeof(hmoe_real) };     /* 128 bits: 8 of 
 #endif
 
 #ifndef HMOE_PLAIN
-enum { HMOE__KC = 192,      /* k is cut into parts of this length, so a panel fits the cache */
+enum { HMOE__KC = 192,      /* k is cut into such parts, so a panel fits the cache */
        HMOE__ROWS = 1536 / sizeof(hmoe_real),  /* so many rows of C use one panel */
        HMOE__BLOCK_ROW = HMOE__ROWS + 16 };    /* a power of 2 would use only part of the cache */
 
@@ -2068,7 +2042,7 @@ HMOE__INLINE void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_stride,
             for (int j = 0; j < nr; j++) sum[i][j] += a_ik * panel[k * nr + j];
         }
     if (m == HMOE__MR && n == nr) hmoe__store(c, d, c_stride, sum, HMOE__MR, nr);
-    else {  /* a copy, because clang keeps no array in registers that has a variable index */
+    else {  /* a copy: clang keeps no array in registers that has a variable index */
         for (int i = 0; i < HMOE__MR; i++)
             for (int j = 0; j < nr; j++) part[i][j] = sum[i][j];
         hmoe__store(c, d, c_stride, part, m, n);
@@ -2089,7 +2063,7 @@ static void hmoe__multiply_tile(const hmoe__product *p, const hmoe_real *panel,
         row[r] = block ? block + in : hmoe__row_of(&p->a, i + in) + k0;
     }
     if (d) d += at;
-    switch ((n + Q - 1) / Q) {  /* the width in quarters, so that narrow edges cost less */
+    switch ((n + Q - 1) / Q) {  /* the width in quarters: narrow edges cost less */
     case 4: hmoe__tile(c, d, stride, row, a_step, panel, m, n, K, NR); break;
     case 3: hmoe__tile(c, d, stride, row, a_step, panel, m, n, K, 3 * Q); break;
     case 2: hmoe__tile(c, d, stride, row, a_step, panel, m, n, K, 2 * Q); break;
@@ -2103,7 +2077,7 @@ static void hmoe__multiply_rows(const hmoe__product *p, int first, int end) {
     hmoe_real panel[HMOE__KC * NR] HMOE__ALIGNED, block[HMOE__KC * HMOE__BLOCK_ROW] HMOE__ALIGNED;
     int packed = p->a.transposed;
     for (int i0 = first; i0 < end; i0 += HMOE__ROWS)
-        for (int k0 = 0; k0 == 0 || k0 < p->K; k0 += HMOE__KC) {  /* K = 0: an empty sum */
+        for (int k0 = 0; k0 == 0 || k0 < p->K; k0 += HMOE__KC) {  /* K 0: an empty sum */
             int rows = end - i0 < HMOE__ROWS ? end - i0 : HMOE__ROWS;
             int K = p->K - k0 < HMOE__KC ? p->K - k0 : HMOE__KC;
             if (packed) hmoe__pack_block(block, &p->a, i0, rows, k0, K);
@@ -2209,14 +2183,14 @@ static void hmoe__multiply_list(const hmoe_linear *list, int n, int form) {
     for (int i = 0; i < n; i++) {
         product[i] = hmoe__product_of(&list[i], form);
         cost[i] = (double)product[i].K;
-        if (!list[i].in || !list[i].out) cost[i] = 1;  /* a null expert gives rows of zeros */
+        if (!list[i].in || !list[i].out) cost[i] = 1;  /* null expert: rows of zeros */
         work += cost[i] * product[i].M * product[i].N;
     }
     int parts = work > 5e5 ? hmoe__threads() : 1;  /* for less, waking the threads costs more */
     HMOE__PARALLEL_FOR(parts)
     for (int part = 0; part < parts; part++) {
         hmoe__work mine = hmoe__work_of_thread(work, part, parts);
-        for (int i = 0; i < n; i++) {  /* an expert without tokens: no rows, or an empty sum */
+        for (int i = 0; i < n; i++) {  /* expert without tokens: no rows or an empty sum */
             const hmoe__product *p = &product[i];
             int by_columns = p->M < 4 && form == HMOE__FORWARD, first, end;
             end = by_columns ? hmoe__next_work(&mine, p->N, cost[i] * p->M, &first)
@@ -2295,7 +2269,8 @@ static void hmoe__noise_backward(hmoe_real *draw, hmoe_real *dgain,
 }
 
 /* Dropout (Srivastava et al. 2014) of what a block adds to the residual stream. With
-   y = x + block(x):   y = x + mask (y - x) / (1 - p),   mask[t][i] is 0 with probability p
+   y = x + block(x):   y = x + mask (y - x) / (1 - p)
+   mask[t][i] is 0 with probability p, else 1.
    The mask is computed from key (seed, step, layer), the token's number in the step and
    i, and is never stored. Fills mask [4] for dimensions i .. i+3, divided by 1 - p. */
 static void hmoe__dropout_mask(hmoe_real *mask, double p, uint64_t token, int i) {
@@ -2320,7 +2295,7 @@ static void hmoe__dropout_forward(hmoe_real *y, const hmoe_real *x, double p,
     }
 }
 
-/* dblock = mask dy / (1 - p)      dblock, dy: [N, C]; dblock is overwritten and may be dy */
+/* dblock = mask dy / (1 - p)   dblock, dy: [N, C]; dblock is overwritten, may be dy */
 static void hmoe__dropout_backward(hmoe_real *dblock, const hmoe_real *dy, double p,
                                    uint64_t key, int first, int N, int C) {
     HMOE__PARALLEL_FOR(N)
@@ -2332,6 +2307,19 @@ static void hmoe__dropout_backward(hmoe_real *dblock, const hmoe_real *dy, doubl
             dblock[(size_t)t * C + i] = mask[i % 4] * dy[(size_t)t * C + i];
         }
     }
+}
+
+static int hmoe__first_number(const hmoe_model *m) {
+    return (int)m->step_tokens + m->first_token;
+}
+
+static uint64_t hmoe__dropout_key(const hmoe_model *m, int l, int block) {
+    uint64_t which = 2 * (uint64_t)l + block;
+    return hmoe_random(m->seed, HMOE__FOR_DROPOUT, (uint64_t)m->step, which);
+}
+
+static uint64_t hmoe__noise_key(const hmoe_model *m, int l) {
+    return hmoe_random(m->seed, HMOE__FOR_NOISE, (uint64_t)m->step, (uint64_t)l);
 }
 
 /* Bias balancing (Wang et al. 2024), after each update:  b_e += rate sign(mean - load_e)
@@ -2398,24 +2386,25 @@ static hmoe_status hmoe__move_state(hmoe_model *m) {
 typedef hmoe_status (*hmoe_file_work)(hmoe_model *m, const char *dir, int training);
 
 struct hmoe_processes {
-    int (*rank)(const hmoe_model *m);                    /* number of this process, from 0 */
+    int (*rank)(const hmoe_model *m);                    /* this process, from 0 */
     int (*has_expert)(const hmoe_model *m, int expert);  /* 1: in this process */
     hmoe_status (*create)(hmoe_model *m, int max_B, int training);
-    /* If any process failed, all return that failure. N is this process's token count; from all of
-       them it sets all_tokens and first_token. */
+    /* If any process failed, all return that failure. N is this process's token count;
+       from all of them it sets all_tokens and first_token. */
     hmoe_status (*common_status)(hmoe_model *m, hmoe_status status, int N);
     void (*sum)(hmoe_model *m, double *x, int n);  /* each x[i], over all processes */
     double (*sum_gradients)(hmoe_model *m);        /* returns their squared norm */
     /* in place of the two experts' parts of hmoe__moe_block_forward and _backward */
     void (*experts_forward)(hmoe_model *m, int l);
     void (*experts_backward)(hmoe_model *m, int l, const hmoe_real *dy);
-    /* The first process does the work on files. The others send it their tensors, or get them. */
+    /* The first process does the work on files. The others send it their tensors, or
+       get them. */
     hmoe_status (*by_first)(hmoe_model *m, hmoe_file_work work, const char *dir, int training);
     void (*download)(hmoe_model *m, hmoe_real *host, size_t saved, size_t at, size_t n);
     void (*upload)(hmoe_model *m, const hmoe_real *host, size_t saved, size_t at, size_t n);
 };
 
-/* 1 if this process has memory for the tensors of that expert. -1: tensors of no expert. */
+/* 1 if this process holds the tensors of that expert. -1: tensors of no expert. */
 static int hmoe__is_local(const hmoe_model *m, int expert) {
     return expert < 0 || !m->processes || m->processes->has_expert(m, expert);
 }
@@ -2680,8 +2669,8 @@ static hmoe_status hmoe__create_arrays(hmoe_model *m, int max_B, int training, i
     int ldh = m->processes ? 0 : hmoe__widest(c);
     double arena = hmoe__list_activations(c, ldh, max_B, training, NULL, NULL, m->buffers);
     double all = arena + (training ? 4.0 : 1.0) * (double)bytes;
-    /* Linux overcommits: each piece may be granted and the process killed later. One request for
-       the total fails at once if it cannot fit. */
+    /* Linux overcommits: each piece may be granted and the process killed later. One
+       request for the total fails at once if it cannot fit. */
     void *whole = all < (double)((size_t)-1 / 4) ? m->backend->alloc((size_t)all) : NULL;
     if (!whole)
         return hmoe__no_memory(m->message, all, "this model: its size grows with the square of C "
@@ -2706,7 +2695,7 @@ static hmoe_status hmoe__create_arrays(hmoe_model *m, int max_B, int training, i
         size_t n = (size_t)m->tensors[i].rows * m->tensors[i].cols;
         most = n > most ? n : most;
     }
-    host = (hmoe_real *)HMOE_MALLOC(most * sizeof *host);  /* to prepare arrays for upload */
+    host = (hmoe_real *)HMOE_MALLOC(most * sizeof *host);  /* arrays for upload */
     if (!host) return hmoe__no_memory(m->message, (double)most * sizeof *host, "a tensor");
     for (int t = 0; t < c->T; t++) hmoe__rope_angles(host + t * hs, t, (int)hs, c->rope_theta);
     m->backend->upload(m->buffers->angles, host, c->T * hs * sizeof *host);
@@ -2793,7 +2782,8 @@ hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
         { "balance", (double)c->balance, HMOE_BALANCE_OFF, HMOE_BALANCE_WORK },
         { "balance_rate", c->balance_rate, 0, 1 },
         { "noisy_gating", (double)c->noisy_gating, 0, 1 },
-        { "rms_norm_eps", c->rms_norm_eps, 0, 1 }, { "rope_theta", c->rope_theta, 1, 1e12 },
+        { "rms_norm_eps", c->rms_norm_eps, 0, 1 },
+        { "rope_theta", c->rope_theta, 1, 1e12 },
     };
     for (size_t i = 0; i < sizeof range / sizeof range[0]; i++)
         if (!(range[i].value >= range[i].low && range[i].value <= range[i].high))  /* or NaN */
@@ -2824,7 +2814,7 @@ hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
     return HMOE_OK;
 }
 
-/* Activated parameters per token. widths: sum of H over the chosen experts of all layers. */
+/* Activated parameters per token. widths: sum of H over all chosen experts and layers. */
 static double hmoe__activated_with(const hmoe_config *c, double widths) {
     double C = c->C;
     return c->L * (4 * C * C + 2 * C + c->E * C) + 2 * C + c->V * C + 3 * C * widths;
@@ -2920,9 +2910,10 @@ static hmoe_status hmoe__check_batch(hmoe_model *m, hmoe_mode mode, const int *t
 /* ---------------------------------------------------------------------------------------
    ROUNDING OF SIZES - widths are whole units, shared by largest remainder. */
 
-/* Shares `units` among n experts in proportion to ratio[]. An expert with a share below one unit
-   gets one unit, and the others share the rest. Each gets the whole part of its share. The experts
-   with the largest remainders get one unit more, at ties the one with the lowest index. */
+/* Shares `units` among n experts in proportion to ratio[]. An expert with a share below
+   one unit gets one unit, and the others share the rest. Each gets the whole part of
+   its share. The experts with the largest remainders get one unit more, at ties the one
+   with the lowest index. */
 static void hmoe__share_out(long long *width, const double *ratio, int n,
                             long long units) {
     const double tiny = 1e-9;   /* tolerance for rounding of a whole share or a tie */
@@ -3022,7 +3013,7 @@ static double hmoe__squared_norm(const hmoe_real *g, size_t n) {
     for (int i = 0; i < 256; i++) {
         size_t k = n / 256 * i + n % 256 * i / 256;
         size_t end = n / 256 * (i + 1) + n % 256 * (i + 1) / 256;
-        for (part[i] = 0; k < end; k += 4096) {  /* 64 sums at once, of few numbers each */
+        for (part[i] = 0; k < end; k += 4096) {  /* 64 sums at once, of few numbers */
             hmoe_real lane[64] = { 0 };
             size_t stop = end - k < 4096 ? end : k + 4096, q = k;
             for (; q + 64 <= stop; q += 64)
@@ -3093,8 +3084,8 @@ void hmoe_cache_free(hmoe_cache *cache) {
     memset(cache, 0, sizeof *cache);
 }
 
-/* Attention of one token to the last T tokens, itself included. Adds its key and value to the
-   cache. */
+/* Attention of one token to the last T tokens, itself included. Adds its key and value
+   to the cache. */
 static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l,
                                    hmoe_real *out, hmoe_real *att, hmoe_real *q) {
     int C = c->C, hs = C / c->NH, seen = cache->position < c->T ? (int)cache->position + 1 : c->T;
@@ -3147,7 +3138,7 @@ int hmoe_sample(hmoe_real *logits, int V, double temperature, int top_k, double 
     int best = 0, last, kept = 0, limit = top_k > 0 && top_k < V ? top_k : V;
     for (int i = 1; i < V; i++) if (logits[i] > logits[best]) best = i;
     if (temperature <= 0) return best;
-    for (int i = 0; i < V; i++) {  /* the softmax times a constant; no sorting is needed */
+    for (int i = 0; i < V; i++) {  /* the softmax times a constant */
         if (i != best) logits[i] = (hmoe_real)exp((logits[i] - logits[best]) / temperature);
         sum += i == best ? 1 : (double)logits[i];
     }
@@ -3306,40 +3297,6 @@ double hmoe_activated(const hmoe_model *m) {
     return hmoe__activated_with(c, widths);
 }
 
-hmoe_status hmoe_run_expert(hmoe_model *m, int layer, int e, const hmoe_real *x,
-                            hmoe_real *y, int rows) {
-    const hmoe_backend *be = m->backend;
-    const hmoe_config *c = &m->config;
-    int range[2] = { 0, rows }, C = c->C, H, *on;
-    size_t n = (size_t)(rows > 0 ? rows : 0);
-    double bytes;
-    hmoe_real *xs, *ys, *u, *h;
-    hmoe_linear up, down;
-    hmoe_status status;
-    m->message[0] = 0;
-    if (layer < 0 || layer >= c->L || e < 0 || e >= c->E || rows < 0 || rows > HMOE_MAX_TOKENS
-        || !hmoe__is_local(m, e))
-        return HMOE__BAD(m->message, "no expert %d in layer %d, or not for %d "
-                          "rows: there are %d in %d layers", e, layer, rows, c->E, c->L);
-    H = c->H[e];
-    bytes = 64 + (double)n * (2.0 * C + 3.0 * H) * sizeof *x;
-    /* holds the range of rows, then the arrays */
-    on = bytes < (double)((size_t)-1 / 4) ? (int *)be->alloc((size_t)bytes) : NULL;
-    if (!on) return hmoe__no_memory(m->message, bytes, "the expert's rows");
-    xs = (hmoe_real *)(void *)((char *)on + 64);
-    ys = xs + n * C, u = ys + n * C, h = u + n * 2 * H;
-    up = hmoe__dense(xs, m->params + m->layers[layer].w13[e], u, C, 2 * H, on, NULL);
-    down = hmoe__dense(h, m->params + m->layers[layer].w2[e], ys, H, C, on, NULL);
-    be->upload(on, range, sizeof range);
-    be->upload(xs, x, n * C * sizeof *x);
-    be->experts_up(h, &up, on, &H, 1, H);
-    be->linear_forward(&down, 1);
-    be->download(y, ys, n * C * sizeof *y);
-    status = hmoe__synchronize(m);
-    be->free(on);
-    return status;
-}
-
 #ifndef HMOE_NO_FILES
 
 #include <ctype.h>
@@ -3415,8 +3372,8 @@ static int hmoe__replace(const char *from, const char *to, const char *dir) {
 }
 #endif
 
-/* Files are little-endian. Converts n numbers of `size` bytes from this machine's byte order, or
-   back. On a little-endian machine it does nothing. */
+/* Files are little-endian. Converts n numbers of `size` bytes from this machine's byte
+   order, or back. On a little-endian machine it does nothing. */
 static void hmoe__order_bytes(void *numbers, size_t n, size_t size) {
     const uint16_t one = 1;
     unsigned char *at = (unsigned char *)numbers;
@@ -3452,8 +3409,9 @@ static hmoe_status hmoe__path(char *path, const char *dir, const char *name,
     return HMOE__BAD(message, "the path %.100s... is too long", dir);
 }
 
-/* A checkpoint for training has three arrays: params, exp_avg, exp_avg_sq; otherwise only the
-   first. These return one array, and the tensor and name of number i of all of them. */
+/* A checkpoint for training has three arrays: params, exp_avg, exp_avg_sq; otherwise
+   only the first. These return one array, and the tensor and name of number i of all of
+   them. */
 static hmoe_real *hmoe__saved_array(hmoe_model *m, size_t which) {
     return which == 0 ? m->params : which == 1 ? m->exp_avg : m->exp_avg_sq;
 }
@@ -3565,8 +3523,8 @@ static hmoe_status hmoe__save_config(hmoe_model *m, const char *dir) {
     return hmoe__close_output(&out, HMOE_OK, m->message);
 }
 
-/* The character of a byte in GPT-2's byte-level alphabet: the byte itself if it is printable; the
-   other bytes are numbered from 256 on. */
+/* The character of a byte in GPT-2's byte-level alphabet: the byte itself if it is
+   printable; the other bytes are numbered from 256 on. */
 static int hmoe__byte_character(int byte) {
     int other = 256;
     for (int b = 0;; b++) {
@@ -3600,8 +3558,8 @@ static hmoe_status hmoe__save_tokenizer(hmoe_model *m, const char *dir) {
     return hmoe__close_output(&out, HMOE_OK, m->message);
 }
 
-/* Writes the header of a safetensors file, padded to a multiple of 8 bytes. size: bytes of one
-   number. Returns 0 if it was written. */
+/* Writes the header of a safetensors file, padded to a multiple of 8 bytes. size: bytes
+   of one number. Returns 0 if it was written. */
 static int hmoe__write_header(FILE *f, hmoe_model *m, size_t arrays, size_t size) {
     char name[HMOE_NAME_SIZE + 16];
     uint64_t length = 0, at = 0;
@@ -3659,7 +3617,7 @@ static hmoe_status hmoe__save_tensors(hmoe_model *m, const char *dir, const char
             n = all - at < hmoe__chunk ? all - at : hmoe__chunk;
             if (m->processes) m->processes->download(m, chunk, k, at, n);
             else m->backend->download(chunk, from + at, n * sizeof *chunk);
-            for (size_t i = 0; size < sizeof *chunk && i < n; i++) {  /* double to float */
+            for (size_t i = 0; size < sizeof *chunk && i < n; i++) {  /* to float */
                 float narrow = (float)chunk[i];
                 memcpy((char *)chunk + i * size, &narrow, sizeof narrow);
             }
@@ -3677,8 +3635,9 @@ static hmoe_status hmoe__save_tensors(hmoe_model *m, const char *dir, const char
     return status;
 }
 
-/* The names of a checkpoint's files, in the order of the renames. The training state comes after the
-   weights: if a crash comes between them, the resumed run writes the weights again. */
+/* The names of a checkpoint's files, in the order of the renames. The training state
+   comes after the weights: if a crash comes between them, the resumed run writes the
+   weights again. */
 static int hmoe__files(const hmoe_model *m, int training, const char *names[5]) {
     int n = 0;
     names[n++] = "model.safetensors";
@@ -3756,8 +3715,9 @@ hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training) {
 
 static const char *hmoe__json_space(const char *at) { return at + strspn(at, " \n\r\t"); }
 
-/* Each of the next three returns the end of a string, number or value, or NULL if there is none.
-   Escapes in strings are skipped, not decoded: all names that matter are plain. */
+/* Each of the next three returns the end of a string, number or value, or NULL if there
+   is none. Escapes in strings are skipped, not decoded: all names that matter are
+   plain. */
 static const char *hmoe__json_string(const char *at) {
     if (*at++ != '"') return NULL;
     for (; *at != '"'; at++) {
@@ -3813,8 +3773,8 @@ static const char *hmoe__json_value(const char *name) {
     return hmoe__json_space(hmoe__json_space(hmoe__json_string(name)) + 1);
 }
 
-/* Returns the next element of a list, or the next member's name of an object, or NULL at the end.
-   *at starts at the bracket and moves along. */
+/* Returns the next element of a list, or the next member's name of an object, or NULL
+   at the end. *at starts at the bracket and moves along. */
 static const char *hmoe__json_next(const char **at, int object) {
     const char *next = hmoe__json_space(*at + 1);
     if (**at == ']' || **at == '}' || *next == ']' || *next == '}') return NULL;
@@ -3832,8 +3792,8 @@ static int hmoe__json_number(const char *at, double *value) {
     return isfinite(*value);
 }
 
-/* Reads a list of at most `max` whole numbers from 0 to high. Returns their number, or -1 if it is
-   not such a list. */
+/* Reads a list of at most `max` whole numbers from 0 to high. Returns their number, or
+   -1 if it is not such a list. */
 static int hmoe__json_list(const char *at, double *out, int max, double high) {
     int n = 0;
     if (*at != '[') return -1;
@@ -3916,7 +3876,8 @@ static int hmoe__get_int(hmoe__reader *r, const char *name) {
     return (int)hmoe__get_whole(r, name, HMOE_MAX_DIM);
 }
 
-/* Returns 1 if the member's value is `yes`, 0 if `no`, and `missing` if there is no such member. */
+/* Returns 1 if the member's value is `yes`, 0 if `no`, and `missing` if there is no
+   such member. */
 static int hmoe__get_choice(hmoe__reader *r, const char *name, int needed,
                             const char *yes, const char *no, int missing) {
     const char *value = hmoe__member(r, name, needed);
@@ -3955,7 +3916,8 @@ static hmoe_status hmoe__open_input(FILE **file, int64_t *bytes, const char *pat
     return HMOE__FAIL(message, HMOE_IO, "cannot open %.300s: %s", path, strerror(errno));
 }
 
-/* Reads the next n bytes of a file into *text. They must be one JSON object, and n <= most. */
+/* Reads the next n bytes of a file into *text. They must be one JSON object, and n <=
+   most. */
 static hmoe_status hmoe__read_json(char **text, FILE *file, uint64_t n, uint64_t most,
                                    const char *path, char *message) {
     const char *end;
@@ -3971,8 +3933,8 @@ static hmoe_status hmoe__read_json(char **text, FILE *file, uint64_t n, uint64_t
     return HMOE__CORRUPT(message, "%.300s: this is not one JSON object", path);
 }
 
-/* Reads rope_theta. Newer files have it in an object rope_parameters, which may also ask for
-   scaling; that is an error here. */
+/* Reads rope_theta. Newer files have it in an object rope_parameters, which may also
+   ask for scaling; that is an error here. */
 static void hmoe__read_rope(hmoe__reader *r, hmoe_config *c) {
     const char *object = hmoe__member(r, "rope_parameters", 0), *at = object, *member;
     int newer = object && strncmp(object, "null", 4);
@@ -4004,8 +3966,8 @@ static void hmoe__get_balance(hmoe__reader *r, hmoe_config *c) {
     hmoe__get_double(r, "balance_rate", 0, &c->balance_rate);
 }
 
-/* A model of type "hmoe" must have all keys. A Mixtral has no keys of ours; then they get the values
-   with which the model computes what Mixtral computes. */
+/* A model of type "hmoe" must have all keys. A Mixtral has no keys of ours; then they
+   get the values with which the model computes what Mixtral computes. */
 static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const char *path,
                                       char *message) {
     hmoe__reader reader = { text, 0, "", NULL }, *r = &reader;
@@ -4072,7 +4034,8 @@ hmoe_status hmoe_load_config(hmoe_config *config, const char *dir, char *message
     return status;
 }
 
-/* A type of numbers in a file. widen, if not NULL, turns n of them into hmoe_real, in place. */
+/* A type of numbers in a file. widen, if not NULL, turns n of them into hmoe_real, in
+   place. */
 typedef struct hmoe__format {
     const char *name;
     size_t size;               /* bytes of one number */
@@ -4315,7 +4278,7 @@ static double hmoe__least_bytes(const hmoe_config *c, size_t size) {
     memset(&counted, 0, sizeof counted);
     counted.config = *c;
     hmoe__list_tensors(&counted, NULL);
-    return (double)counted.tensor_count * 64  /* a name, "dtype", "shape" and "data_offsets" */
+    return (double)counted.tensor_count * 64  /* name, dtype, shape, data_offsets */
            + (double)counted.param_count * (double)size;
 }
 

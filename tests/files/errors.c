@@ -319,9 +319,6 @@ static hmoe_status call_cache(void) {
     return status;
 }
 static hmoe_status call_next(void) { return hmoe_next(&subject, &cache, 1, numbers); }
-static hmoe_status call_expert(void) {
-    return hmoe_run_expert(&subject, 0, 1, numbers, numbers + 32, 2);
-}
 static hmoe_status call_step(void) {
     hmoe_adamw adamw = hmoe_default_adamw();
     HMOE__TRY(hmoe_forward(&subject, HMOE_TRAIN, tokens6, tokens6, 2, 3));
@@ -438,7 +435,6 @@ static void out_of_memory(void) {
     starve("muon_create", call_muon, 0, 2);
     starve("step of Muon", call_step, 0, 0);
     hmoe_muon_free(&muon);
-    starve("run_expert", call_expert, 0, 1);
     starve("load_config", call_config, 0, 1);
     starve("cache_create", call_cache, 0, 1);
     starve("next", call_next, 0, 0);
@@ -538,11 +534,6 @@ static void indices_out_of_range(void) {
     REFUSED(hmoe_get_route(&m, -1, 0, &route), "-1");
     REFUSED(hmoe_get_route(&m, 0, 3, &route), "3");
     REFUSED(hmoe_get_route(&m, 0, -4, &route), "-4");
-    REFUSED(hmoe_run_expert(&m, 2, 0, numbers, numbers, 1), "2");
-    REFUSED(hmoe_run_expert(&m, -1, 0, numbers, numbers, 1), "-1");
-    REFUSED(hmoe_run_expert(&m, 0, 4, numbers, numbers, 1), "4");
-    REFUSED(hmoe_run_expert(&m, 0, -1, numbers, numbers, 1), "-1");
-    REFUSED(hmoe_run_expert(&m, 0, 0, numbers, numbers, -5), "-5");
     CHECK_INT(hmoe_cache_create(&cache, &m), HMOE_OK);
     REFUSED(hmoe_next(&m, &cache, 5, numbers), "5");
     REFUSED(hmoe_next(&m, &cache, -1, numbers), "-1");

@@ -250,16 +250,12 @@ static void nothing_but_null_experts_chosen(void) {
     small_create(&m, &c, 1);
     spread_weights(&m, 0.3, 0);
     CHECK_INT(hmoe_forward(&m, HMOE_TRAIN, tokens, tokens, 1, 3), HMOE_OK);
+    for (int i = 0; i < 3 * c.C; i++) CHECK(m.layers[1].x[i] == m.layers[0].x2[i]);
     CHECK_INT(hmoe_backward(&m, 1), HMOE_OK);
     hmoe_get_usage(&m, 0, &usage);
     CHECK(usage.width == 0 && usage.compute[2] == 0 && m.losses.term[HMOE_PP] == 0);
     uneven = hmoe_get_devices(&m, device, 2, of);
     CHECK(uneven.tokens == 2 && uneven.work == 0 && uneven.params == 2);
-    for (size_t i = 0; i < (size_t)3 * c.C; i++) {
-        hmoe_real x[3 * 8] = { 1 }, y[3 * 8];
-        CHECK_INT(hmoe_run_expert(&m, 0, 1, x, y, 3), HMOE_OK);
-        CHECK(y[i] == 0);
-    }
     hmoe_free(&m);
 }
 
