@@ -272,12 +272,12 @@ static inline void cli_help(const char *usage, const cli_option *options, int n)
     printf("%s\n\n", usage);
     for (const cli_option *o = options; o < options + n; o++) {
         int column = printf("  %s %s", o->name, o->what);
-        printf("%*s %s", column < 22 ? 22 - column : 0, "", o->help);
+        printf("%*s %s", column < 28 ? 28 - column : 0, "", o->help);
         if (o->initial) printf(" [%s]", o->initial);
         if (o->kind >= CLI_IS_INT) printf(" in %s", cli_range(o));
         putchar('\n');
     }
-    printf("  --help               this page, with defaults in [brackets]\n");
+    printf("  --help                     this page, with defaults in [brackets]\n");
     if (cli_at_failure) cli_at_failure(0, "");   /* the other processes may not have been asked */
     exit(0);
 }
@@ -415,8 +415,8 @@ typedef struct cli_backend { int threads, cuda, bf16; } cli_backend;
 
 #define CLI_BACKEND(b) \
     CLI_INT("--threads", &(b).threads, 1, 1024, "all", "threads"), \
-    CLI_WORD("--backend", &(b).cuda, "cpu|cuda", "cpu", "processor that trains or scores"), \
-    CLI_WORD("--precision", &(b).bf16, "float32|bf16", "float32", "numbers that cuda multiplies")
+    CLI_WORD("--backend", &(b).cuda, "cpu|cuda", "cpu", "processor for training and scoring"), \
+    CLI_WORD("--precision", &(b).bf16, "float32|bf16", "float32", "number format of products")
 
 /* Uses that many threads; 0: as before, and at first all. Returns how many it is. */
 static inline int cli_threads(int threads) {

@@ -292,7 +292,7 @@ typedef struct hmoe_model {
                                          in training only. Do not change it between hmoe_forward
                                          and hmoe_backward */
     hmoe_losses losses;               /* of the last hmoe_forward that had targets */
-    double grad_norm;                 /* norm of all gradients at the last update, before clipping */
+    double grad_norm;                 /* of all gradients at the last update, before clipping */
 
     /* State of a run. hmoe_save stores it with training = 1. */
     uint64_t seed;
@@ -456,9 +456,9 @@ hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training);
 
 /* The two halves of hmoe_save. hmoe_prepare writes every file under a temporary name;
    hmoe_commit renames them. If either fails, the temporary files are removed.
-   hmoe_discard removes them on request. If the directory holds a different model, remove
-   that between the two calls, config.json first; otherwise a crash during the renames
-   could mix the two models. */
+   hmoe_discard removes them on request. Do not save into a directory that holds a
+   different model: a crash during the renames could mix the two. Save into a new directory
+   and rename that (extra/run/overwrite.h does so). */
 hmoe_status hmoe_prepare(hmoe_model *m, const char *dir, int training);
 hmoe_status hmoe_commit(hmoe_model *m, const char *dir, int training);
 void hmoe_discard(hmoe_model *m, const char *dir, int training);
@@ -514,8 +514,8 @@ typedef struct hmoe_linear {
     hmoe_real *y;             /* [.., out]   row stride ldy */
     const int *rows;          /* [2] in the backend's memory, e.g. &expert_start[e] */
     int in, out, ldx, ldy;    /* in or out is 0 for a null expert */
-    const hmoe_real *add;     /* added to the result, and laid out like it: forward y = x W^T + add,
-                                 backward_input x = y W + add. It may be the result itself. NULL: 0 */
+    const hmoe_real *add;     /* added to the result, and laid out like it: y = x W^T + add,
+                                 x = y W + add. It may be the result itself. NULL: 0 */
     const int *x_row, *y_row; /* if not NULL, row r is read from row x_row[r] of x (y_row[r] of y).
                                  This is the gather: an expert reads its tokens in place, through
                                  row_token */
@@ -714,13 +714,13 @@ static hmoe_status hmoe__check_rates(hmoe_model *m, const hmoe_adamw *a,
 static hmoe_status hmoe__collect(hmoe_model *m);       /* downloads the sums, computes the losses */
 static void hmoe__count_pass(hmoe_model *m);           /* adds a pass to the model's accounts */
 static hmoe_status hmoe__move_state(hmoe_model *m);    /* biases and budgets: see OPTIONS */
-static void hmoe__begin_step(hmoe_model *m);           /* forgets the passes since the last update */
+static void hmoe__begin_step(hmoe_model *m);           /* forgets the passes so far */
 static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l,
                                    hmoe_real *out, hmoe_real *att, hmoe_real *qkv);
 /* Keys of the random numbers of dropout and noise. block: 0 attention, 1 experts */
 static uint64_t hmoe__dropout_key(const hmoe_model *m, int l, int block);
 static uint64_t hmoe__noise_key(const hmoe_model *m, int l);
-static int hmoe__first_number(const hmoe_model *m);    /* number of a pass's first token in the step */
+static int hmoe__first_number(const hmoe_model *m);    /* the pass's first token */
 static hmoe_status hmoe__synchronize(hmoe_model *m);   /* waits for the backend */
 /* In several processes (extra/parallel/). In one process alone they do nothing. */
 static hmoe_status hmoe__common_status(hmoe_model *m, hmoe_status status, int N);
@@ -879,8 +879,7 @@ static void hmoe__router_softmax(const hmoe_routes *routes, int N, int E) {
 /* S[t] and g. Takes experts by descending P + b (b: bias balancing's, or 0), ties by
    ascending index, until there are enough:
      Top-K   K of them                          HMoE eq. 8, MoDSE eq. 2
-     Top-P   their P add up to top_p            HMoE eq. 9 to 11; if top_p is 1 all, so that rounding
-                                                cannot leave one out
+     Top-P   their P add up to top_p            HMoE eq. 9 to 11. top_p = 1: all, exactly
    Gates are P, without b. norm = 1: divided by their sum.
    Reads P [N, E]; writes count [N], expert and gate [N, slots]. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K,
@@ -1053,7 +1052,7 @@ static void hmoe__swiglu_forward(hmoe_real *h, const hmoe_real *u, const int *st
     }
 }
 
-/* dh: [rows, ldh]   row_gate: [rows]   dgate: [rows] receives dg; u and h are overwritten as above. */
+/* dh: [rows, ldh]   row_gate: [rows]   dgate: [rows] receives dg. Overwrites u and h. */
 static void hmoe__swiglu_backward(hmoe_real *u, hmoe_real *h, hmoe_real *dgate,
                                   const hmoe_real *dh, const int *start,
                                   const hmoe_real *row_gate, const int *H, int E,
@@ -1387,7 +1386,7 @@ static void hmoe__attention_forward(hmoe_real *out, hmoe_real *att, const hmoe_r
      dv_j += p_j dout_i
      ds_j  = p_j (dp_j - sum over j of p_j dp_j)    the softmax; the sum is dout_i . out_i
      dq_i += ds_j k_j / sqrt(hs),   dk_j += ds_j q_i / sqrt(hs)
-   Overwrites dqkv [N, 3C].   dout, out: [N, C]   datt: [B * NH, 32, T] scratch, holds dp, then ds */
+   Overwrites dqkv [N, 3C].   dout, out: [N, C]   datt: [B * NH, 32, T] holds dp, then ds */
 static void hmoe__attention_backward(hmoe_real *dqkv, hmoe_real *datt,
                                      const hmoe_real *dout, const hmoe_real *out,
                                      hmoe_real *att, const hmoe_real *qkv, int B, int T,
@@ -3070,9 +3069,11 @@ hmoe_status hmoe_cache_create(hmoe_cache *cache, hmoe_model *m) {
     if (m->backend != hmoe__cpu_backend())
         return HMOE__BAD(m->message, "token-by-token generation runs on the CPU: load the model "
                          "without the %s backend", m->backend->name);
+    hmoe_status status = HMOE_OK;
     if (bytes < (double)((size_t)-1 / 4)) cache->keys = (hmoe_real *)HMOE_MALLOC((size_t)bytes);
-    hmoe_status status = hmoe__common_status(m, cache->keys ? HMOE_OK : hmoe__no_memory(m->message, bytes,
-                                     "the keys and values of T tokens in L layers"), 0);
+    if (!cache->keys)
+        status = hmoe__no_memory(m->message, bytes, "keys and values of T tokens in L layers");
+    status = hmoe__common_status(m, status, 0);
     cache->L = c->L, cache->T = c->T, cache->C = c->C;
     if (status) hmoe_cache_free(cache);
     else cache->values = cache->keys + (size_t)half, cache->angles = cache->values + (size_t)half;
@@ -3313,7 +3314,7 @@ double hmoe_activated(const hmoe_model *m) {
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
-static FILE *hmoe__open(const char *path) {   /* for reading; opening a pipe would wait for its writer */
+static FILE *hmoe__open(const char *path) {   /* a pipe would wait for its writer */
     struct stat is;
     if (stat(path, &is) || S_ISREG(is.st_mode)) return fopen(path, "rb");
     errno = S_ISDIR(is.st_mode) ? EISDIR : EINVAL;
@@ -3355,7 +3356,7 @@ static int hmoe__make_directory(const char *path) {
 static int hmoe__replace(const char *from, const char *to, const char *dir) {
     (void)dir;
     for (int i = 0; i < 40; i++, Sleep(50))   /* another program may have it open */
-        if (MoveFileExA(from, to, 1 | 8)) return 0;  /* MOVEFILE_REPLACE_EXISTING | MOVEFILE_WRITE_THROUGH */
+        if (MoveFileExA(from, to, 1 | 8)) return 0;  /* REPLACE_EXISTING | WRITE_THROUGH */
     errno = EACCES;
     return -1;
 }
@@ -4323,8 +4324,9 @@ hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training) {
     hmoe_status status = hmoe__by_first_process(m, hmoe__check_directory, dir, training);
     config = m->config;
     if (!status) status = hmoe__build(m, &config, 0, max_B, training, 0);
-    status = hmoe__free_on_failure(m, status);
-    return status ? status : hmoe__free_on_failure(m, hmoe__by_first_process(m, hmoe__read_checkpoint, dir, training));
+    HMOE__TRY(hmoe__free_on_failure(m, status));
+    status = hmoe__by_first_process(m, hmoe__read_checkpoint, dir, training);
+    return hmoe__free_on_failure(m, status);
 }
 
 #endif /* HMOE_NO_FILES */

@@ -238,7 +238,8 @@ def advance(run, folder, point):
         if step == point != run.points[-1]:
             return ""
         try:
-            out = call(*arguments(run, folder), "--stop-at", point, "--resume" if step >= 0 else "--overwrite")
+            again = "--resume" if step >= 0 else "--overwrite"
+            out = call(*arguments(run, folder), "--stop-at", point, again)
             if int(state(folder)["step"]) < point:
                 raise KeyboardInterrupt                       # the program stopped for it, too
             return out

@@ -41,7 +41,7 @@ typedef struct cli_peers {
     CLI_INT("--expert-ranks", &(p).expert_ranks, 1, 256, "all", \
             "ranks that share the experts, and the others copy them"), \
     CLI_TEXT("--place", &(p).place, "RULE", "pairs", "places of experts: pairs, contiguous," \
-             "\n                       or a rank for each, such as 0,1,1,0"),
+             "\n                             or a rank for each, such as 0,1,1,0"),
 
 static MPI_Comm cli_end;   /* where processes meet that end */
 static hmoe_parallel *cli_joined;

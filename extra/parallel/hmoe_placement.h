@@ -14,7 +14,8 @@ typedef enum hmoe_placement { HMOE_PAIRS, HMOE_CONTIGUOUS, HMOE_GIVEN } hmoe_pla
 /* Places E experts on D devices: device[e] receives 0 .. D-1. HMOE_PAIRS (MoDSE section 3.2; also
    appendix D of HMoE's EMNLP version, not of its first arXiv version): the widest expert with the
    narrowest, the next with the next, and so on. A device holds whole pairs, so E must be a multiple
-   of 2 D. HMOE_CONTIGUOUS: E / D neighbours on each device. HMOE_GIVEN: device[] is only checked. */
+   of 2 D. HMOE_CONTIGUOUS: E / D neighbours on each device.
+   HMOE_GIVEN: device[] is only checked. */
 hmoe_status hmoe_place_experts(int *device, const int *H, int E, int D, hmoe_placement placement,
                                char *message);
 

@@ -54,7 +54,7 @@ class Shape:
 
 # What the papers print of their sizes, and what is taken here where they print nothing:
 # HMoE-3B: C 1,024 and T 4,096 as printed (with this C it has 1.3 B parameters); taken: V 32,000.
-# MoDSE 700Mx8: C 2,048, L 12 and V 30,064 as in its table 1 (with one expert a layer it has 0.70 B);
+# MoDSE 700Mx8: C 2,048, L 12 and V 30,064 as in its table 1 (one expert a layer makes 0.70 B);
 # taken: T 2,048. Both: 4,096 tokens a rank.
 SHAPES = [
     Shape("toy, arithmetic", 65, 128, 4, 64, [96, 120, 136, 160, 184, 208, 224, 248], "hmoe", 768),
@@ -223,7 +223,7 @@ def trained(name, steps):
         if not os.path.exists(out + ".csv"):
             shutil.rmtree(out, ignore_errors=True)
             print("scale: trains %s, %d of %d steps" % (name, stop, steps), file=sys.stderr)
-            run(BIN + "train_tiny", "--data", TEXT, "--overwrite", "--out", out, "--steps", str(steps),
+            run(BIN + "train_tiny", "--data", TEXT, "--out", out, "--steps", str(steps),
                 "--stop-at", str(stop), "--eval-every", str(stop), *TOYS[name])
             run(BIN + "generate", out + "/best", "--score", sample, "--routes", out + ".new")
             os.replace(out + ".new", out + ".csv")
@@ -235,7 +235,7 @@ def seconds_of_step(launch, batch):
     """Median over steps, of one thread in each process."""
     out, steps = os.path.join(OUT, "timing"), 24
     shutil.rmtree(out, ignore_errors=True)
-    run(*launch, "--data", TEXT, "--overwrite", "--out", out, "--steps", str(steps), "--batch", str(batch),
+    run(*launch, "--data", TEXT, "--out", out, "--steps", str(steps), "--batch", str(batch),
         "--threads", "1", "--eval-tokens", "64", "--eval-every", "1000")
     with open(out + "/log.csv", encoding="ascii") as file:
         at = file.readline().strip().split(",").index("seconds")

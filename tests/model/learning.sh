@@ -11,7 +11,7 @@ cd "$here" || exit 1
 learns() {        # learns NAME LIMIT OPTIONS...: three seeds' mean final loss is at most LIMIT
     name=$1 limit=$2; shift 2
     for seed in 1 2 3; do
-        "${BIN}train_tiny" --data "$data" --overwrite --out "$name$seed" --seed $seed --eval-every 100000 "$@" |
+        "${BIN}train_tiny" --data "$data" --out "$name$seed" --seed $seed --eval-every 100000 "$@" |
             sed -n 's/^final: val_loss \([0-9.]*\) .*/\1/p'
     done >losses
     echo "$name: $(tr '\n' ' ' <losses)"

@@ -13,8 +13,10 @@ train() {         # train OPTIONS...: leaves what it says in `said` and `warned`
 }
 # Of the last evaluation, whose report ends with "1: entropy experts dead   2: ...".
 layers() { sed -n '/dead experts:$/{n;p;}' said | tail -n 1; }
-alive() { layers | awk '{ for (i = 1; i <= NF; i += 4) { n++; bad += $(i + 2) <= 1.3 || $(i + 3) > 0 } }
-    END { exit n != 4 || bad > 0 }'; }
+alive() {
+    layers | awk '{ for (i = 1; i <= NF; i += 4) { n++; bad += $(i + 2) <= 1.3 || $(i + 3) > 0 } }
+        END { exit n != 4 || bad > 0 }'
+}
 warnings() { [ "$(grep -c "warning: layer [1-4] has collapsed" warned)" -eq "$1" ]; }
 
 train --routing topp --steps 200 --eval-every 100
