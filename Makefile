@@ -40,8 +40,8 @@ help:
 ## make data          fetch tinyshakespeare, 1 MB
 ## make all           build the programs and the tests
 help-all: help
-	@echo; sed -n 's/^## //p' $(MAKEFILE_LIST)
-	@echo; echo 'CC=clang CFLAGS=... DEBUG=1 (sanitizers) OPENMP=0 (one thread) PLAIN=1 change the build,'
+	@echo; sed -n 's/^## //p' $(MAKEFILE_LIST); echo
+	@echo 'CC=clang CFLAGS=... DEBUG=1 (sanitizers) OPENMP=0 (one thread) PLAIN=1 change the build,'
 	@echo 'NVCC=... and SM="80 90" (generations of GPUs) how it is built for CUDA.'
 
 # --- flags ----------------------------------------------------------------------------------------
@@ -92,14 +92,13 @@ $(OBJECT_cuda): hmoe_cuda.cu hmoe.h $(BUILD)/nvcc
 
 cuda:
 	@case $$KEPT_settings in *HMOE_REAL=double*) \
-		echo 'make cuda: a GPU computes in float here: leave out -DHMOE_REAL=double' >&2; exit 1;; esac
+		echo 'make cuda: computes in float: leave out -DHMOE_REAL=double' >&2; exit 1;; esac
 	@$(NVCC) --version >/dev/null 2>&1 || { echo 'make cuda: cannot run $(NVCC): install the CUDA' \
 		'toolkit, or say where it is: make cuda NVCC=/path/to/bin/nvcc' >&2; exit 1; }
 	@$(MAKE) --no-print-directory BACKEND=cuda $(PROGRAMS)
 
 data: $(TINY)
-$(TINY):
-	@sh tinyshakespeare/fetch.sh
+$(TINY):; @sh tinyshakespeare/fetch.sh
 
 # GOMP_SPINCOUNT: gcc's threads wait for one another in a loop, and with this soon fall asleep, so
 # that a thread whose core has other work stops none of them.

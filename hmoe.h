@@ -200,7 +200,7 @@ typedef struct hmoe_config {
     int C;                    /* model width, a multiple of NH; C / NH is even (RoPE) */
     int L;                    /* layers */
     int NH;                   /* attention heads */
-    int E;                    /* experts per layer, 1 .. HMOE_MAX_EXPERTS; 1 is a dense model */
+    int E;                    /* experts per layer, 1 .. HMOE_MAX_EXPERTS; 1: dense */
     int K;                    /* experts per token under Top-K, 1 .. E */
     int H[HMOE_MAX_EXPERTS];  /* [E] hidden width of each expert, the same in every layer
                                  (hmoe_expert_sizes). 0 is a null expert: it has no parameters
@@ -284,7 +284,7 @@ typedef struct hmoe_model {
     size_t tensor_count;
     size_t param_count;
     hmoe_real *params;                /* [param_count], in the backend's memory */
-    hmoe_real *grads;                 /* [param_count] likewise; NULL if not made for training */
+    hmoe_real *grads;                 /* [param_count] likewise; NULL without training */
     hmoe_real *exp_avg, *exp_avg_sq;  /* [param_count] likewise: AdamW's two moments */
 
     double dropout;                   /* set by the caller, 0 to 0.9, at first 0: dropout rate of
@@ -292,7 +292,7 @@ typedef struct hmoe_model {
                                          in training only. Do not change it between hmoe_forward
                                          and hmoe_backward */
     hmoe_losses losses;               /* of the last hmoe_forward that had targets */
-    double grad_norm;                 /* of all gradients at the last update, before clipping */
+    double grad_norm;                 /* of all gradients, before the last clipping */
 
     /* State of a run. hmoe_save stores it with training = 1. */
     uint64_t seed;
@@ -308,17 +308,17 @@ typedef struct hmoe_model {
     int B, sequence_length, mode;   /* of the last forward pass */
     int has_results;                /* 1: its activations are still there, and finite */
     int had_targets;                /* 1: there are token losses */
-    int all_tokens, first_token;    /* tokens of all processes; of those before this one */
-    double pass_flops;              /* cost of the last pass, added to flops by hmoe_backward */
+    int all_tokens, first_token;    /* tokens of all processes; before this one */
+    double pass_flops;              /* of the last pass; hmoe_backward adds it */
     int64_t step_tokens;            /* tokens since the last update */
-    double *usage;                  /* sums of the routers over many passes, for hmoe_get_usage */
-    double *chosen;                 /* [L, E] tokens that chose each expert since the last update */
+    double *usage;                  /* routers' sums over many passes */
+    double *chosen;                 /* [L, E] tokens of each expert since the last update */
     struct hmoe__layer *layers;     /* [L + 1] offsets and activations of each layer */
     struct hmoe__buffers *buffers;  /* activations that the layers share */
     void *arena;                    /* the backend's memory that holds all activations */
     size_t head;                    /* offset of lm_head.weight */
-    const struct hmoe_processes *processes;  /* NULL: this process is alone. extra/parallel sets */
-    void *parallel;                          /*   both, for training in several processes */
+    const struct hmoe_processes *processes;  /* NULL: alone. extra/parallel sets */
+    void *parallel;                          /*   both, for several processes */
 } hmoe_model;
 
 /* Makes a model with weights drawn from the seed. Set *m to zero first (and then
@@ -409,7 +409,7 @@ hmoe_status hmoe_get_token_losses(hmoe_model *m,
 typedef struct hmoe_route {
     int count;                      /* |S[t]| */
     int expert[HMOE_MAX_EXPERTS];   /* [count] the experts by descending P + b, */
-    double gate[HMOE_MAX_EXPERTS];  /* [count] their gates; their widths are config.H[expert] */
+    double gate[HMOE_MAX_EXPERTS];  /* [count] their gates; widths: config.H[expert] */
     double P[HMOE_MAX_EXPERTS];     /* [E] the whole softmax */
 } hmoe_route;
 hmoe_status hmoe_get_route(hmoe_model *m, int layer, int token, hmoe_route *route);
@@ -419,7 +419,7 @@ hmoe_status hmoe_get_route(hmoe_model *m, int layer, int token, hmoe_route *rout
 typedef struct hmoe_usage {
     int64_t tokens;
     double share[HMOE_MAX_EXPERTS];   /* [E] f_e: share of the tokens that chose e */
-    double compute[HMOE_MAX_EXPERTS]; /* [E] share of the experts' work, f_e H[e]; the sum is 1 */
+    double compute[HMOE_MAX_EXPERTS]; /* [E] share of the work, f_e H[e]; the sum is 1 */
     double P[HMOE_MAX_EXPERTS];       /* [E] mean router probability */
     int dead;                         /* experts that no token chose */
     double entropy;                   /* of the router, mean over the tokens, in nats */
@@ -487,7 +487,7 @@ typedef struct hmoe_routes {
     hmoe_real *lse;      /* [N]         log of the sum of exp(r), for the z-loss */
     hmoe_real *entropy;  /* [N]         -sum over e of P ln P, in nats */
     int *count;          /* [N]         |S[t]|, 1 .. slots */
-    int *expert;         /* [N, slots]  S[t] by descending P + b; `count` of them are set */
+    int *expert;         /* [N, slots]  S[t] by descending P + b: `count` of them */
     hmoe_real *gate;     /* [N, slots]  the gates g of those experts */
     /* The same (token, expert) pairs as rows, ordered by expert and then by token: */
     int *expert_start;    /* [E + 1]     expert e has rows expert_start[e] .. [e+1]-1 */
@@ -711,9 +711,9 @@ static hmoe_status hmoe__check_batch(hmoe_model *m, hmoe_mode mode, const int *t
                                      const int *targets, int B, int T);
 static hmoe_status hmoe__check_rates(hmoe_model *m, const hmoe_adamw *a,
                                      const hmoe_rates *rates);
-static hmoe_status hmoe__collect(hmoe_model *m);       /* downloads the sums, computes the losses */
-static void hmoe__count_pass(hmoe_model *m);           /* adds a pass to the model's accounts */
-static hmoe_status hmoe__move_state(hmoe_model *m);    /* biases and budgets: see OPTIONS */
+static hmoe_status hmoe__collect(hmoe_model *m);       /* computes the losses */
+static void hmoe__count_pass(hmoe_model *m);           /* adds to the accounts */
+static hmoe_status hmoe__move_state(hmoe_model *m);    /* biases and budgets */
 static void hmoe__begin_step(hmoe_model *m);           /* forgets the passes so far */
 static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l,
                                    hmoe_real *out, hmoe_real *att, hmoe_real *qkv);
@@ -737,25 +737,25 @@ enum { HMOE__FOR_NOISE = 1 << 16, HMOE__FOR_SAMPLE, HMOE__FOR_DROPOUT };   /* fo
    EXPERTS computes this, with its gradient, for many tokens at once. (tests/naive.h is
    the whole model in this style. The tests compare the two.)
 
-       for (int t = 0; t < N; t++) {                            // each token x_t chooses for itself
-           for (int e = 0; e < E; e++) r[e] = dot(W_r[e], x_t);     // how well expert e suits it
-           P = softmax(r);                                          // as shares that add up to 1
-           S = the K largest P;                                     // Top-K; Top-P: until P adds up
-           for (int e in S) g[e] = P[e] / (sum of P over S);        // gates: weights of the outputs
+       for (int t = 0; t < N; t++) {                           // each token chooses
+           for (int e = 0; e < E; e++) r[e] = dot(W_r[e], x_t);  // how well e suits it
+           P = softmax(r);                                     // shares that sum to 1
+           S = the K largest P;                                // Top-P: until they sum to p
+           for (int e in S) g[e] = P[e] / (sum of P over S);   // gates: weights
            y_t = x_t;
-           for (int e in S) {                                       // only the chosen ones compute
-               for (int i = 0; i < H[e]; i++)                       // H[e]: each has its own width
+           for (int e in S) {                                  // only the chosen compute
+               for (int i = 0; i < H[e]; i++)                  // each has its own width
                    h[i] = silu(dot(W1[e][i], x_t)) * dot(W3[e][i], x_t);
                for (int i = 0; i < C; i++) y_t[i] += g[e] * dot(W2[e][i], h);
            }
        }
 
-   To add a loss           LOSSES: three places, listed there.
-   To add a shared expert  a dense SwiGLU beside the chosen ones: hmoe__list_tensors (W1, W3, W2),
-                           hmoe__layer and hmoe__list_activations (u), hmoe__moe_block_forward and
-                           _backward (experts_up with start = all_rows), hmoe__activated_with.
-   To change the activation  hmoe__swiglu_row and hmoe__swiglu_row_backward; in hmoe_cuda.cu
-                           finish_tile and swiglu_backward_kernel; in tests/naive.h naive_expert. */
+   To add a loss              LOSSES: three places, listed there.
+   To add a shared expert     a dense SwiGLU beside the chosen ones: hmoe__list_tensors
+      (W1, W3, W2), hmoe__layer and hmoe__list_activations (u), hmoe__moe_block_forward and
+      _backward (experts_up with start = all_rows), hmoe__activated_with.
+   To change the activation   hmoe__swiglu_row and hmoe__swiglu_row_backward; in
+      hmoe_cuda.cu finish_tile and swiglu_backward_kernel; in tests/naive.h naive_expert. */
 
 /* ---------------------------------------------------------------------------------------
    PRODUCTS IN SHORT - almost all work is matrix products. Every linear map y = x W^T
@@ -840,8 +840,8 @@ static void hmoe__multiply(hmoe_real *c, size_t c_stride, hmoe__view a, hmoe__vi
        dispatch   expert_start, rows    which tokens each expert works on; none is dropped
        sums       counts, sum of P, ... input of the losses and reports
 
-   EXPERTS then computes their outputs and adds them up. Noise is an option, off by default, and so
-   are bias balancing and budgets, which change the choice: see OPTIONS in PART TWO. */
+   EXPERTS then computes their outputs and adds them up. OPTIONS in PART TWO has noise, and
+   bias balancing and budgets, which change the choice. All are off by default. */
 
 /* Softmax of one row of n numbers, in place: p_i = exp(scale (x_i - max)) / sum.
    Subtracting the largest first keeps exp from overflowing, and the sum is at least 1. If
@@ -898,7 +898,7 @@ static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K,
                 int after = last < 0 || x[e] < x[last] || (x[e] == x[last] && e > last);
                 if (after && (next < 0 || x[e] > x[next])) next = e;
             }
-            if (next < 0) next = n;  /* P is NaN: take any expert; hmoe_forward will report it */
+            if (next < 0) next = n;  /* P is NaN: any expert; hmoe_forward reports it */
             S[n] = last = next;
             g[n++] = P[next];
             sum += P[next];
@@ -1133,16 +1133,19 @@ static void hmoe__combine_backward(hmoe_real *dx, const hmoe_real *drows,
    checkpoint, the checks and the gradient tests walk over that table.
 
    Where the papers leave a choice:
-   M_e      HMoE prints H[e] alone, and says that equal widths give load balancing. H[e] / mean(H)
-            makes that true. So would H[e] / max(H), or H[e] / sum(H) up to the factor E. With these
-            three, HMoE's coefficient 0.1 would be 0.1, 0.07 (arithmetic widths) or 0.0125 here, and
-            a mean over the layers would divide by L again. mean(H) is over all E: if some experts
-            are null and the others equal, these feel E / (their number) times load balancing.
-   entropy  HMoE prints + E sum_e P_e ln P_e, with no mean over tokens. Its text wants fewer experts
-            under Top-P, so the entropy of each token must fall. Hence this sign, and the mean, as
-            in Huang et al., arXiv 2403.07652. HMoE's 3e-2 would be 0.24 per nat and layer here:
-            after 100 steps every token has the same single expert. 3e-5 leaves about two.
-   f_e      MoDSE eq. 10 counts first choices only. Here all choices count, as in MoDSE's tables. */
+   M_e: HMoE prints H[e] alone, and says that equal widths give load balancing. H[e] /
+     mean(H) makes that true. So would H[e] / max(H), or H[e] / sum(H) up to the factor
+     E. With these three, HMoE's coefficient 0.1 would be 0.1, 0.07 (arithmetic widths)
+     or 0.0125 here, and a mean over the layers would divide by L again. mean(H) is over
+     all E: if some experts are null and the others equal, these feel E / (their number)
+     times load balancing.
+   entropy: HMoE prints + E sum_e P_e ln P_e, with no mean over tokens. Its text wants
+     fewer experts under Top-P, so the entropy of each token must fall. Hence this sign,
+     and the mean, as in Huang et al., arXiv 2403.07652. HMoE's 3e-2 would be 0.24 per
+     nat and layer here: after 100 steps every token has the same single expert. 3e-5
+     leaves about two.
+   f_e: MoDSE eq. 10 counts first choices only. Here all choices count, as in MoDSE's
+     tables. */
 
 /* Means over the tokens of one layer; in a `slope`, derivatives of all losses, times
    their coefficients, with respect to these means. */
@@ -1189,7 +1192,7 @@ const hmoe_loss_term hmoe_loss_terms[HMOE_LOSS_TERMS] = {
     { "z", hmoe__z_loss, 0, "z-loss" },
 };
 
-/* All losses, from each layer's sums over `all` tokens. slope: [L] gets the derivatives. */
+/* All losses, from each layer's sums over `all` tokens. slope: [L] their derivatives. */
 static void hmoe__losses(hmoe_losses *losses, hmoe_means *slope, double *sums,
                          const hmoe_config *c, double all) {
     for (int i = 0; i < HMOE_LOSS_TERMS; i++) losses->term[i] = 0;
@@ -1260,7 +1263,7 @@ static void hmoe__embed_backward(hmoe_real *dw, const int *tokens, const hmoe_re
                 dw[(size_t)tokens[t] * C + i] += dx[(size_t)t * C + i];
 }
 
-/* RMSNorm (Zhang and Sennrich 2019):  y = w * x / rms(x),   rms(x) = sqrt(mean(x^2) + eps)
+/* RMSNorm (Zhang and Sennrich 2019):  y = w * x / rms(x), rms(x) = sqrt(mean(x^2) + eps)
    x, y: [N, C]   w: [C]   rrms: [N] receives 1 / rms(x), for the backward pass */
 static void hmoe__rmsnorm_forward(hmoe_real *y, hmoe_real *rrms, const hmoe_real *x,
                                   const hmoe_real *w, double eps, int N, int C) {
@@ -1476,7 +1479,7 @@ typedef struct hmoe__layer {
 typedef struct hmoe__buffers {
     int *tokens, *targets, *all_rows;  /* [N], [N]; { 0, N }: rows of a dense product */
     hmoe_real *angles;                 /* [T, 2, hs/2] of RoPE */
-    hmoe_real *h, *rows;               /* [rows, ldh] inside experts; [rows, C] their outputs */
+    hmoe_real *h, *rows;               /* [rows, ldh] in experts; [rows, C] their outputs */
     hmoe_real *logits, *ce;            /* [N, V], [N] */
     double *sums;                      /* [L, HMOE_SUMS(E)], see hmoe_sums */
     hmoe_real *dP_all;                 /* [L, E], see hmoe__router_backward */
@@ -1510,7 +1513,7 @@ static void hmoe__up_list(hmoe_linear *list, const hmoe_model *m, const hmoe__la
                           const int *x_row) {
     int C = m->config.C, ldh = hmoe__widest(&m->config);
     for (int e = 0; e < m->config.E; e++) {
-        int H = m->config.H[e];  /* here experts become unequal: each product has its own width */
+        int H = m->config.H[e];  /* here experts become unequal: each has its own width */
         hmoe_linear up = { x, params + ly->w13[e], u, ly->routes.expert_start + e, C, 2 * H,
                            C, 2 * ldh, NULL, x_row, NULL };
         list[e] = up;
@@ -1716,7 +1719,7 @@ static void hmoe__attention_block_backward(hmoe_model *m, int l, int B, int T) {
                          m->params + ly->w_norm1, ly->rrms1, N, C);
 }
 
-/* dP_all = scale times the derivative of all losses with respect to P[t][e], for any t. */
+/* dP_all = scale times the derivative of all losses with respect to any P[t][e]. */
 static void hmoe__upload_dP(hmoe_model *m, double scale) {
     hmoe__buffers *b = m->buffers;
     int L = m->config.L, E = m->config.E;
@@ -2057,7 +2060,7 @@ static void hmoe__multiply_tile(const hmoe__product *p, const hmoe_real *panel,
     const hmoe_real *row[HMOE__MR], *d = k0 ? p->c : p->d;
     size_t stride = p->c_stride, at = i * stride + j0, a_step = block ? HMOE__BLOCK_ROW : 1;
     hmoe_real *c = p->c + at;
-    for (int r = 0; r < HMOE__MR; r++) {  /* rows past m repeat the last one; nobody stores them */
+    for (int r = 0; r < HMOE__MR; r++) {  /* rows past m repeat the last one */
         int in = r < m ? r : m - 1;
         row[r] = block ? block + in : hmoe__row_of(&p->a, i + in) + k0;
     }
@@ -2182,10 +2185,10 @@ static void hmoe__multiply_list(const hmoe_linear *list, int n, int form) {
     for (int i = 0; i < n; i++) {
         product[i] = hmoe__product_of(&list[i], form);
         cost[i] = (double)product[i].K;
-        if (!list[i].in || !list[i].out) cost[i] = 1;  /* null expert: rows of zeros */
+        if (!list[i].in || !list[i].out) cost[i] = 1;  /* null: rows of zeros */
         work += cost[i] * product[i].M * product[i].N;
     }
-    int parts = work > 5e5 ? hmoe__threads() : 1;  /* for less, waking the threads costs more */
+    int parts = work > 5e5 ? hmoe__threads() : 1;  /* waking threads costs time */
     HMOE__PARALLEL_FOR(parts)
     for (int part = 0; part < parts; part++) {
         hmoe__work mine = hmoe__work_of_thread(work, part, parts);
@@ -4011,7 +4014,7 @@ static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const ch
     c->noisy_gating = hmoe__get_choice(r, "noisy_gating", ours, "true", "false", 0);
     hmoe__get_balance(r, c);
     hmoe__get_double(r, "budget", 0, &c->budget);
-    for (int i = 0; i < HMOE_LOSS_TERMS; i++) {  /* later terms may be missing in older files */
+    for (int i = 0; i < HMOE_LOSS_TERMS; i++) {  /* older files lack later terms */
         snprintf(key[i], sizeof key[i], "%s_coef", hmoe_loss_terms[i].name);
         hmoe__get_double(r, key[i], ours && i <= HMOE_Z, &c->loss_coef[i]);
     }
