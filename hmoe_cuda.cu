@@ -1,14 +1,16 @@
 /* hmoe_cuda.cu - the backend of hmoe.h for a GPU. Optional: hmoe.h is complete without it.
 
-   A backend is a table of functions (hmoe_backend). This file fills it with kernels; weights, gradients,
-   moments and activations live on the GPU: a training step takes tokens in and gives a loss and the
-   routers' sums out. Its heart is `multiply`, under PRODUCTS: a list of matrix products, ragged in
-   rows and unequal in width, in one launch.
+   A backend is a table of functions (hmoe_backend). This file fills the table with kernels.
+   Weights, gradients, moments and activations stay in the GPU's memory. In a training step only
+   tokens go to the GPU, and only losses and the routers' sums come back. The most important
+   kernel is `multiply`, in PRODUCTS. One launch of it computes a list of matrix products whose
+   rows are ragged and whose widths differ.
 
 THE GROUPED PRODUCT
 
-   Four experts of widths 2 : 3 : 4 : 5 got 130, 70, 300 and 10 tokens. Their products are cut into
-   tiles of at most 64 x 64 numbers; a tile is one block's work. Rows are tokens, columns the width:
+   Example: four experts of widths 2 : 3 : 4 : 5 have 130, 70, 300 and 10 tokens. Each product is
+   divided into tiles of at most 64 x 64 numbers. A block computes one tile at a time. Rows are
+   tokens, columns are the width:
 
        expert 3 (widest)   10 tokens   [ 0  1  2  3  4 ]
        expert 2           300 tokens   [ 5 10 15 20 ]
@@ -22,29 +24,30 @@ THE GROUPED PRODUCT
                                        [32 35 ]
                                        [33 36 ]           the last 2
 
-   The numbers are the list: 37 tiles, the widest experts' first, so that short ones come last and
-   fill the gaps. Nothing is padded to the widest expert or the fullest, no expert has a capacity,
-   no token is dropped. The host does not know how many tokens an expert got: it launches as many
-   blocks as fit on the device. Each reads expert_start, counts the tiles of every member, adds them
-   up (to the same list in every block), and takes tiles blockIdx.x, blockIdx.x + gridDim.x, ...
-   until there are none. A tile finds its tokens by their indices (row_token): nothing is gathered.
+   The list has 37 tiles, numbered as shown. The widest experts come first, so that the short
+   tiles at the end fill the gaps. Nothing is padded to the widest expert or to the fullest one.
+   No expert has a capacity limit, and no token is dropped.
 
-   Three forms make y = x W^T, dx = dy W and dW += dy^T x; a dense layer is a list of one; attention
-   is a list of B * NH products that keep to one side of a diagonal.
+   The host does not know how many tokens an expert has. It launches as many blocks as fit on the
+   device. Each block reads expert_start, computes the same list of tiles, and takes the tiles
+   blockIdx.x, blockIdx.x + gridDim.x, and so on. A tile reads its tokens in place, through their
+   indices (row_token).
 
-BF16, AND THE TWINS
+   There are three forms: y = x W^T, dx = dy W and dW += dy^T x. A dense layer is a list of one
+   product. Attention is a list of B * NH products that skip the tiles above the diagonal.
 
-   With HMOE_BF16, operands of products are bf16, added up in float on tensor cores. A float array
-   can have a *twin*, a bf16 array with the same indices. Who produces an operand writes both at
-   once (AdamW the weights, RMSNorm, SwiGLU, softmax and the backward steps what they give), so no
-   pass over memory is spent on rounding. Masters, sums and the residual stream stay float.
+BF16 AND TWINS
 
-   What this leaves on the table: mma.h's fragments feed the tensor cores of everything from sm_80
-   on. Hopper's wgmma, which reads shared memory by itself, is reported to reach about 1.7 times
-   their rate; it needs kernels of its own.
+   With HMOE_BF16, the operands of products are bf16. Tensor cores multiply them and add the
+   products in float. A float array can have a *twin*: a bf16 array with the same indices. The
+   kernel that computes an operand writes both arrays at once, so rounding needs no pass of its
+   own. Master weights, sums and the residual stream stay in float.
 
-   No atomics: every sum has one order, two runs give the same bits. tests/cuda runs this file
-   without a GPU, so launches go through launch() and shared memory through SHARED. */
+   Not done: the fragments of mma.h work on all GPUs from sm_80 on. Hopper's wgmma reads shared
+   memory directly, and reports say that it is about 1.7 times as fast. It needs its own kernels.
+
+   There are no atomics. Every sum has a fixed order, so two runs give the same bits. tests/cuda
+   runs this file without a GPU; therefore launches use launch(), and shared memory uses SHARED. */
 
 #include "hmoe.h"
 
@@ -71,7 +74,7 @@ typedef __nv_bfloat16 bf16;
 
 /* ---------------------------------------------------------------------------------------------
    DEVICE - memory, errors, launches. */
-/* One array of the device, and its twin: NULL until somebody asks for it. */
+/* One array of the device, and its twin. The twin is NULL until twin() is called for it. */
 struct Array {
     float *data;
     bf16 *twin;
@@ -80,16 +83,16 @@ struct Array {
     Array *next;
 };
 
-/* In all kernels but multiply: threads and warps of a block, and the memory they may share. And the
-   sums that squared_norm leaves. */
+/* Threads, warps and shared memory of a block, in all kernels but multiply; and the number of
+   partial sums in squared_norm. */
 enum { THREADS = 256, WARPS = THREADS / 32, SHARED_BYTES = THREADS * sizeof(float), SUMS = 256 };
 
 struct Device {
-    int blocks;                /* multiprocessors: what grids are multiples of */
+    int blocks;                /* multiprocessors; grids are multiples of this */
     Array *arrays;
     double *sums;              /* [SUMS], for squared_norm */
-    cudaError_t error;         /* the first since the last hmoe_backend.error, */
-    const char *doing;         /*   and what met it */
+    cudaError_t error;         /* the first since the last synchronize(), */
+    const char *doing;         /*   and the operation that failed */
     char text[HMOE_MESSAGE_SIZE];
 } device;
 
@@ -98,8 +101,8 @@ bool ok(cudaError_t error, const char *doing) {
     return !error;
 }
 
-/* Kernels are launched through this alone. After an error nothing more is launched, until it has
-   been reported. threads: of a block. */
+/* Launches a kernel. All launches use it. After an error it launches nothing until synchronize()
+   has reported the error. threads: per block. */
 template <class... P, class... A>
 void launch(const char *name, void (*kernel)(P...), size_t blocks, int threads, size_t shared,
             const A &...arguments) {
@@ -111,7 +114,7 @@ void launch(const char *name, void (*kernel)(P...), size_t blocks, int threads, 
     ok(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...), name);
 }
 
-/* One thread per element: i of n. One warp per item: lanes share an item t of n. */
+/* EACH: one thread per element i of n. EACH_WARP: one warp per item t of n. */
 #define EACH(i, n) \
     for (size_t i = blockIdx.x * (size_t)THREADS + threadIdx.x; i < (size_t)(n); \
          i += (size_t)gridDim.x * THREADS)
@@ -145,11 +148,11 @@ template <class T> __device__ T block_sum(T x, T *part) {
     if (lane() == 0) part[threadIdx.x / 32] = x;
     __syncthreads();
     for (int w = 0; w < WARPS; w++) sum += part[w];
-    __syncthreads();   /* all have read: part may be used again */
+    __syncthreads();   /* all threads have read `part`: it may be overwritten */
     return sum;
 }
 
-/* Writes a number that is an operand of a product, and its twin where there is one. */
+/* Writes a number that will be an operand of a product, and its twin if there is one. */
 __device__ void put(float *x, bf16 *twin, size_t i, float value) {
     x[i] = value;
     if (twin) twin[i] = __float2bfloat16(value);
@@ -166,7 +169,7 @@ Array *array_of(const void *p) {
     return NULL;
 }
 
-/* The twin of x, made when first asked for; NULL where products read floats. */
+/* The twin of x. The first call makes it. NULL if products read floats. */
 bf16 *twin(const float *x) {
     Array *a = array_of(x);
     size_t n;
@@ -184,8 +187,8 @@ template <int precision> void *device_alloc(size_t bytes) {
     a->bytes = (bytes + 255) / 256 * 256;
     e = cudaMalloc((void **)&a->data, a->bytes);
     if (e) {
-        cudaGetLastError();   /* no memory is no defect of the device: the caller says so */
-        if (e != cudaErrorMemoryAllocation) ok(e, "getting memory");
+        cudaGetLastError();   /* too little memory is not a device error: the caller reports it */
+        if (e != cudaErrorMemoryAllocation) ok(e, "allocating memory");
         free(a);
         return NULL;
     }
@@ -201,29 +204,29 @@ void device_free(void *array) {
     a = *link;
     if (!a) return;
     *link = a->next;
-    ok(cudaFree(a->data), "giving memory back");
-    if (a->twin) ok(cudaFree(a->twin), "giving memory back");
+    ok(cudaFree(a->data), "freeing memory");
+    if (a->twin) ok(cudaFree(a->twin), "freeing memory");
     free(a);
 }
 
 void download(void *host, const void *array, size_t bytes) {
-    if (!ok(cudaMemcpy(host, array, bytes, cudaMemcpyDeviceToHost), "fetching from the device"))
+    if (!ok(cudaMemcpy(host, array, bytes, cudaMemcpyDeviceToHost), "copying from the device"))
         memset(host, 0, bytes);
 }
 
-/* After data has changed without its twin. */
+/* Computes the twin again after the data has changed. */
 void refresh_twin(void *array, size_t bytes) {
     float *x = (float *)array;
     if (array_of(x) && array_of(x)->twin) LAUNCH(round_to_bf16, bytes / 4, twin(x), x, bytes / 4);
 }
 
 void upload(void *array, const void *host, size_t bytes) {
-    ok(cudaMemcpy(array, host, bytes, cudaMemcpyHostToDevice), "storing on the device");
+    ok(cudaMemcpy(array, host, bytes, cudaMemcpyHostToDevice), "copying to the device");
     refresh_twin(array, bytes);
 }
 
 void zero(void *array, size_t bytes) {
-    ok(cudaMemsetAsync(array, 0, bytes, 0), "zeroing");
+    ok(cudaMemsetAsync(array, 0, bytes, 0), "clearing memory");
     refresh_twin(array, bytes);
 }
 
@@ -238,50 +241,50 @@ const char *synchronize() {
 }
 
 /* ---------------------------------------------------------------------------------------------
-   PRODUCTS - C[m][n] = sum over k of A(m, k) B(k, n), for each member of a list. In the three forms
-   the operands lie in memory as
+   PRODUCTS - C[m][n] = sum over k of A(m, k) B(k, n), for each member of a list. The three forms
+   read their operands like this:
 
        form       C      A         B        m          n     k        A in memory   B in memory
        FORWARD    y      x         W        tokens     out   in       [m][k]        [n][k]
        INPUT      dx     dy        W        tokens     in    out      [m][k]        [k][n]
        WEIGHT     dW     dy        x        out        in    tokens   [k][m]        [k][n]
 
-   and a tile of them lies in shared memory the same way: 16 bytes are copied at a time, by
-   asynchronous copies that fill with zeros beyond the edge; the fragments transpose. */
+   A tile has the same layout in shared memory. Asynchronous copies move 16 bytes at a time and
+   write zeros beyond the edge. The fragments transpose. */
 
 enum { FORWARD, INPUT, WEIGHT };
 enum {
     STORE,                /* c = sum, + add */
-    SWIGLU,               /* W1 and W3 meet: c = [a | b], extra = silu(a) b */
+    SWIGLU,               /* W1 and W3 together: c = [a | b], extra = silu(a) b */
     SOFTMAX_BACKWARD      /* c = p becomes p (sum - extra[row]) scale: the gradient of scores */
 };
 enum {
-    MEMBERS = HMOE_MAX_EXPERTS,   /* of a list in one launch, whose arguments it travels in */
+    MEMBERS = HMOE_MAX_EXPERTS,   /* most members of a list: they are kernel arguments */
     BN = HMOE_TILE,       /* columns of a tile; its rows, BM, are 64 or 128 */
-    STAGES = 3            /* tiles of operands in flight: one is used, two are on their way */
+    STAGES = 3            /* tiles of operands in shared memory: one in use, two being copied */
 };
 
 struct Member {
     const void *a, *b;    /* float or bf16 */
-    const int *a_at, *b_at;   /* NULL, or where rows lie in memory: row r is row a_at[r] */
-    const int *rows;      /* the ragged range, in the device's memory; NULL: 0 .. M or K */
+    const int *a_at, *b_at;   /* if not NULL, row r is row a_at[r] of memory */
+    const int *rows;      /* the range of rows, in the device's memory; NULL: 0 .. M or K */
     float *c;
     const float *add;     /* laid out like c, or NULL */
     float *extra;
-    bf16 *twin;           /* NULL, or the twin of what is written: SwiGLU's extra, or c */
-    int M, N, K;          /* M (forward, input) or K (weight) counts only where rows is NULL */
+    bf16 *twin;           /* NULL, or the twin of the result: of extra for SwiGLU, else of c */
+    int M, N, K;          /* M (forward, input) or K (weight) is used only if rows is NULL */
     int lda, ldb, ldc, ld_extra;
-    int whole_a, whole_b; /* 16 bytes can be copied at a time */
+    int whole_a, whole_b; /* 1: 16 bytes can be copied at a time */
 };
 
 struct List {
-    int n, op, causal;    /* causal: nothing beyond the diagonal is read or written, see multiply */
+    int n, op, causal;    /* causal: nothing above the diagonal is read or written, see multiply */
     float scale;
     Member m[MEMBERS];
 };
 
-/* What a block shares. Rows of operands are 16 bytes longer than the tile: without that, the rows
-   of a fragment would meet in the same banks. */
+/* Shared memory of a block. Rows of operands are 16 bytes longer than the tile; otherwise all rows
+   of a fragment would use the same banks. */
 template <typename T, int FORM, int BM> struct Tile {
     enum {
         BK = 64 / sizeof(T), PAD = 16 / sizeof(T),
@@ -293,12 +296,12 @@ template <typename T, int FORM, int BM> struct Tile {
             T a[STAGES][A_ROWS][A_COLS + PAD];
             T b[STAGES][B_ROWS][B_COLS + PAD];
         } in;
-        float out[BM][BN + 4];   /* the sums, before they go to memory in whole rows */
+        float out[BM][BN + 4];   /* the sums, to be written to memory in whole rows */
     };
     int start[MEMBERS + 1];      /* member e has tiles start[e] .. start[e + 1] - 1 */
 };
 
-/* Fills `start` from the ragged ranges, the same in every block. */
+/* Fills `start` from the members' ranges of rows. Every block computes the same. */
 __device__ void list_tiles(int *start, const List &list, int form, int BM) {
     int columns = list.op == SWIGLU ? BN / 2 : BN;
     for (int e = threadIdx.x; e < list.n; e += blockDim.x) {
@@ -333,8 +336,8 @@ __device__ int member_of(const int *start, int n, int tile) {
     return low;
 }
 
-/* Copies 16 bytes to shared memory in the background: `valid` of them, then zeros. For a count that
-   is no constant __pipeline_memcpy_async becomes a tree of branches; this is one instruction. */
+/* Starts a copy of 16 bytes to shared memory: `valid` bytes of data, then zeros. If the count is
+   not a constant, __pipeline_memcpy_async becomes many branches; this is one instruction. */
 __device__ void copy_16(void *to, const void *from, int valid) {
 #if !defined(CUDA_ON_CPU) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
@@ -344,9 +347,9 @@ __device__ void copy_16(void *to, const void *from, int valid) {
 #endif
 }
 
-/* Copies a tile of an operand: rows row .. row_end-1 (found through `at`, unless NULL), columns
-   col .. col_end-1, at most ROWS x COLS of them; zeros in place of the others. From row `half` of
-   the tile on, rows lie `jump` further down: W3 under W1. */
+/* Copies a tile of an operand: rows row .. row_end-1 (if `at` is not NULL, row r is at[r]), columns
+   col .. col_end-1, at most ROWS x COLS; the rest of the tile becomes zero. From row `half` of the
+   tile on, `jump` is added to the row: these are rows of W3, which stands below W1. */
 template <int ROWS, int COLS, typename T, int WIDTH>
 __device__ void load_tile(T (*to)[WIDTH], const T *from, size_t ld, const int *at, int whole,
                           int row, int row_end, int col, int col_end, int half, int jump) {
@@ -365,8 +368,8 @@ __device__ void load_tile(T (*to)[WIDTH], const T *from, size_t ld, const int *a
     }
 }
 
-/* A fragment from shared memory. mma.h's own loads would be generic ones; told that the address is
-   in shared memory, the compiler takes LDSM, a quarter of the instructions. */
+/* Loads a fragment from shared memory. mma.h would use generic loads. If the compiler knows that
+   the address is in shared memory, it uses LDSM, which takes a quarter of the instructions. */
 template <class Fragment>
 __device__ void load_fragment(Fragment &f, const bf16 *p, unsigned ld) {
 #if !defined(CUDA_ON_CPU) && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -389,8 +392,8 @@ __device__ void load_fragment(Fragment &f, const bf16 *p, unsigned ld) {
 #endif
 }
 
-/* The sums of one tile, in registers: a part for each warp or thread.
-   add: one stage of operands; give: the sums, to shared memory. */
+/* The sums of one tile, in registers. Each warp or thread has a part.
+   add: adds one stage of operands. give: writes the sums to shared memory. */
 template <typename T, int FORM, int BM> struct Sums;
 
 /* bf16 on tensor cores: a warp has 32 x 32 of the tile, as 2 x 2 fragments. */
@@ -434,7 +437,7 @@ template <int FORM, int BM> struct Sums<bf16, FORM, BM> {
                                             sum[i / 2][i % 2], BN + 4,
                                             nvcuda::wmma::mem_row_major);
     }
-#else   /* sm_75 knows no bf16, and hmoe_cuda does not offer it there */
+#else   /* sm_75 has no bf16; hmoe_cuda refuses it there */
     __device__ void clear() {}
     __device__ void add(const Tile<bf16, FORM, BM> &, int) {}
     __device__ void give(Tile<bf16, FORM, BM> &) const {}
@@ -471,7 +474,7 @@ template <int FORM, int BM> struct Sums<float, FORM, BM> {
     }
 };
 
-/* Takes the sums of a tile to memory, row by row. first: c's row of the tile's row 0. */
+/* Writes the sums of a tile to memory, row by row. first: the row of c for the tile's row 0. */
 template <class S>
 __device__ void finish_tile(const S &s, const List &list, const Member &m, int BM, size_t first,
                             int m0, int M, int n0) {
@@ -494,9 +497,9 @@ __device__ void finish_tile(const S &s, const List &list, const Member &m, int B
     }
 }
 
-/* The kernel. causal: C (forward), A (input) and A's transpose (weight) are lower triangles: rows
-   are queries, columns keys. Tiles above the diagonal are left out, inner sums end or start there;
-   what lies above it within a tile is 0 already. */
+/* The kernel. causal: C (forward), A (input) or A's transpose (weight) is a lower triangle with
+   queries as rows and keys as columns. Tiles above the diagonal are skipped, and inner sums end or
+   start at the diagonal. Numbers above it inside a tile are already 0. */
 template <typename T, int FORM, int BM>
 __global__ void __launch_bounds__(2 * BM) multiply(const __grid_constant__ List list) {
     typedef Tile<T, FORM, BM> S;
@@ -516,7 +519,7 @@ __global__ void __launch_bounds__(2 * BM) multiply(const __grid_constant__ List 
         if (list.causal && FORM == WEIGHT) k0 = m0;
         steps = (k_end - k0 + S::BK - 1) / S::BK;
 
-        auto load = [&](int step) {   /* asks for the operands of one step */
+        auto load = [&](int step) {   /* starts to copy the operands of one step */
             const bool forward = FORM == FORWARD, weight = FORM == WEIGHT;
             int k = k0 + step * S::BK, stage = step % STAGES, b_first = weight ? first : 0;
             if (step < steps) {
@@ -536,20 +539,20 @@ __global__ void __launch_bounds__(2 * BM) multiply(const __grid_constant__ List 
         sums.clear();
         for (int step = 0; step < STAGES - 1; step++) load(step);
         for (int step = 0; step < steps; step++) {
-            __pipeline_wait_prior(STAGES - 2);   /* my copies for this step are there, */
-            __syncthreads();                     /* everyone's are, and the step before is done: */
-            load(step + STAGES - 1);             /* its place is free */
+            __pipeline_wait_prior(STAGES - 2);   /* this thread's copies have arrived, */
+            __syncthreads();                     /* all threads' have, and the last step is done: */
+            load(step + STAGES - 1);             /* its buffer is free */
             sums.add(s, step % STAGES);
         }
-        __syncthreads();   /* the operands are used: the sums may take their place */
+        __syncthreads();   /* the operands are used: the sums may overwrite them */
         sums.give(s);
         __syncthreads();
         finish_tile(s, list, m, BM, (FORM == WEIGHT ? 0 : (size_t)first) + m0, m0, M, n0);
-        __syncthreads();   /* the sums are read: the next tile's operands may come */
+        __syncthreads();   /* the sums are read: the next operands may overwrite them */
     }
 }
 
-/* As many blocks as the device holds at once, or as there can be tiles. */
+/* As many blocks as fit on the device at once, but at most one per tile. */
 template <typename T, int FORM, int BM> void multiply_launch(const List &list) {
     static int resident;
     const size_t bytes = sizeof(Tile<T, FORM, BM>);
@@ -561,7 +564,7 @@ template <typename T, int FORM, int BM> void multiply_launch(const List &list) {
     launch("multiply", kernel, (size_t)device.blocks * max(resident, 1), 2 * BM, bytes, list);
 }
 
-/* Of what the host knows: the ragged side counts as 0. */
+/* From the sizes that the host knows. The ragged side counts as 0. */
 double size_of(const Member &m) { return (double)m.N * (m.M + m.K); }
 
 template <typename T, int BM> void multiply_form(const List &list, int form) {
@@ -570,8 +573,8 @@ template <typename T, int BM> void multiply_form(const List &list, int form) {
     else multiply_launch<T, WEIGHT, BM>(list);
 }
 
-/* Tiles of 128 rows use what they load twice as often, and want many rows: models of such a width
-   are trained on batches that have them. */
+/* Tiles of 128 rows use each loaded number twice as often, but they need many rows. Wide models are
+   trained with batches that have enough. */
 void multiply_list(const List &list, int form, int is_bf16) {
     if (!list.n) return;
     if (!is_bf16) multiply_form<float, 64>(list, form);
@@ -591,7 +594,7 @@ int set_operands(Member *m, const float *a, int lda, const float *b, int ldb) {
     return b_twin != NULL;
 }
 
-/* A list of linear maps, the largest first. h: NULL, or where SwiGLU of y's two halves goes. */
+/* A list of linear maps, the largest first. h: NULL, or receives SwiGLU of y's two halves. */
 void linear(const hmoe_linear *maps, int n, int form, float *h, int ldh) {
     const int forward = form == FORWARD, weight = form == WEIGHT;
     int is_bf16 = 0;
@@ -601,7 +604,7 @@ void linear(const hmoe_linear *maps, int n, int form, float *h, int ldh) {
     for (int i = 0; i < n; i++) {
         const hmoe_linear *map = &maps[i];
         Member m = Member();
-        int at = list.n++;   /* never above MEMBERS: a list has at most the experts */
+        int at = list.n++;   /* below MEMBERS: a list has at most one member per expert */
         is_bf16 = set_operands(&m, forward ? map->x : map->y, forward ? map->ldx : map->ldy,
                                weight ? map->x : map->w, weight ? map->ldx : map->in);
         m.rows = map->rows;
@@ -622,19 +625,19 @@ void linear_forward(const hmoe_linear *list, int n) { linear(list, n, FORWARD, N
 void linear_backward_input(const hmoe_linear *list, int n) { linear(list, n, INPUT, NULL, 0); }
 void linear_backward_weight(const hmoe_linear *list, int n) { linear(list, n, WEIGHT, NULL, 0); }
 
-/* The experts' first half, in one launch: a tile has 32 columns of W1 x and the same 32 of W3 x, so
-   SwiGLU is made where they meet. */
+/* The experts' first half, in one launch. A tile has 32 columns of W1 x and the same 32 of W3 x, so
+   it can compute SwiGLU. */
 void experts_up(float *h, const hmoe_linear *list, const int *, const int *, int E,
                 int ldh) {
     linear(list, E, FORWARD, h, ldh);
 }
 
 /* ---------------------------------------------------------------------------------------------
-   ATTENTION - the same kernel again: B * NH products of the queries, keys and values of one head,
-   whose rows are 3C apart. att is a lower triangle, and the tiles above the diagonal are skipped.
-   At long contexts a fused kernel that never stores att would save its memory. */
+   ATTENTION - uses the same kernel, for B * NH products of the queries, keys and values of a head.
+   Their rows are 3C apart. att is a lower triangle; tiles above the diagonal are skipped. For long
+   contexts, a fused kernel that never stores att would need less memory. */
 
-/* Where the matrices of all heads lie: of sequence b and head n at x + b * batch + n * step. */
+/* The matrices of all heads. That of sequence b and head n starts at x + b * batch + n * step. */
 struct Head { const float *x; size_t batch, step; int ld; };
 
 void attention_product(int form, int op, float scale, Head a, Head b, Head c, const float *extra,
@@ -652,14 +655,14 @@ void attention_product(int form, int op, float scale, Head a, Head b, Head c, co
             m.c = (float *)c.x + batch * c.batch + head * c.step, m.ldc = c.ld;
             m.M = M, m.N = N, m.K = K;
             if (extra) m.extra = (float *)extra + (size_t)i * M;
-            if (extra || form == INPUT) m.twin = twin(m.c);   /* an operand later: out, ds */
+            if (extra || form == INPUT) m.twin = twin(m.c);   /* out and ds become operands */
             list.m[list.n++] = m;
         }
         multiply_list(list, form, is_bf16);
     }
 }
 
-/* Row i of a head becomes softmax(scale * scores) over j <= i, and 0 after that. A warp a row. */
+/* Row i of a head becomes softmax(scale * scores) over j <= i, then 0. One warp per row. */
 __global__ void softmax_causal(float *att, bf16 *twin, float scale, size_t rows, int T) {
     EACH_WARP(row, rows) {
         float *p = att + row * T, max = -INFINITY, sum = 0;
@@ -684,8 +687,8 @@ void attention_forward(float *out, float *att, const float *qkv, int B, int T, i
     attention_product(INPUT, STORE, 1, p, v, o, NULL, T, hs, T, B, NH);
 }
 
-/* D[head][t] = dout_t . out_t, a warp each: what the softmax's gradient takes off. And dout's twin,
-   since it comes out of a product. */
+/* D[head][t] = dout_t . out_t, which the gradient of the softmax subtracts. One warp per t. Also
+   writes dout's twin, because a product has computed dout. */
 __global__ void attention_dots(float *D, const float *dout, bf16 *twin, const float *out, int B,
                                int T, int NH, int hs) {
     EACH_WARP(item, (size_t)B * NH * T) {
@@ -718,7 +721,7 @@ void attention_backward(float *dqkv, float *datt, const float *dout, const float
 }
 
 /* ---------------------------------------------------------------------------------------------
-   LAYERS - the formulas stand beside the functions of the same names in hmoe.h. */
+   LAYERS - hmoe.h has the formulas, beside functions of the same names. */
 __global__ void embed_forward_kernel(float *x, const int *tokens, const float *w, size_t n, int C) {
     EACH(i, n) x[i] = w[(size_t)tokens[i / C] * C + i % C];
 }
@@ -726,15 +729,15 @@ void embed_forward(float *x, const int *tokens, const float *w, int N, int C) {
     LAUNCH(embed_forward_kernel, (size_t)N * C, x, tokens, w, (size_t)N * C, C);
 }
 
-/* A block a token: that of the first token of a kind adds for all of that kind, in order. Every
-   warp looks for them on its own, 32 tokens at a time. */
+/* One block per token position. If the same token stands earlier, the block ends; otherwise it adds
+   the rows of all positions with this token, in order. A warp searches 32 positions at a time. */
 __global__ void embed_backward_kernel(float *dw, const int *tokens, const float *dx, int N, int C) {
     int t = blockIdx.x, token = tokens[t];
     for (int at = 0; at < N; at += 32) {
         unsigned same = __ballot_sync(~0u, at + lane() < N && tokens[at + lane()] == token);
         for (; same; same &= same - 1) {
             int other = at + __ffs((int)same) - 1;
-            if (other < t) return;   /* there is one before: its block does it */
+            if (other < t) return;   /* it stands earlier: that block adds it */
             for (int i = threadIdx.x; i < C; i += THREADS)
                 dw[(size_t)token * C + i] += dx[(size_t)other * C + i];
         }
@@ -744,7 +747,7 @@ void embed_backward(float *dw, const int *tokens, const float *dx, int N, int C)
     LAUNCH_BLOCKS(embed_backward_kernel, N, dw, tokens, dx, N, C);
 }
 
-/* 1 / rms. Where the sum overflowed, NaN: 1 / infinity, a 0, would pass for a number. */
+/* 1 / rms. NaN if the sum overflowed: 1 / infinity is 0, which looks valid. */
 __device__ float rrms_of(float sum, int n, float eps) {
     return isfinite(sum) ? 1 / sqrtf(sum / n + eps) : sum - sum;
 }
@@ -763,7 +766,7 @@ void rmsnorm_forward(float *y, float *rrms, const float *x, const float *w, doub
     LAUNCH_WARPS(rmsnorm_forward_kernel, N, y, twin(y), rrms, x, w, (float)eps, N, C);
 }
 
-/* dx; and dy becomes dy x / rms(x), whose columns add up to dw. */
+/* Computes dx. Overwrites dy with dy x / rms(x); the sum of its rows is dw. */
 __global__ void rmsnorm_backward_kernel(float *dx, bf16 *twin, float *dy, const float *x,
                                         const float *w, const float *rrms, int N, int C) {
     EACH_WARP(t, N) {
@@ -778,7 +781,7 @@ __global__ void rmsnorm_backward_kernel(float *dx, bf16 *twin, float *dy, const 
     }
 }
 
-/* dw[i] += sum over rows of x[row][i]: a block has 32 columns, a warp every eighth row of them. */
+/* dw[i] += sum over rows of x[row][i]. A block adds 32 columns, each warp every eighth row. */
 __global__ void add_columns(float *dw, const float *x, int N, int C) {
     SHARED(Parts<float[32]>, s);
     int i = blockIdx.x * 32 + lane(), warp = threadIdx.x / 32;
@@ -798,7 +801,7 @@ void rmsnorm_backward(float *dx, float *dw, float *dy, const float *x, const flo
     LAUNCH_BLOCKS(add_columns, (C + 31) / 32, dw, dy, N, C);
 }
 
-/* A thread turns one pair of q or k; v is only copied to the twin. */
+/* One thread rotates one pair of q or k. v is only copied to the twin. */
 __global__ void rope_kernel(float *qkv, bf16 *twin, const float *angles, int direction,
                             size_t pairs, int T, int NH, int hs) {
     EACH(pair, pairs) {
@@ -818,7 +821,7 @@ void rope(float *qkv, const float *angles, int direction, int B, int T, int NH, 
 
 struct Widths { int H[HMOE_MAX_EXPERTS]; };
 
-/* A warp a row. Formulas: hmoe__swiglu_row_backward. */
+/* One warp per row. hmoe__swiglu_row_backward has the formulas. */
 __global__ void swiglu_backward_kernel(float *u, bf16 *u_twin, float *h, bf16 *h_twin, float *dgate,
                                        const float *dh, const int *start, const float *row_gate,
                                        const __grid_constant__ Widths widths, int E, int ldh) {
@@ -864,7 +867,7 @@ __device__ double normal(uint64_t key, uint64_t i, uint64_t j) {
     return sqrt(-2 * log(u)) * cospi(2 * v);
 }
 
-/* A thread four numbers, which share 64 bits. */
+/* One thread per four numbers, which share 64 random bits. */
 __global__ void dropout_kernel(float *y, bf16 *twin, const float *x, const float *dy,
                                uint64_t limit, float scale, uint64_t key, int first, size_t fours,
                                int C) {
@@ -893,7 +896,7 @@ void dropout_backward(float *dblock, const float *dy, double p, uint64_t key, in
     dropout(dblock, NULL, dy, p, key, first, N, C);
 }
 
-/* The log of the sum of exp(x), by a warp. */
+/* The log of the sum of exp(x), computed by a warp. */
 __device__ float log_sum_exp(const float *x, int n) {
     float max = -INFINITY, sum = 0;
     for (int i = lane(); i < n; i += 32) max = fmaxf(max, x[i]);
@@ -902,7 +905,7 @@ __device__ float log_sum_exp(const float *x, int n) {
     return max + logf(warp_sum(sum));
 }
 
-/* ce, or, where that is NULL, the gradient in place of the logits. */
+/* Writes ce. If ce is NULL, overwrites the logits with their gradient. */
 __global__ void cross_entropy_kernel(float *ce, float *logits, bf16 *twin, const int *targets,
                                      float scale, int N, int V) {
     EACH_WARP(t, N) {
@@ -922,8 +925,8 @@ void cross_entropy_backward(float *logits, const int *targets, double scale, int
 }
 
 /* ---------------------------------------------------------------------------------------------
-   ROUTER - the same story as in hmoe.h, a warp or a thread a token. */
-/* softplus of raw, and 1 / rms of a token's: hmoe__noise_row. */
+   ROUTER - the steps of hmoe.h, one warp or one thread per token. */
+/* softplus of raw, and 1 / rms over the experts of a token: hmoe__noise_row. */
 __device__ float softplus(float raw) {
     return fmaxf(raw, 0) + (float)log1p(exp(-fabs((double)raw)));
 }
@@ -947,7 +950,7 @@ void noise_forward(const hmoe_routes *routes, const float *raw, const float *gai
     LAUNCH(noise_forward_kernel, N, routes->logits, raw, gain, (float)eps, key, first, N, E);
 }
 
-/* dgain of one expert, a block. */
+/* dgain. One block per expert. */
 __global__ void noise_gain_kernel(float *dgain, const float *dr, const float *raw, float eps,
                                   uint64_t key, int first, int N, int E) {
     SHARED(Parts<double>, s);
@@ -960,8 +963,8 @@ __global__ void noise_gain_kernel(float *dgain, const float *dr, const float *ra
     if (threadIdx.x == 0) dgain[e] += (float)sum;
 }
 
-/* draw of one token, a thread. draw may be raw: the mean is made before anything is written, and
-   each number is read before it is. */
+/* draw. One thread per token. draw may be the same array as raw: the mean is computed before
+   anything is written, and each number is read before it is overwritten. */
 __global__ void noise_backward_kernel(float *draw, bf16 *twin, const float *dr, const float *raw,
                                       const float *gain, float eps, uint64_t key, int first, int N,
                                       int E) {
@@ -1001,7 +1004,7 @@ void router_softmax(const hmoe_routes *routes, int N, int E) {
     LAUNCH_WARPS(router_softmax_kernel, N, *routes, N, E);
 }
 
-/* Line by line hmoe__choose, a thread a token. */
+/* hmoe__choose, line by line. One thread per token. */
 __global__ void choose_kernel(hmoe_routes routes, hmoe_routing routing, int K, double top_p,
                               int norm, int N, int E) {
     if (routes.top_p) top_p = *routes.top_p;
@@ -1031,9 +1034,9 @@ void choose(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p
     LAUNCH(choose_kernel, N, *routes, routing, K, top_p, norm, N, E);
 }
 
-/* A block an expert. It counts the choices of the experts before it, which is where its rows start,
-   and then finds its own in the order of the tokens: THREADS of them at a time, each being told how
-   many before it there are in its warp (a ballot) and in the warps before. */
+/* One block per expert. It counts the choices of the experts before it; its rows start there. Then
+   it finds its own tokens in order, THREADS at a time. A thread's row is the number of choices
+   before it: in its warp (a ballot) and in the warps before. */
 __global__ void dispatch_kernel(hmoe_routes routes, int N, int E) {
     SHARED(Parts<int>, s);
     int e = blockIdx.x, slots = routes.slots, before = 0, mine = 0;
@@ -1070,7 +1073,7 @@ void dispatch(const hmoe_routes *routes, int N, int E) {
     LAUNCH_BLOCKS(dispatch_kernel, E, *routes, N, E);
 }
 
-/* A block a sum: of P of each expert, of entropies, of lse^2; and the counts. */
+/* One block per sum: P of each expert, the entropies, lse^2; and the counts. */
 __global__ void router_sums_kernel(hmoe_sums sums, hmoe_routes routes, int N, int E) {
     SHARED(Parts<double>, s);
     int which = blockIdx.x;
@@ -1093,7 +1096,7 @@ void router_sums(double *sums, const hmoe_routes *routes, int N, int E) {
     LAUNCH_BLOCKS(router_sums_kernel, E + 3, hmoe_sums_in(sums, E), *routes, N, E);
 }
 
-/* dP of one expert: what the losses say, and what the gate says if it was chosen. */
+/* dP of one expert: from the losses, and from the gate if the expert was chosen. */
 __device__ float dP_of(const hmoe_routes &routes, size_t t, int e, const float *dgate, float dP,
                        float dg_g, float P_chosen) {
     for (size_t s = t * routes.slots; s < t * routes.slots + routes.count[t]; s++)
@@ -1101,7 +1104,7 @@ __device__ float dP_of(const hmoe_routes &routes, size_t t, int e, const float *
     return dP;
 }
 
-/* hmoe__router_backward, a thread a token. */
+/* hmoe__router_backward. One thread per token. */
 __global__ void router_backward_kernel(hmoe_routes routes, bf16 *twin, const float *dgate,
                                        const float *dP_all, float d_entropy, float d_lse2, int norm,
                                        int N, int E) {
@@ -1128,7 +1131,7 @@ void router_backward(const hmoe_routes *routes, const float *dgate, const float 
                  (float)d_entropy, (float)d_lse2, norm, N, E);
 }
 
-/* y = x + sum of g rows, a thread a number; backward: y = sum of rows. */
+/* y = x + sum of g rows; backward: y = sum of rows. One thread per number. */
 __global__ void combine_kernel(float *y, const float *x, const float *rows, hmoe_routes routes,
                                size_t n, int C) {
     EACH(i, n) {
@@ -1180,8 +1183,8 @@ void adamw(float *w, float *g, float *m, float *v, size_t n, const hmoe_rates *r
 }
 
 /* ---------------------------------------------------------------------------------------------
-   THE TABLE - in the order of struct hmoe_backend. The two backends differ in `alloc`: an array knows
-   whether it has a twin. */
+   THE TABLE - in the order of struct hmoe_backend. The two backends differ in `alloc`, which marks
+   arrays that may have a twin. */
 #define BACKEND(name, alloc) { \
     name, synchronize, alloc, device_free, download, upload, zero, \
     linear_forward, linear_backward_input, linear_backward_weight, \
