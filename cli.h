@@ -409,7 +409,7 @@ static inline void cli_sync(FILE *f, const char *path) {
     if (!cli_is_at(f, path)) cli_fail(1, "nothing more is saved: %s is gone", path);
 }
 
-/* --- who computes ---------------------------------------------------------------------------- */
+/* --- the backend ---------------------------------------------------------------------------- */
 
 typedef struct cli_backend { int threads, cuda, bf16; } cli_backend;
 

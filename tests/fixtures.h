@@ -1,5 +1,5 @@
-/* fixtures.h - what several tests need: random numbers, arrays, and models small enough to check
-   number by number. Include it after hmoe.h and its implementation. */
+/* fixtures.h - random numbers, arrays and small models that several tests use. Include it after the
+   implementation of hmoe.h. */
 
 #ifndef FIXTURES_H
 #define FIXTURES_H
@@ -20,9 +20,9 @@ static inline char *mkdtemp(char *path) { return mktemp(path) && !mkdir(path, 0)
 #define SMALL_TMP "/tmp/"
 #endif
 
-/* How many threads share the work from here on. Where threads are not the question, one: these
-   models are so small that waking a second one takes longer than the work. The thread sanitizer's
-   build has 4 there (tests/programs/analysis.sh). */
+/* Sets the number of threads. Tests that do not test threads use one: these models are so small
+   that waking a second thread takes longer than the work. The thread sanitizer's build uses 4
+   (tests/programs/analysis.sh). */
 #ifndef TEST_THREADS
 #define TEST_THREADS 1
 #endif
@@ -34,8 +34,8 @@ static inline void threads(int n) {
 #endif
 }
 
-/* Every call of fill and pick draws anew; a test that sets small_draws first repeats itself
-   whatever ran before it. */
+/* Every call of fill and pick draws new numbers. A test that first sets small_draws gives the same
+   numbers after any other test. */
 static uint64_t small_draws;
 
 static inline void fill(hmoe_real *x, size_t n, double scale) {
@@ -69,8 +69,8 @@ static inline int *random_tokens(int n, int V) {
     return tokens;
 }
 
-/* A model of two layers in miniature: four experts of widths 5 2 7 1, Top-2. Its losses all count,
-   so that none is forgotten. */
+/* A small model of two layers: four experts of widths 5 2 7 1, Top-2. All its losses have a
+   coefficient above 0. */
 static inline hmoe_config small_config(void) {
     static const int widths[4] = { 5, 2, 7, 1 };
     hmoe_config c = hmoe_default_config();
@@ -83,8 +83,8 @@ static inline hmoe_config small_config(void) {
 }
 
 /* Combination `i` of a null expert, bias balancing and a budget: 0 .. 11 with Top-P, 0 .. 5 with
-   Top-K, which has no budget. 0 is none of them. The null expert is not the first: a mistake that
-   leaves out its number must show in the others'. */
+   Top-K, which has no budget. 0 is none of them. The null expert is not the first one: otherwise
+   code that skips it and numbers the others wrongly would pass. */
 enum { STEERED_TOP_K = 6, STEERED_TOP_P = 12 };
 static inline void steer(hmoe_config *c, int i) {
     if (i % 2) c->H[c->E > 1] = 0;
@@ -98,9 +98,9 @@ static inline void small_create(hmoe_model *m, const hmoe_config *c, int max_B) 
     if (hmoe_create(m, c, 5, max_B, 1)) { printf("fixtures.h: %s\n", m->message); exit(2); }
 }
 
-/* The initial weights are so small that every probability is near 1/E and every gradient near 0.
-   These make a model that has made up its mind: matrices of `scale` * N(0, 1), the router's of
-   `router` * N(0, 1), gains around 1. */
+/* With the initial weights every probability is near 1/E and every gradient near 0. This function
+   gives larger weights: matrices `scale` * N(0, 1), the router's `router` * N(0, 1), gains
+   around 1. */
 static inline void spread_weights(hmoe_model *m, double scale, double router) {
     for (size_t i = 0; i < m->tensor_count; i++) {
         const hmoe_tensor *t = &m->tensors[i];
@@ -112,7 +112,7 @@ static inline void spread_weights(hmoe_model *m, double scale, double router) {
     }
 }
 
-/* Routes for N tokens, on their own; a routes that is not part of any model. */
+/* Routes for N tokens that belong to no model. */
 static inline hmoe_routes routes_create(int N, int E, int slots) {
     hmoe_routes r;
     memset(&r, 0, sizeof r);

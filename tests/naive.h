@@ -1,6 +1,6 @@
-/* naive.h - the whole forward pass once more: one token at a time, plain loops, always in double,
-   nothing shared with hmoe.h but the table that says where each tensor starts. Slow, and meant to
-   be checked by reading. Include it after hmoe.h. */
+/* naive.h - the whole forward pass a second time: one token at a time, in plain loops, always in
+   double. It uses nothing of hmoe.h but the table of tensors. It is slow and easy to check by
+   reading. Include it after hmoe.h. */
 
 #ifndef NAIVE_H
 #define NAIVE_H
@@ -74,7 +74,7 @@ static inline void naive_norm(double *y, const double *x, const double *w, int C
     for (int i = 0; i < C; i++) y[i] = w[i] * x[i] / sqrt(square / C + eps);
 }
 
-/* Rotate-half: dimension i turns together with i + hs/2, by position * theta^(-2i/hs). */
+/* Rotate-half: dimensions i and i + hs/2 are rotated by the angle position * theta^(-2i/hs). */
 static inline void naive_rope(double *head, int position, int hs, double theta) {
     for (int i = 0; i < hs / 2; i++) {
         double angle = position * pow(theta, -2.0 * i / hs);
@@ -96,8 +96,8 @@ static inline void naive_expert(double *y, const double *w1, const double *w3, c
     free(b);
 }
 
-/* One token's gates from its probabilities, 0 for the experts not chosen: the largest P + b again
-   and again (the lowest index among equals) until there are K of them, or until their P add up to p.
+/* One token's gates from its probabilities; 0 for experts that are not chosen. Takes the largest
+   P + b that is left (the lowest index if equal) until there are K, or until their P add up to p.
    b: the biases of the layer's experts, or NULL. */
 static inline void naive_gates(double *gates, const double *P, const double *b, double p,
                                const hmoe_config *c) {
@@ -122,8 +122,8 @@ static inline void naive_gates(double *gates, const double *P, const double *b, 
     if (norm) for (int e = 0; e < c->E; e++) gates[e] /= sum;
 }
 
-/* Causal attention of one sequence, in which a token sees `window` tokens at most, itself the
-   last of them. x and out: [T, C]. */
+/* Causal attention of one sequence. A token sees at most `window` tokens, of which it is the last.
+   x and out: [T, C]. */
 static inline void naive_attention(double *out, const double *x, const double *wq,
                                    const double *wk, const double *wv, const double *wo,
                                    const hmoe_config *c, int T, int window) {
@@ -159,8 +159,8 @@ static inline void naive_attention(double *out, const double *x, const double *w
     free(q); free(k); free(v); free(mix); free(a);
 }
 
-/* A layer's experts on all N tokens, as a loop over tokens: y: [N, C] receives the mixture, gates
-   [N, E] the gates, `losses` is added to. noise: the n of noisy gating, [N, E], or NULL. */
+/* A layer's experts on all N tokens, as a loop over tokens. y: [N, C] receives the mixture, and
+   gates: [N, E] the gates. Adds to `losses`. noise: the n of noisy gating, [N, E], or NULL. */
 static inline void naive_moe(double *y, double *gates, hmoe_losses *losses, const double *x,
                              const hmoe_model *m, const double *params, int l, int N,
                              const double *noise) {
@@ -212,8 +212,8 @@ static inline void naive_moe(double *y, double *gates, hmoe_losses *losses, cons
     free(r); free(P); free(extra); free(part); free(f); free(P_mean);
 }
 
-/* The model on B sequences of T tokens. params: naive_params(m), or something close to them.
-   window: how many tokens attention looks back on (T: all). noise: [L, N, E] or NULL. */
+/* The model on B sequences of T tokens. params: naive_params(m), perhaps changed. window: the
+   number of tokens that attention sees (T: all). noise: [L, N, E] or NULL. */
 static inline void naive_forward(naive *out, const hmoe_model *m, const double *params,
                                  const int *tokens, const int *targets, int B, int T, int window,
                                  const double *noise) {

@@ -1,4 +1,4 @@
-/* test.h - a harness small enough to read: named tests, checks that print what they saw.
+/* test.h - a small harness for tests in C: named tests, and checks that print both values.
 
    A test is a function without arguments; it fails if any of its checks fails. A file ends with
 
@@ -8,7 +8,7 @@
            return test_summary("test_layers");
        }
 
-   which prints "test_layers: 1 passed, 0 failed" and returns 0, or 1 where something failed. */
+   which prints "test_layers: 1 passed, 0 failed" and returns 0, or 1 if a test failed. */
 
 #ifndef TEST_H
 #define TEST_H
@@ -19,7 +19,7 @@
 #define TEST(function) test_run(#function, function)
 #define CHECK(condition) test_check(!!(condition), __FILE__, __LINE__, #condition)
 
-/* a is b up to `relative` times the larger of the two, plus `absolute`. A NaN is near nothing. */
+/* |a - b| is at most `relative` times the larger of the two, plus `absolute`. False for NaN. */
 #define CHECK_NEAR(a, b, relative, absolute) \
     test_near((double)(a), (double)(b), relative, absolute, __FILE__, __LINE__, #a)
 #define CHECK_INT(a, b) test_int((long long)(a), (long long)(b), __FILE__, __LINE__, #a)

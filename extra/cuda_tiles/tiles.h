@@ -1,4 +1,5 @@
-/* tiles.h - draws how hmoe_cuda.cu cuts the work of layer 0 into tiles: generate --show-tiles. */
+/* tiles.h - draws the tiles into which hmoe_cuda.cu divides the work of layer 0:
+   generate --show-tiles. */
 #ifndef TILES_H
 #define TILES_H
 

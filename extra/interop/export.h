@@ -21,7 +21,7 @@ static inline void export_mixtral(hmoe_model *m, const char *from, const char *t
     int failed = hmoe_export_mixtral(m, to, &padded);
     remove(lock);
     if (failed) {
-        rmdir(to);                                   /* if it is as empty as it was made */
+        rmdir(to);                                   /* only if it is empty */
         cli_fail(1, "%s", m->message);
     }
     printf("%s: a Mixtral of %lu parameters, %.1f MB; before its experts were padded to one width "

@@ -1,9 +1,9 @@
-/* cli_peers.h - what a program does differently as one of several processes, where it is built with
-   -DHMOE_MPI, by mpicc, and started by mpirun. Elsewhere that is nothing. cli.h includes it.
+/* cli_peers.h - a program as one of several processes: built with mpicc and -DHMOE_MPI, started by
+   mpirun. Without -DHMOE_MPI all functions here do nothing. cli.h includes it.
 
-   The first process alone reads, writes and speaks; the others' standard output goes nowhere. An
-   error that all of them meet is said once and ends all in order. One that a single process meets
-   (a full disk) is said by that one, and a second later it ends the others, wherever they wait. */
+   Only the first process reads, writes and prints; the others' standard output is discarded. If
+   all processes have the same error, it is printed once and all end. If one process has an error
+   (for example a full disk), it prints the error and ends the others a second later. */
 #ifndef CLI_PEERS_H
 #define CLI_PEERS_H
 
@@ -43,7 +43,7 @@ typedef struct cli_peers {
     CLI_TEXT("--place", &(p).place, "RULE", "pairs", "places of experts: pairs, contiguous," \
              "\n                             or a rank for each, such as 0,1,1,0"),
 
-static MPI_Comm cli_end;   /* where processes meet that end */
+static MPI_Comm cli_end;   /* processes that end wait for each other here */
 static hmoe_parallel *cli_joined;
 
 static void cli_end_all(int status, const char *text) {
@@ -63,7 +63,7 @@ static void cli_finalize(void) { MPI_Finalize(); }
 static inline void cli_begin(const char *program, int *argc, char ***argv) {
     cli_program = program;
     int threads;
-    MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &threads);   /* OpenMP's never call MPI */
+    MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &threads);   /* only one thread calls MPI */
     atexit(cli_finalize);
     MPI_Comm_rank(MPI_COMM_WORLD, &cli_rank);
     MPI_Comm_size(MPI_COMM_WORLD, &cli_ranks);
@@ -72,14 +72,14 @@ static inline void cli_begin(const char *program, int *argc, char ***argv) {
     if (cli_rank > 0 && !freopen("/dev/null", "w", stdout)) cli_cannot("open", "/dev/null");
 }
 
-/* How all of them are started. */
+/* The command that starts all of them. */
 static inline const char *cli_launcher(void) {
     static char launch[32];
     snprintf(launch, sizeof launch, "mpirun -n %d ", cli_ranks);
     return launch;
 }
 
-/* All processes must have been given the same; how many threads each has is its own affair. */
+/* Ends all processes if their options differ. --threads may differ. */
 static inline void cli_same_options(const cli_option *options, int n) {
     char mine[1024], first[1024];
     for (const cli_option *o = options; o < options + n; o++) {
@@ -89,7 +89,7 @@ static inline void cli_same_options(const cli_option *options, int n) {
         else if (o->kind == CLI_IS_SEED)
             snprintf(mine, sizeof mine, "%llu", (unsigned long long)*(const uint64_t *)o->value);
         else snprintf(mine, sizeof mine, "%s", cli_name_of(o, cli_get(o)));
-        if (!o->given && strlen(mine) < 900) strcat(mine, " by default");   /* may mean another */
+        if (!o->given && strlen(mine) < 900) strcat(mine, " by default");   /* may differ */
         memcpy(first, mine, sizeof mine);
         MPI_Bcast(first, sizeof first, MPI_CHAR, 0, MPI_COMM_WORLD);
         if (strcmp(mine, first) && strcmp(o->name, "--threads")) other = cli_rank;
@@ -142,7 +142,7 @@ static inline void cli_join(cli_peers *p, hmoe_model *m, const cli_option *optio
     hmoe_train_with(m, &p->parallel);
 }
 
-/* A file that the first process reads for all. */
+/* Reads a file. The first process reads it for all. */
 static inline unsigned char *cli_read_once(const char *path, size_t *size, const char *hint) {
     unsigned char *bytes = cli_rank ? NULL : cli_read(path, size, hint);
     hmoe_broadcast(cli_joined, size, sizeof *size);
@@ -175,7 +175,7 @@ static inline double cli_sum(hmoe_model *m, double x) {
     return x;
 }
 
-/* Who computes. */
+/* Prints the backend and the processes. */
 static inline void cli_introduce(const cli_peers *p, const hmoe_model *m) {
     cli_introduce_peers(p, m);
     if (strcmp(m->backend->name, "cpu")) printf("backend  %s\n", m->backend->name);

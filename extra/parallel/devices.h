@@ -1,4 +1,4 @@
-/* devices.h - what each of several devices would have had to do, were the experts on them (MoDSE,
+/* devices.h - prints the work of each device, if the experts were on several devices (MoDSE,
    section 3.2): generate --devices. */
 #ifndef DEVICES_H
 #define DEVICES_H

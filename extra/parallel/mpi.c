@@ -1,6 +1,6 @@
-/* mpi.c - several processes against one. Each of those that mpirun starts also computes the whole
-   batch alone, with the model that hmoe.h makes without peers, and compares. test_mpi.sh runs
-   it; files go under $MPI_DIR. */
+/* mpi.c - compares several processes with one. Each process that mpirun starts also computes the
+   whole batch alone, with a model of hmoe.h without peers. test_mpi.sh runs it; its files are
+   in $MPI_DIR. */
 #include <stddef.h>
 static void *get(size_t n);
 #define HMOE_MALLOC(n) get(n)
@@ -110,8 +110,8 @@ static hmoe_status forward_part(both *p, hmoe_mode mode, int B) {
     return hmoe_forward(&p->part, mode, p->tokens + at, p->targets + at, mine, p->T);
 }
 
-/* In float the last bit of a logit may differ, and with it a choice that hangs on that bit. So the
-   part takes the choices of the one, whose pass came before; the gates are its own. */
+/* In float the last bit of a logit may differ, and a choice may depend on that bit. Therefore the
+   part uses the choices of the whole model, whose pass came first, with its own gates. */
 static const both *replayed;
 static void replay(const hmoe_routes *routes, hmoe_routing routing, int K, double top_p, int norm,
                    int N, int E) {
@@ -150,8 +150,8 @@ static void same_losses(both *p, double to) {
         CHECK_NEAR(p->part.usage[i], p->one.usage[i], to, to);
 }
 
-/* How near. A row of a product is the same numbers however many rows there are, but where there are
-   fewer than four; an expert exchanged for another would be off by far more than this. */
+/* Tolerances. A row of a product has the same bits for any number of rows, except for fewer than
+   four. If two experts were exchanged, the difference would be far larger. */
 #define GRADIENTS (sizeof(hmoe_real) == 8 ? 1e-12 : 1e-5)
 
 /* Biases and a layer's own p follow from the loads of all processes: the same bits. */
@@ -231,7 +231,7 @@ static void noise_and_dropout(void) {
     c.noisy_gating = 1;
     each_way(c, 0.3, 8, 1, GRADIENTS);
 }
-/* A null expert, biases and budgets. In float the last bits may come to move a bias: one step. */
+/* A null expert, biases and budgets. In float the last bits may move a bias: only one step. */
 static void steered(void) {
     static const int combinations[] = { 1, 3, 5, 7, 10, 11 };
     for (int i = 0; i < 6; i++) {
@@ -306,7 +306,7 @@ static void without_training(void) {
     unmake(&p);
 }
 
-/* One process fails, and all say so in the same words; then the model goes on. */
+/* One process fails, and all return the same message; then the model continues. */
 static void all_say(const hmoe_model *m, hmoe_status status, hmoe_status expected,
                     const char *part) {
     char first[HMOE_MESSAGE_SIZE];
@@ -422,7 +422,7 @@ static int same_files(const char *a, const char *b, const char *name) {
     return x == y;
 }
 
-/* What many write is what one writes, byte for byte; what one wrote, many read, in any groups. */
+/* Many processes write the same bytes as one. Many, in any groups, read what one wrote. */
 static void one_checkpoint(void) {
     hmoe_config c = config_of("modse", 8, HMOE_TOP_K);
     char one[100], many[100];
@@ -485,7 +485,7 @@ static void again_the_same_bits(void) {
     free(first);
 }
 
-/* Rows of n bytes by hand: what travelled is what the routes say. */
+/* The rows and bytes that were sent equal those computed from the routes. */
 static void what_travels(void) {
     hmoe_config c = config_of("arithmetic", 8, HMOE_TOP_P);
     double rows = 0, shared = 0;

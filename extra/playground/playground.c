@@ -1,18 +1,18 @@
-/* playground.c - hmoe.h as a WebAssembly module: what worker.js calls.
+/* playground.c - hmoe.h as a WebAssembly module, for worker.js.
 
-   A module is one run, and is never freed: a new run is a new worker. No call takes long, so that
-   the worker can answer in between: train() does a micro-batch or an update, evaluate() a few
-   windows, speak() a few bytes. What a call finds out lies in an array, whose layout stands beside
-   it. -1 or NULL is a failure, message() its line. Batches, windows and schedule are those of
-   train_tiny, so that the same settings there make the same run. */
+   A module holds one run and is never freed: each run has a new worker. No call takes long, so the
+   worker can answer messages between calls: train() does a micro-batch or an update, evaluate() a
+   few windows, speak() a few bytes. A call writes its results into an array; the comment of the
+   function describes it. -1 or NULL means failure; message() then returns the reason. Batches,
+   windows and schedule are those of train_tiny, so the same settings give the same run. */
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
 
 #define EXPORT(name) __attribute__((export_name(#name)))
-enum { BATCHES = 1, SAMPLES = 2,      /* what hmoe_random draws for, as in train_tiny.c */
+enum { BATCHES = 1, SAMPLES = 2,      /* purposes of random numbers, as in train_tiny.c */
        BATCH = 12,                    /* sequences in a step */
        WINDOWS = 128 };               /* of the validation text, in an evaluation */
-#define SLICE 8e8                     /* FLOPs in a call, if it can: some 30 ms */
+#define SLICE 8e8                     /* FLOPs per call, if possible: about 30 ms */
 
 static hmoe_model m;
 static hmoe_cache cache;
@@ -22,16 +22,16 @@ static unsigned char *text;           /* tokens: n_train to learn from, then n_v
 static size_t n_train, n_val;
 static int *x, *y;                    /* inputs and targets of a batch */
 static double ce, reported;           /* sum since the last report(), over so many steps */
-static double windows_loss, loss;     /* of an evaluation so far; of the last one */
+static double windows_loss, loss;     /* of the running evaluation; of the last one */
 static size_t window;
-static double *found;                 /* what report() and route() answer */
+static double *found;                 /* results of report() and route() */
 static hmoe_real *nll;                /* of the tokens of a line */
 
 EXPORT(message) const char *message(void) { return m.message; }
 EXPORT(room) void *room(size_t bytes) { return malloc(bytes); }
 
-/* Turns n bytes into tokens, in place, without those that the model does not know; returns how many
-   are left. */
+/* Turns n bytes into tokens, in place, and leaves out bytes that the model does not know. Returns
+   the number of tokens. */
 static size_t to_tokens(unsigned char *bytes, size_t n) {
     int token[256];
     size_t known = 0;
@@ -42,7 +42,7 @@ static size_t to_tokens(unsigned char *bytes, size_t n) {
     return known;
 }
 
-/* How much of a step goes into a call, the whole of it where it can. */
+/* Chooses how much of a step one call does: all of it, if that is fast enough. */
 static void choose_micro(const hmoe_config *c) {
     double widths = 0, share = c->routing == HMOE_TOP_K ? (double)c->K / c->E : c->top_p, flops;
     for (int e = 0; e < c->E; e++) widths += c->L * share * c->H[e];
@@ -50,8 +50,8 @@ static void choose_micro(const hmoe_config *c) {
     for (micro = BATCH; micro > 1 && (BATCH % micro || micro * flops > SLICE);) micro--;
 }
 
-/* The model is there: room for batches and samples. Returns width, layers, context, experts,
-   sequences in a micro-batch; then the experts' widths. */
+/* Allocates memory for batches and samples, once there is a model. Returns width, layers, context,
+   experts, sequences in a micro-batch; then the experts' widths. */
 static const int *begin(unsigned char *bytes, size_t n) {
     static int shape[5 + HMOE_MAX_EXPERTS];
     const hmoe_config *c = &m.config;
@@ -67,14 +67,15 @@ static const int *begin(unsigned char *bytes, size_t n) {
     return !x || !nll || !found || hmoe_cache_create(&cache, &m) ? NULL : shape;
 }
 
-/* A new run. s: width layers experts hidden routing k p gate pp lb ent z lr steps seed, choices
-   counting from 0. sizes: a rule, or ratios. */
+/* Starts a new run. s: width layers experts hidden routing k p gate pp lb ent z lr steps seed;
+   choices are numbered from 0. sizes: a rule, or ratios. */
 EXPORT(make) const int *make(const double *s, const char *sizes, unsigned char *bytes, size_t n) {
     hmoe_config c = hmoe_default_config();
     c.C = (int)s[0], c.L = (int)s[1], c.NH = c.C / 32, c.E = (int)s[2], c.K = (int)s[5];
     c.routing = s[4] > 0 ? HMOE_TOP_P : HMOE_TOP_K, c.top_p = s[6];
     c.gate = s[7] > 0 ? HMOE_GATE_RAW : HMOE_GATE_NORM;
-    c.loss_coef[HMOE_PP] = s[8], c.loss_coef[HMOE_LB] = s[9], c.loss_coef[HMOE_ENT] = s[10], c.loss_coef[HMOE_Z] = s[11];
+    c.loss_coef[HMOE_PP] = s[8], c.loss_coef[HMOE_LB] = s[9];
+    c.loss_coef[HMOE_ENT] = s[10], c.loss_coef[HMOE_Z] = s[11];
     adamw = hmoe_default_adamw(), adamw.lr = s[12], steps = (int)s[13];
     if (hmoe_byte_vocab(&c, bytes, n, m.message)
         || hmoe_expert_sizes(c.H, c.E, (long long)(c.E * s[3]), sizes, m.message)
@@ -83,23 +84,23 @@ EXPORT(make) const int *make(const double *s, const char *sizes, unsigned char *
     return hmoe_create(&m, &c, (uint64_t)s[14], micro, 1) ? NULL : begin(bytes, n);
 }
 
-/* A checkpoint, whose files are in place, to be looked at. */
+/* Opens a checkpoint to look at it. Its files are already in place. */
 EXPORT(look_at) const int *look_at(unsigned char *bytes, size_t n) {
     hmoe_config c;
     if (hmoe_load_config(&c, "model", m.message)) return NULL;
     choose_micro(&c);
     if (hmoe_load(&m, "model", micro, 0)) return NULL;
-    hmoe__write_message(m.message, "its config.json has no vocab: what its tokens are is not known");
+    hmoe__write_message(m.message, "its config.json has no vocab: its tokens have no bytes");
     return m.config.vocab_size ? begin(bytes, n) : NULL;
 }
 
-/* Writes the checkpoint's files, with the seconds spent in training. */
+/* Saves a checkpoint, with the seconds spent in training. */
 EXPORT(save) int save(double seconds) {
     m.seconds = seconds;
     return hmoe_save(&m, "model", 1) ? -1 : 0;
 }
 
-/* 0: the step needs more calls; 1: it is made. */
+/* Returns 0 if the step needs more calls, 1 if it is done. */
 EXPORT(train) int train(void) {
     size_t T = (size_t)m.config.T;
     uint64_t step = (uint64_t)m.step + 1;
@@ -121,7 +122,8 @@ EXPORT(train) int train(void) {
     return hmoe_update(&m, &now) ? -1 : 1;
 }
 
-/* 0: more calls are needed; 1: the loss is known (NaN where the model knows too little text). */
+/* Returns 0 if more calls are needed, 1 if the loss is known (NaN if the model knows too few of the
+   bytes). */
 EXPORT(evaluate) int evaluate(void) {
     size_t inputs = n_val > 1 ? n_val - 1 : 0, T = (size_t)m.config.T, windows = inputs / T, b;
     if (windows > WINDOWS) windows = WINDOWS;
@@ -134,13 +136,13 @@ EXPORT(evaluate) int evaluate(void) {
     if (b) windows_loss += m.losses.ce * (double)b;
     if ((window += b) < windows) return 0;
     loss = windows_loss / (double)windows;
-    m.best_val_loss = fmin(loss, m.best_val_loss);   /* whichever is a number */
+    m.best_val_loss = fmin(loss, m.best_val_loss);   /* the one that is not NaN */
     return window = 0, windows_loss = 0, 1;
 }
 
-/* What has happened since the last call: step, cross-entropy, gradient norm, activated parameters,
-   all parameters, experts per token, validation loss; then by layer f_e of all experts, and their
-   shares of the compute. */
+/* Reports on the steps since the last call: step, cross-entropy, gradient norm, activated
+   parameters, all parameters, experts per token, validation loss; then by layer f_e of all experts,
+   and their shares of the compute. */
 EXPORT(report) const double *report(void) {
     const hmoe_config *c = &m.config;
     double *next = found + 7, experts = 0;
@@ -158,7 +160,7 @@ EXPORT(report) const double *report(void) {
     return found;
 }
 
-/* The next n bytes of a sample, for which `bytes` has room; it starts anew where first is 1. */
+/* Writes the next n bytes of a sample into `bytes`. first = 1 starts a new sample. */
 EXPORT(speak) int speak(unsigned char *bytes, int n, int first) {
     static hmoe_real logits[256];
     static int token;
@@ -174,9 +176,9 @@ EXPORT(speak) int speak(unsigned char *bytes, int n, int first) {
     return 0;
 }
 
-/* What the router does with n <= T bytes, without those that the model does not know: how many are
-   left, these, and for each the nats of the one after it (the last has none); then by byte, layer
-   and expert its gate (0: not chosen) and its P. */
+/* The routes of n <= T bytes, without those that the model does not know. Returns the number of
+   bytes that are left, these bytes, and for each the cross-entropy of the next one in nats (the
+   last has none); then by byte, layer and expert the gate (0: not chosen) and P. */
 EXPORT(route) const double *route(unsigned char *bytes, int n) {
     const hmoe_config *c = &m.config;
     size_t E = (size_t)c->E;

@@ -1,7 +1,8 @@
-/* page.h - writes the router's page: page.html, with a text's tokens and what the router did with
-   each of them where it says @DATA@. HMOE_PAGE names a file with that page as a list of bytes.
+/* page.h - writes the router's page. It is page.html with data in place of @DATA@: the tokens of a
+   text, and the router's decisions. HMOE_PAGE is the name of a file with page.html as a list of
+   bytes.
 
-   The data are base64, so that no text needs escaping, of whole numbers, the lowest byte first:
+   The data are whole numbers, lowest byte first, in base64, so that no text needs escaping:
 
        4 bytes each   tokens on the page, tokens in all, T, L, E, slots, 1 for Top-P else 0,
                       H[0 .. E-1]
@@ -11,7 +12,7 @@
          per layer    1 |S| (256 is 0)
            per slot   1 expert, 2 its gate * 65535: by falling P + b, zeros behind the last
            per expert 2 P * 65535
-       at the end     1 the byte after the last token, which was foreseen too
+       at the end     1 the byte after the last token, which was predicted too
 
    The page is ASCII, so that its bytes are chars everywhere. */
 #ifndef PAGE_H
@@ -19,7 +20,7 @@
 
 #include "cli.h"
 
-enum { PAGE_TOKENS = 20000, PAGE_BYTES = 32 << 20 };   /* at most; more is no fun in a browser */
+enum { PAGE_TOKENS = 20000, PAGE_BYTES = 32 << 20 };   /* limit; with more, browsers are slow */
 
 #ifdef HMOE_PAGE
 enum { PAGE_IS_BUILT = 1 };
@@ -35,7 +36,7 @@ typedef struct page {
     cli_output out;
     FILE *file;
     const char *path;
-    size_t tokens, all;       /* the text has all, and its first ones are shown */
+    size_t tokens, all;       /* tokens of the text; tokens that are shown */
     int slots;
     unsigned bits, held;      /* bytes that wait for a third */
 } page;
@@ -55,7 +56,7 @@ static void page_name(page *p, const char *name) {
     while (*name) page_add(p, 1, (unsigned char)*name++);
 }
 
-/* Begins the page at `path` for a model's directory and a text of so many tokens and one more. */
+/* Begins the page at `path`, for a model's directory and a text of `tokens` tokens and one more. */
 static void page_begin(page *p, const char *path, const hmoe_config *c, const char *model,
                        const char *text, size_t tokens) {
     int top_p = c->routing == HMOE_TOP_P, slots = top_p ? c->E : c->K;
@@ -99,7 +100,7 @@ static void page_layer(page *p, const hmoe_config *c, const hmoe_route *r) {
     for (int e = 0; e < c->E; e++) page_add(p, 2, (unsigned)(r->P[e] * 65535 + 0.5));
 }
 
-/* Adds tokens first .. first + n - 1, which the model has just read, as far as they are shown. */
+/* Adds tokens first .. first + n - 1 of the last pass, if they are shown. */
 static void page_tokens(page *p, hmoe_model *m, const unsigned char *text, size_t first, size_t n,
                         const hmoe_real *nll, const double *entropy) {
     hmoe_route route;
@@ -121,7 +122,7 @@ static void page_end(page *p, const hmoe_config *c, const unsigned char *text) {
     cli_close(&p->out);
 }
 
-/* Says how much of the text is on the page, if that is not all. */
+/* Prints how much of the text is on the page, if it is not all. */
 static void page_tell(const page *p) {
     if (p->tokens < p->all)
         printf("%s shows the first %lu of them\n", p->path, (unsigned long)p->tokens);

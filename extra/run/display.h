@@ -1,11 +1,11 @@
-/* display.h - what train_tiny shows of a run beside its numbers: the progress line, the experts'
-   share of the work as bars, and a warning when a layer has collapsed. */
+/* display.h - prints what train_tiny shows of a run: the progress line, each expert's share of
+   the tokens and of the work, and a warning if a layer has collapsed. */
 #ifndef DISPLAY_H
 #define DISPLAY_H
 
 #include "cli.h"
 
-/* The first lines: what the model is. */
+/* The first lines, which describe the model. */
 static inline void display_model(const hmoe_model *m) {
     const hmoe_config *c = &m->config;
     double widest = hmoe__widest(c) / hmoe__total_width(c);
@@ -24,8 +24,8 @@ static inline void display_model(const hmoe_model *m) {
                  "width", c->budget, widest);
 }
 
-/* One line, rewritten in place on a terminal and printed every ten seconds elsewhere. `from` is
-   what the model was when this program began. `last` says that other output follows. */
+/* The progress line. A terminal shows it in place; elsewhere it is printed every ten seconds.
+   `from`: the state of the model when this program began. last = 1: other output follows. */
 typedef struct display_start {
     int64_t step, tokens;
     double seconds;
@@ -46,7 +46,7 @@ static inline void display_progress(const hmoe_model *m, const display_start *fr
     printf("step %lld/%d  loss %.6f ce %.6f lr %.6f  %.0f tok/s  %.0f:%02d left",
            (long long)m->step, steps, losses->total, losses->ce, lr,
            (double)(m->tokens - from->tokens) / seconds, floor(left / 60), (int)fmod(left, 60));
-    if (terminal) printf("\033[K");                  /* the rest of the older line */
+    if (terminal) printf("\033[K");                  /* erases the rest of the older line */
     if (!cli_line_is_open) putchar('\n');
     fflush(stdout);
 }
@@ -67,8 +67,8 @@ static inline void display_layer(const hmoe_model *m, int l, int first, int end)
     putchar('\n');
 }
 
-/* A line per layer and a cell per expert. Half a bar is an even share. Eight experts fill a line,
-   more go below. Then what the router did in each layer. */
+/* A line per layer and a cell per expert, at most eight in a line. A bar of half height is an even
+   share. Then the router's statistics of each layer. */
 static inline void display_experts(const hmoe_model *m) {
     int E = m->config.E, L = m->config.L;
     hmoe_usage u;
@@ -96,9 +96,10 @@ static inline void display_experts(const hmoe_model *m) {
     putchar('\n');
 }
 
-/* Warns once that layers have collapsed on the text just evaluated, and says what may help. Either
-   one expert has nearly all choices, and the others learn nothing; or tokens have one expert each,
-   and its renormalised gate is 1 whatever the router says, so that the router learns nothing. */
+/* Warns once if layers have collapsed on the text just evaluated, and says which options may help.
+   A layer has collapsed if one expert has nearly all choices, because then the others learn
+   nothing; or if tokens have one expert each and gates are renormalised, because then the gate is
+   always 1 and the router learns nothing. */
 static inline void display_collapse(const hmoe_model *m) {
     static int warned;
     const hmoe_config *c = &m->config;

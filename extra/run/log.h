@@ -9,7 +9,7 @@ static inline FILE *log_open(const char *dir, int64_t step, int resume) {
     char path[CLI_PATH_SIZE], row[512];
     FILE *f = NULL;
     long end = 0;
-    if (cli_rank > 0) return stdout;                 /* it goes nowhere */
+    if (cli_rank > 0) return stdout;                 /* it is not kept */
     cli_path(path, dir, "log.csv");
     if (resume) f = fopen(path, "r+b");
     if (!f && (!resume || errno == ENOENT)) f = fopen(path, "w+b");
@@ -28,7 +28,7 @@ static inline FILE *log_open(const char *dir, int64_t step, int resume) {
     return f;
 }
 
-/* A row but for its last column, the loss on the validation text. */
+/* Writes a row without its last column, the validation loss. */
 static inline void log_step(FILE *f, const hmoe_model *m, const hmoe_losses *x, double lr) {
     hmoe_usage u;
     double experts = 0;

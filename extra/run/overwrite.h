@@ -1,16 +1,16 @@
-/* overwrite.h - the directory of a run: it holds one whole run at every instant, also while a new
-   run takes the place of an older one. train_tiny.c includes it.
+/* overwrite.h - the directory of a run. At every instant it holds one complete run, even while a
+   new run replaces an older one. train_tiny.c includes it.
 
-   The new run grows in DIR.new, and DIR is as before. After the new run's first complete save
+   The new run first writes to DIR.new, and DIR does not change. After the first complete save:
 
        DIR      becomes DIR.old
        DIR.new  becomes DIR
        DIR.old  is removed; files that no run makes move to DIR
 
-   A start that finds DIR.old without DIR gives it its name back. Every such directory contains a
-   file "overwrite": without it, it is somebody else's and is left alone.
+   If the program starts and finds DIR.old but no DIR, it renames DIR.old to DIR. Each of these
+   directories contains a file "overwrite". The program never touches a directory without it.
 
-   A link, a mount point and the current directory cannot get another name. There the places are
+   A link, a mount point or the current directory cannot be renamed. Then the directories are
    DIR/.new, DIR/.part and DIR/.old, and the run's files move one by one:
 
        those of DIR go into DIR/.part   a start that finds .part moves them back
@@ -18,8 +18,8 @@
        those of .new go into DIR        a start that finds .old and .new goes on with that
        .new and then .old are removed
 
-   The lock is the file "lock" in the directory. DIR.new has its own, and so whoever holds DIR holds
-   it under all its names. */
+   The lock is the file "lock" in the directory. DIR.new has a lock of its own. Therefore a program
+   that has locked DIR keeps it under all its names. */
 #ifndef OVERWRITE_H
 #define OVERWRITE_H
 
@@ -30,10 +30,10 @@ typedef struct overwrite {
     char parent[CLI_PATH_SIZE];         /* the directory that DIR is in */
     char beside_new[CLI_PATH_SIZE], beside_old[CLI_PATH_SIZE];                  /* DIR.new ... */
     char inside_new[CLI_PATH_SIZE], inside_part[CLI_PATH_SIZE], inside_old[CLI_PATH_SIZE];
-    const char *grows;                  /* where the run's files are written: in one of these */
+    const char *grows;                  /* where the run's files are written: one of these */
 } overwrite;
 
-/* All that a run's directory holds. config.json goes first: without it, it is no model. */
+/* All files of a run. config.json is removed first: a directory without it is not a model. */
 static const char *const overwrite_files[] = {
     "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     "training.safetensors", "log.csv", "best", NULL
@@ -66,7 +66,7 @@ static inline void overwrite_remove_files(const char *dir) {
 }
 
 #ifdef _WIN32
-/* No directory gets another name while a file in it is open, as the lock is. */
+/* Windows cannot rename a directory with an open file in it, such as the lock. */
 static inline int overwrite_can_rename(const char *dir, const char *to) {
     (void)dir, (void)to;
     return 0;
@@ -83,7 +83,7 @@ static inline int overwrite_can_rename(const char *dir, const char *to) {
     return rename(dir, to) == 0 && rename(to, dir) == 0;
 }
 
-/* Moves what a user put beside the older run, such as an export, to the new one. */
+/* Moves files that the user put beside the older run, such as an export, to the new one. */
 static inline void overwrite_keep_others(const char *from, const char *to) {
     char a[4096], b[4096];
     struct dirent *entry;
@@ -98,10 +98,10 @@ static inline void overwrite_keep_others(const char *from, const char *to) {
 }
 #endif
 
-/* Removes a directory that this protocol made, the mark last. `keep`: where others' files go. */
+/* Removes a directory that this protocol made, the mark last. Other files move to `keep`. */
 static inline void overwrite_remove(const char *dir, const char *keep) {
     char path[CLI_PATH_SIZE];
-    rmdir(dir);                                      /* empty: a crash came before the mark */
+    rmdir(dir);                                  /* empty: a crash before the mark was written */
     if (!overwrite_has(dir, "overwrite")) return;
     overwrite_remove_files(dir);
     unlink(cli_path(path, dir, "lock"));
@@ -148,7 +148,7 @@ static inline void overwrite_name(overwrite *o, const char *dir) {
     o->grows = o->dir;
 }
 
-/* Gives DIR.old its name back, where a crash came between the two names. */
+/* Renames DIR.old to DIR after a crash between the two renames. */
 static inline void overwrite_give_back(const overwrite *o) {
     char path[CLI_PATH_SIZE];
     if (access(o->dir, F_OK) == 0 || !overwrite_has(o->beside_old, "overwrite")) return;
@@ -158,7 +158,7 @@ static inline void overwrite_give_back(const overwrite *o) {
     cli_warn("the older run is in %s again: a run with --overwrite ended too early", o->dir);
 }
 
-/* Ends what a crash has left half done. DIR is locked. */
+/* Finishes the work that a crash interrupted. DIR is locked. */
 static inline void overwrite_tidy(const overwrite *o) {
     char path[CLI_PATH_SIZE];
     if (overwrite_has(o->inside_part, "overwrite")) {
@@ -174,7 +174,7 @@ static inline void overwrite_tidy(const overwrite *o) {
     unlink(cli_path(path, o->dir, "overwrite"));
 }
 
-/* What others have put where the older or the new run has to go. */
+/* Ends the program if somebody else's file has one of the names that are needed. */
 static inline void overwrite_look_for_obstacles(const overwrite *o) {
     const char *const places[] = { o->beside_new, o->beside_old, o->inside_new, o->inside_old };
     for (int i = 0; i < 4; i++)
@@ -183,8 +183,8 @@ static inline void overwrite_look_for_obstacles(const overwrite *o) {
                      places[i]);
 }
 
-/* From here on only the first process uses the directory.
-   Locks DIR, and ends the program unless what is there is what the options ask for. */
+/* Locks DIR. Ends the program if its contents do not fit the options. From here on only the first
+   process uses the directory. */
 static inline void overwrite_enter(overwrite *o, const char *dir, int resume, int replace) {
     char path[CLI_PATH_SIZE];
     overwrite_name(o, dir);
@@ -205,11 +205,11 @@ static inline void overwrite_enter(overwrite *o, const char *dir, int resume, in
     if (replace) overwrite_look_for_obstacles(o);
 }
 
-/* Where the new run's files are to be written until the first save. */
+/* Makes the directory for the new run's files until the first save. */
 static inline void overwrite_begin(overwrite *o) {
     char path[CLI_PATH_SIZE];
     if (cli_rank > 0 || !overwrite_has_run(o->dir)) return;
-    overwrite_mark(o->dir);                          /* in case that this try is cut short */
+    overwrite_mark(o->dir);                          /* a crash may come now */
     int beside = overwrite_can_rename(o->dir, o->beside_old);
     unlink(cli_path(path, o->dir, "overwrite"));
     o->grows = beside ? o->beside_new : o->inside_new;
@@ -240,8 +240,8 @@ static inline void overwrite_swap_inside(const overwrite *o) {
     overwrite_remove(o->inside_old, NULL);
 }
 
-/* After the first complete save: DIR is the new run's now. No file of it may be open meanwhile, on
-   Windows, and so the log is opened again. */
+/* After the first complete save: DIR becomes the new run's. Windows allows no open file in it
+   meanwhile; therefore the log is closed and opened again. */
 static inline void overwrite_commit(overwrite *o, FILE **log) {
     char path[CLI_PATH_SIZE];
     fclose(*log);

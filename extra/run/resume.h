@@ -1,16 +1,17 @@
-/* resume.h - --resume: do the options agree with the run in --out, and how does one go on? */
+/* resume.h - --resume: compares the options with the run in --out, and prints the command that
+   continues a run. */
 #ifndef RESUME_H
 #define RESUME_H
 
 #include "cli.h"
 
-/* What a run's directory says of its model, for the options of these names. */
+/* The value in a run's directory for the option of that name. */
 typedef struct resume_value {
     const char *name;
     double value;
 } resume_value;
 
-/* A resumed run is what its directory says: an option may only repeat that. */
+/* Ends the program if an option differs from the run's value. */
 static inline void resume_compare_value(const cli_option *o, double in_run, const char *dir) {
     if (!o->given || cli_get(o) == in_run) return;
     cli_fail(2, "%s%s%.120s: the run in %s has %s", o->name, *o->given ? " " : "", o->given, dir,
@@ -45,7 +46,7 @@ static inline void resume_compare(const hmoe_model *m, const cli_option *options
         snprintf(name, sizeof name, "--%s", hmoe_loss_terms[i].name);
         resume_compare_value(cli_find(options, name), c->loss_coef[i], dir);
     }
-    /* config.json lacks these two where they play no part */
+    /* config.json has these two only if they are used */
     if (!hmoe__is_mixtral(c)) resume_compare_value(cli_find(options, "--p"), c->top_p, dir);
     if (c->balance)
         resume_compare_value(cli_find(options, "--balance-rate"), c->balance_rate, dir);
@@ -56,7 +57,7 @@ static inline void resume_compare(const hmoe_model *m, const cli_option *options
                  (unsigned long long)m->seed);
 }
 
-/* A word as a shell needs it: in quotes, unless it is plain. */
+/* Prints a word for a shell, in quotes if it needs them. */
 static inline void resume_print_word(const char *word) {
     const char *plain = "+-./_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     if (*word && !word[strspn(word, plain)]) {

@@ -1,5 +1,5 @@
-/* text.h - what train_tiny and generate do with a text and a model: turn its bytes into tokens,
-   measure the model's loss on it, let the model write one. */
+/* text.h - functions on a text and a model, for train_tiny and generate: turn bytes into tokens,
+   measure the loss on a text, and write a text. */
 #ifndef TEXT_H
 #define TEXT_H
 
@@ -19,17 +19,17 @@ static inline void text_to_tokens(const hmoe_config *c, unsigned char *text, siz
     }
 }
 
-/* A text begins after a newline, or after token 0 if the model has none. */
+/* The token before a text: a newline, or token 0 if the vocabulary has no newline. */
 static inline unsigned char text_start(const hmoe_config *c) {
     for (int i = 0; i < c->vocab_size; i++)
         if (c->vocab[i] == '\n') return (unsigned char)i;
     return 0;
 }
 
-/* Mean cross-entropy of a text's n >= 2 tokens after the first. windows = 0: of all of them, in
-   consecutive windows of T inputs, the last one shorter. Otherwise of that many windows, evenly
-   spaced, if they are fewer. A pass has at most B windows, which all processes share. `look`,
-   unless NULL, is called after each pass over consecutive windows with its first token. */
+/* Mean cross-entropy of the tokens of a text (n >= 2) after the first. windows = 0: uses all
+   tokens, in consecutive windows of T inputs; the last window may be shorter. Otherwise it uses at
+   most that many windows, evenly spaced. A pass has at most B windows, which the processes share.
+   `look`, if not NULL, is called after each pass over consecutive windows with its first token. */
 static inline hmoe_status text_loss(hmoe_model *m, const unsigned char *text, size_t n,
                                    size_t windows, int B,
                                    void (*look)(hmoe_model *m, size_t first, size_t tokens),
@@ -41,7 +41,7 @@ static inline hmoe_status text_loss(hmoe_model *m, const unsigned char *text, si
     int *x = (int *)cli_alloc((size_t)B * T * 2 * sizeof *x), *y = x + (size_t)B * T;
     hmoe_status status = HMOE_OK;
     if (!spaced) windows = all;
-    size_t whole = spaced ? windows : all - 1;                  /* the last window goes alone */
+    size_t whole = spaced ? windows : all - 1;   /* the last window is a pass of its own */
     *loss = 0;
     for (size_t w = 0; w < windows && !status; w += b) {
         size_t t = w < whole ? T : inputs - w * T;
@@ -71,7 +71,7 @@ typedef struct text_sampling {
     uint64_t seed;
 } text_sampling;
 
-/* A model for the CPU with another's weights: only the CPU generates. */
+/* Makes a model for the CPU with the weights of another: only the CPU generates. */
 static inline hmoe_status text_copy(hmoe_model *copy, hmoe_model *m) {
     hmoe_status status = hmoe_create(copy, &m->config, m->seed, 0, 0);
     if (status) return status;
@@ -82,7 +82,7 @@ static inline hmoe_status text_copy(hmoe_model *copy, hmoe_model *m) {
     return HMOE_IO;
 }
 
-/* Lets the model go on after a prompt of at least one token, byte by byte. */
+/* Writes n bytes after a prompt of at least one token. */
 static inline hmoe_status text_write(hmoe_model *m, const unsigned char *prompt, size_t prompt_size,
                                     int n, const text_sampling *s, void (*put)(int byte)) {
     int V = m->config.V, token;
