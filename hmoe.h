@@ -219,8 +219,7 @@ typedef struct hmoe_config {
     double rms_norm_eps;       /* added to the mean square in RMSNorm */
     double rope_theta;         /* base of the wavelengths in RoPE */
     int vocab_size;            /* number of entries in vocab: V, or 0 for none */
-    unsigned char vocab[256];  /* token i is byte vocab[i], ascending. Kept for programs, and
-                                  saved in config.json */
+    unsigned char vocab[256];  /* token i is byte vocab[i], ascending; saved in config.json */
 } hmoe_config;
 
 /* C 128, L 4, NH 4, T 64; 8 experts of arithmetic widths, 172 on average; Top-2 with
@@ -357,7 +356,7 @@ typedef struct hmoe_adamw {
 
 hmoe_adamw hmoe_default_adamw(void);   /* 2e-3; 0.9, 0.99; 0.1; 1 */
 
-/* Clips the gradients, makes one AdamW step, moves biases and budgets, clears the
+/* Clips the gradients, makes one AdamW step, moves b and top_p, clears the
    gradients and counts the step. If a gradient is not finite, it clears the gradients,
    changes nothing else and returns HMOE_NOT_FINITE. */
 hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *adamw);
@@ -698,7 +697,7 @@ HMOE__PRINTF(2, 3) static void hmoe__write_message(char *message, const char *fo
         if (status_) return status_; \
     } while (0)
 
-/* What PART ONE uses of PART TWO. Each name says what the function does. */
+/* What PART ONE uses of PART TWO. */
 HMOE__INLINE hmoe_real hmoe__exp(hmoe_real x);
 HMOE__INLINE hmoe_real hmoe__sqrt(hmoe_real x);
 HMOE__INLINE hmoe_real hmoe__sigmoid(hmoe_real x);
@@ -712,9 +711,9 @@ static hmoe_status hmoe__check_batch(hmoe_model *m, hmoe_mode mode, const int *t
 static hmoe_status hmoe__check_rates(hmoe_model *m, const hmoe_adamw *a,
                                      const hmoe_rates *rates);
 static hmoe_status hmoe__collect(hmoe_model *m);       /* computes the losses */
-static void hmoe__count_pass(hmoe_model *m);           /* adds to the accounts */
-static hmoe_status hmoe__move_state(hmoe_model *m);    /* biases and budgets */
-static void hmoe__begin_step(hmoe_model *m);           /* forgets the passes so far */
+static void hmoe__count_pass(hmoe_model *m);           /* updates the counters */
+static hmoe_status hmoe__move_state(hmoe_model *m);    /* moves b and top_p */
+static void hmoe__begin_step(hmoe_model *m);           /* resets the step's counters */
 static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l,
                                    hmoe_real *out, hmoe_real *att, hmoe_real *qkv);
 /* Keys of the random numbers of dropout and noise. block: 0 attention, 1 experts */
@@ -722,7 +721,7 @@ static uint64_t hmoe__dropout_key(const hmoe_model *m, int l, int block);
 static uint64_t hmoe__noise_key(const hmoe_model *m, int l);
 static int hmoe__first_number(const hmoe_model *m);    /* the pass's first token */
 static hmoe_status hmoe__synchronize(hmoe_model *m);   /* waits for the backend */
-/* In several processes (extra/parallel/). In one process alone they do nothing. */
+/* In several processes (extra/parallel/). In one process there is nothing to exchange. */
 static hmoe_status hmoe__common_status(hmoe_model *m, hmoe_status status, int N);
 static int hmoe__remote_experts_forward(hmoe_model *m, int l);
 static int hmoe__remote_experts_backward(hmoe_model *m, int l, const hmoe_real *dy);
@@ -735,14 +734,14 @@ enum { HMOE__FOR_NOISE = 1 << 16, HMOE__FOR_SAMPLE, HMOE__FOR_DROPOUT };   /* fo
 
    A MIXTURE AS A LOOP - the mixture-of-experts layer in plain C. Everything in ROUTER and
    EXPERTS computes this, with its gradient, for many tokens at once. (tests/naive.h is
-   the whole model in this style. The tests compare the two.)
+   the whole forward pass in this style. The tests compare the two.)
 
        for (int t = 0; t < N; t++) {                           // each token chooses
            for (int e = 0; e < E; e++) r[e] = dot(W_r[e], x_t);  // how well e suits it
            P = softmax(r);                                     // shares that sum to 1
            S = the K largest P;                                // Top-P: until they sum to p
            for (int e in S) g[e] = P[e] / (sum of P over S);   // gates: weights
-           y_t = x_t;
+           y_t = 0;                                            // a residual is added later
            for (int e in S) {                                  // only the chosen compute
                for (int i = 0; i < H[e]; i++)                  // each has its own width
                    h[i] = silu(dot(W1[e][i], x_t)) * dot(W3[e][i], x_t);
@@ -750,12 +749,14 @@ enum { HMOE__FOR_NOISE = 1 << 16, HMOE__FOR_SAMPLE, HMOE__FOR_DROPOUT };   /* fo
            }
        }
 
+   Where widths differ        hmoe__up_list, hmoe__down_list, hmoe__list_tensors.
    To add a loss              LOSSES: three places, listed there.
    To add a shared expert     a dense SwiGLU beside the chosen ones: hmoe__list_tensors
       (W1, W3, W2), hmoe__layer and hmoe__list_activations (u), hmoe__moe_block_forward and
-      _backward (experts_up with start = all_rows), hmoe__activated_with.
+      _backward (experts_up with start = all_rows; row_gate all 1), hmoe__activated_with.
    To change the activation   hmoe__swiglu_row and hmoe__swiglu_row_backward; in
-      hmoe_cuda.cu finish_tile and swiglu_backward_kernel; in tests/naive.h naive_expert. */
+      hmoe_cuda.cu finish_tile and swiglu_backward_kernel; in tests/naive.h naive_expert; hidden_act
+      in hmoe__save_config and hmoe__parse_config. */
 
 /* ---------------------------------------------------------------------------------------
    PRODUCTS IN SHORT - almost all work is matrix products. Every linear map y = x W^T
@@ -769,7 +770,7 @@ enum { HMOE__FOR_NOISE = 1 << 16, HMOE__FOR_SAMPLE, HMOE__FOR_DROPOUT };   /* fo
    linear_backward_input, linear_backward_weight). */
 
 /* An operand: element (i, j) is x[i * stride + j], or x[j * stride + i] if it is
-   transposed. If row is not NULL, row r of memory is row[r] instead of r. */
+   transposed. If `row` is not NULL, row r is read from row row[r] of x. */
 typedef struct hmoe__view {
     const hmoe_real *x;
     size_t stride;
@@ -801,8 +802,8 @@ static const hmoe_real *hmoe__at(const hmoe__view *v, int i, int j) {   /* (i, j
     return v->x + (v->row ? v->row[r] : r) * v->stride + k;
 }
 
-/* Rows first .. end-1 of C = A B + D. The inner loop runs along the rows of B in memory:
-   over k, a dot product, if B is transposed; else over j. PART TWO has the fast form. */
+/* Rows first .. end-1 of C = A B + D. The inner loop reads B in the order of memory: over
+   k if B is transposed (a dot product), else over j. PART TWO has the fast form. */
 static void hmoe__multiply_rows(const hmoe__product *p, int first, int end) {
     for (int i = first; i < end; i++) {
         hmoe_real *c = p->c + i * p->c_stride;
@@ -834,7 +835,7 @@ static void hmoe__multiply(hmoe_real *c, size_t c_stride, hmoe__view a, hmoe__vi
 /* ---------------------------------------------------------------------------------------
    ROUTER - which experts get a token. The steps of one layer:
 
-       logits     r = W_r x (+ noise)   how much does each expert want this token? (a product)
+       logits     r = W_r x (+ noise)   how well does each expert suit this token? (a product)
        softmax    P = softmax(r)        the same, as shares that sum to 1
        choose     S, g                  the few experts that get it, and with what weight
        dispatch   expert_start, rows    which tokens each expert works on; none is dropped
@@ -880,7 +881,7 @@ static void hmoe__router_softmax(const hmoe_routes *routes, int N, int E) {
    ascending index, until there are enough:
      Top-K   K of them                          HMoE eq. 8, MoDSE eq. 2
      Top-P   their P add up to top_p            HMoE eq. 9 to 11. top_p = 1: all, exactly
-   Gates are P, without b. norm = 1: divided by their sum.
+   Gates are P, without b. norm = 1 divides them by their sum.
    Reads P [N, E]; writes count [N], expert and gate [N, slots]. */
 static void hmoe__choose(const hmoe_routes *routes, hmoe_routing routing, int K,
                          double top_p, int norm, int N, int E) {
@@ -959,7 +960,7 @@ static void hmoe__router_sums(double *array, const hmoe_routes *routes, int N, i
     *sums.rows = routes->expert_start[E];
 }
 
-/* From the gradients of the gates and of the losses to dr, which overwrites the logits.
+/* Computes dr from the gradients of the gates and of the losses. Overwrites the logits.
    course/TOUR.md derives each line (e and j run over the experts):
      gates     norm: dP_e += (dg_e - sum_{j in S} dg_j g_j) / sum_{j in S} P_j;   raw: dP_e += dg_e
      losses    dP_e starts as dP_all[e], which is the same for every token: see LOSSES
@@ -978,7 +979,7 @@ static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dg
         const int *S = routes->expert + (size_t)t * routes->slots;
         const hmoe_real *g = routes->gate + (size_t)t * routes->slots;
         hmoe_real *r = routes->logits + (size_t)t * E, dP[HMOE_MAX_EXPERTS];
-        hmoe_real dg_g = 0, P_chosen = 0, mean = 0, lse = routes->lse[t];
+        hmoe_real dg_g = 0, P_chosen = 0, dP_P = 0, lse = routes->lse[t];
         for (int e = 0; e < E; e++) dP[e] = dP_all[e];
         for (int s = 0; s < routes->count[t]; s++) {
             dg_g += dgate[row[s]] * g[s];
@@ -989,9 +990,9 @@ static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dg
             if (norm) dg = P_chosen != 0 ? (dg - dg_g) / P_chosen : 0;
             dP[S[s]] += dg;
         }
-        for (int e = 0; e < E; e++) mean += dP[e] * P[e];
+        for (int e = 0; e < E; e++) dP_P += dP[e] * P[e];
         for (int e = 0; e < E; e++) {
-            hmoe_real softmax = dP[e] - mean;
+            hmoe_real softmax = dP[e] - dP_P;
             hmoe_real z_loss = (hmoe_real)d_lse2 * 2 * lse;
             hmoe_real entropy = (hmoe_real)d_entropy * (r[e] - lse + routes->entropy[t]);
             r[e] = P[e] * (softmax + z_loss - entropy);
@@ -1071,7 +1072,7 @@ static void hmoe__swiglu_backward(hmoe_real *u, hmoe_real *h, hmoe_real *dgate,
     }
 }
 
-/* The first half of all experts: u = [W1 x | W3 x], the list's result y, and h. */
+/* Computes u = [W1 x | W3 x], the y of the list, and then h, for all experts. */
 static void hmoe__experts_up(hmoe_real *h, const hmoe_linear *list, const int *start,
                              const int *H, int E, int ldh) {
     hmoe__linear_forward(list, E);
@@ -1112,7 +1113,7 @@ static void hmoe__combine_backward(hmoe_real *dx, const hmoe_real *drows,
 }
 
 /* ---------------------------------------------------------------------------------------
-   LOSSES - what keeps the router from always choosing the same experts. Each is a
+   LOSSES - terms that are added to the cross-entropy to steer the router. Each is a
    function of means over the N tokens of a layer, and is summed over the layers. Its
    value and its derivative stand side by side. Each token contributes 1 / N to each mean,
    so hmoe_backward divides by N.
@@ -1128,21 +1129,21 @@ static void hmoe__combine_backward(hmoe_real *dx, const hmoe_real *drows,
    tokens. The P-Penalty counts its work, so narrow experts end up with more tokens than
    wide ones.
 
-   TO ADD A LOSS, change three places: add a name above HMOE_LOSS_TERMS in CONFIGURATION,
-   a function here, and a row in hmoe_loss_terms below. The options, the log, the
-   checkpoint, the checks and the gradient tests walk over that table.
+   TO ADD A LOSS of these means, change three places: add a name above HMOE_LOSS_TERMS in
+   CONFIGURATION, a function here, and a row in hmoe_loss_terms below. The options, the
+   log, the checkpoint, the checks and the gradient tests walk over that table.
 
    Where the papers leave a choice:
    M_e: HMoE prints H[e] alone, and says that equal widths give load balancing. H[e] /
      mean(H) makes that true. So would H[e] / max(H), or H[e] / sum(H) up to the factor
-     E. With these three, HMoE's coefficient 0.1 would be 0.1, 0.07 (arithmetic widths)
-     or 0.0125 here, and a mean over the layers would divide by L again. mean(H) is over
-     all E: if some experts are null and the others equal, these feel E / (their number)
-     times load balancing.
-   entropy: HMoE prints + E sum_e P_e ln P_e, with no mean over tokens. Its text wants
-     fewer experts under Top-P, so the entropy of each token must fall. Hence this sign,
-     and the mean, as in Huang et al., arXiv 2403.07652. HMoE's 3e-2 would be 0.24 per
-     nat and layer here: after 100 steps every token has the same single expert. 3e-5
+     E. HMoE's coefficient 0.1 would be 0.1 (mean), 0.07 (max) or 0.0125 (sum) here; a
+     mean over the layers would divide it by L again. mean(H) is over all E: if some
+     experts are null and the others equal, their penalty is E / (their number) times
+     load balancing.
+   entropy: HMoE prints + E sum_e P_e ln P_e, with no mean over tokens. Its text asks for
+     fewer experts under Top-P, so the entropy of each token must fall. Therefore this
+     sign, and the mean, as in Huang et al., arXiv 2403.07652. HMoE's 3e-2 would be 0.24
+     per nat and layer here: after 100 steps every token has the same single expert. 3e-5
      leaves about two.
    f_e: MoDSE eq. 10 counts first choices only. Here all choices count, as in MoDSE's
      tables. */
@@ -1200,8 +1201,7 @@ static void hmoe__losses(hmoe_losses *losses, hmoe_means *slope, double *sums,
         hmoe_sums s = hmoe_sums_in(sums + l * HMOE_SUMS(c->E), c->E);
         hmoe_means x;
         x.E = c->E, x.H = c->H, x.mean_H = hmoe__total_width(c) / c->E;
-        x.entropy = *s.entropy / all;
-        x.lse2 = *s.lse2 / all;
+        x.entropy = *s.entropy / all, x.lse2 = *s.lse2 / all;
         for (int e = 0; e < c->E; e++) {
             x.f[e] = s.count[e] / all;
             x.Phat[e] = s.P[e] / all;
@@ -1229,8 +1229,7 @@ static int hmoe__named_ratios(double *ratio, int E, const char *strategy) {
         else if (!strcmp(strategy, "arithmetic"))
             ratio[e] = E == 1 ? 1 : 9 + 14.0 * e / (E - 1);
         else if (!strcmp(strategy, "geometric")) ratio[e] = ldexp(1, e);
-        else if (!strcmp(strategy, "hybrid"))
-            ratio[e] = e < ones ? 1 : e < ones + twos ? 2 : 4;
+        else if (!strcmp(strategy, "hybrid")) ratio[e] = e < ones ? 1 : e < ones + twos ? 2 : 4;
         else if (!strcmp(strategy, "modse") && E == 8) ratio[e] = modse[e];
         else if (!strcmp(strategy, "modse")) {  /* the larger of a pair: 4.5 to 2.5 */
             double larger = E == 2 ? 4.5 : 4.5 - 2.0 * (e / 2) / (E / 2.0 - 1);
@@ -1240,9 +1239,9 @@ static int hmoe__named_ratios(double *ratio, int E, const char *strategy) {
 }
 
 /* ---------------------------------------------------------------------------------------
-   LAYERS - the rest of the transformer. Each has a forward and a backward function, side
-   by side. Weight gradients are accumulated. Each function says which arrays it
-   overwrites. */
+   LAYERS - the rest of the transformer. The forward and the backward function of a layer
+   stand side by side (RoPE has one function for both). Weight gradients are accumulated.
+   Each function says which arrays it overwrites. */
 
 /* Embedding:  x_t = W[token_t]       x: [N, C]   W: [V, C]   tokens: [N] */
 static void hmoe__embed_forward(hmoe_real *x, const int *tokens, const hmoe_real *w,
@@ -1285,9 +1284,9 @@ static void hmoe__rmsnorm_forward(hmoe_real *y, hmoe_real *rrms, const hmoe_real
 /* With the normalised row n = x / rms(x):
      dx += (w dy - n mean(w dy n)) / rms(x)     the mean is the effect of x on its own rms
      dw += sum over t of dy n
-   Overwrites dy: dw is first summed over blocks of 32 tokens, and each partial sum takes
-   the dy row of the block's first token, which is no longer needed. Then the order of the
-   sum does not depend on the number of threads. */
+   Overwrites dy: dw is first summed over blocks of 32 tokens. Each partial sum is stored in
+   the first dy row of its block, which is no longer needed. Thus the order of the sum does
+   not depend on the number of threads. */
 static void hmoe__rmsnorm_backward(hmoe_real *dx, hmoe_real *dw, hmoe_real *dy,
                                    const hmoe_real *x, const hmoe_real *w,
                                    const hmoe_real *rrms, int N, int C) {
@@ -1352,7 +1351,7 @@ static void hmoe__rope_angles(hmoe_real *angles, int64_t position, int hs, doubl
      out_i     = sum over j of att[i][j] v_j
    out: [N, C]   att: [B, NH, T, T], kept for the backward pass   qkv: [N, 3C]
    Queries are computed in blocks of 32, each against the keys up to the end of the block.
-   Inside the block, scores of later keys are set to -infinity; their softmax is 0. */
+   Inside the block, later keys get the probability 0. */
 enum { HMOE__QUERIES = 32 };
 
 /* The softmax of row i of a block that ends at key `end`, in whole vectors of 16. */
@@ -1389,7 +1388,7 @@ static void hmoe__attention_forward(hmoe_real *out, hmoe_real *att, const hmoe_r
      dv_j += p_j dout_i
      ds_j  = p_j (dp_j - sum over j of p_j dp_j)    the softmax; the sum is dout_i . out_i
      dq_i += ds_j k_j / sqrt(hs),   dk_j += ds_j q_i / sqrt(hs)
-   Overwrites dqkv [N, 3C].   dout, out: [N, C]   datt: [B * NH, 32, T] holds dp, then ds */
+   Overwrites dqkv [N, 3C].   dout, out: [N, C]   datt: [B * NH, 32, T] dp, then ds / sqrt(hs) */
 static void hmoe__attention_backward(hmoe_real *dqkv, hmoe_real *datt,
                                      const hmoe_real *dout, const hmoe_real *out,
                                      hmoe_real *att, const hmoe_real *qkv, int B, int T,
@@ -1507,7 +1506,7 @@ static void hmoe__dense_forward(hmoe_model *m, hmoe_real *y, hmoe_real *x, size_
 }
 
 /* The experts' products, as lists of E: u = x W13^T, and y = h W2^T. `params` holds the
-   weights, or their gradients. x_row and y_row: NULL, or the token that each row reads. */
+   weights, or their gradients. x_row and y_row: NULL, or row_token. */
 static void hmoe__up_list(hmoe_linear *list, const hmoe_model *m, const hmoe__layer *ly,
                           hmoe_real *params, hmoe_real *x, hmoe_real *u,
                           const int *x_row) {
@@ -1532,7 +1531,7 @@ static void hmoe__down_list(hmoe_linear *list, const hmoe_model *m, const hmoe__
     }
 }
 
-/* x2 = x + Attention(RMSNorm(x)). With a cache: one token, over the tokens before it. */
+/* x2 = x + Attention(RMSNorm(x)). With a cache: one token, over all so far. */
 static void hmoe__attention_block_forward(hmoe_model *m, int l, int B, int T,
                                           hmoe_cache *cache) {
     const hmoe_backend *be = m->backend;
@@ -1649,7 +1648,7 @@ static void hmoe__dense_backward(hmoe_model *m, hmoe_real *dx, size_t w, hmoe_re
     m->backend->linear_backward_weight(&weight, 1);
 }
 
-/* From the gradients of the gates to the router's weights, and adds to dn. */
+/* Adds to the gradients of the router's weights, and to dn. */
 static void hmoe__router_block_backward(hmoe_model *m, int l, int N, double scale) {
     const hmoe_backend *be = m->backend;
     const hmoe_config *c = &m->config;
@@ -1719,7 +1718,7 @@ static void hmoe__attention_block_backward(hmoe_model *m, int l, int B, int T) {
                          m->params + ly->w_norm1, ly->rrms1, N, C);
 }
 
-/* dP_all = scale times the derivative of all losses with respect to any P[t][e]. */
+/* dP_all = scale times the losses' derivative through Phat, the same for all tokens. */
 static void hmoe__upload_dP(hmoe_model *m, double scale) {
     hmoe__buffers *b = m->buffers;
     int L = m->config.L, E = m->config.E;
@@ -1761,7 +1760,7 @@ hmoe_status hmoe_backward(hmoe_model *m, double scale) {
 
 /* m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,
    w -= lr (mhat / (sqrt(vhat) + 1e-8) + decay w);   then g = 0 for the next step.
-   All n numbers are visited once: the time goes into reading and writing memory. */
+   One pass over all n numbers: memory traffic limits the speed. */
 static void hmoe__adamw(hmoe_real *w, hmoe_real *g, hmoe_real *m, hmoe_real *v, size_t n,
                         const hmoe_rates *rates) {
     const hmoe_rates r = *rates;
@@ -1783,7 +1782,7 @@ static void hmoe__adamw(hmoe_real *w, hmoe_real *g, hmoe_real *m, hmoe_real *v, 
     }
 }
 
-/* Sums the gradients of all processes. If their norm is not finite, clears them. */
+/* Sums the gradients of all processes and sets grad_norm. If it is not finite, clears them. */
 static hmoe_status hmoe__gradient_norm(hmoe_model *m) {
     m->grad_norm = sqrt(hmoe__sum_gradients(m));
     if (isfinite(m->grad_norm)) return HMOE_OK;
@@ -1792,7 +1791,7 @@ static hmoe_status hmoe__gradient_norm(hmoe_model *m) {
                       m->grad_norm);
 }
 
-/* One call of the backend for neighbours of one kind, which are tensors i .. j-1. */
+/* Updates tensors i .. j-1, which have the same dims and frozen, in one call. */
 static void hmoe__update_tensors(hmoe_model *m, size_t i, size_t j, hmoe_rates *rates,
                                  double decay) {
     const hmoe_tensor *t = &m->tensors[i];
@@ -1895,9 +1894,9 @@ static uint64_t hmoe__hash(const char *text) {   /* FNV-1a */
 /* exp of a float, in operations that a compiler turns into vector instructions. libm's
    exp is called once per element; with it, softmax and SiLU would cost more than the
    products. x = n ln 2 + r; exp(r) is the polynomial of the Cephes library; 2^n is made
-   from its bits. The relative error is below 2e-7 for x in [-87, 88]. From -88 down the
-   result is 0, the smallest float (an exponent of -127 has the bits of 0). Above 88 it is
-   exp(88). NaN stays NaN. */
+   from its bits. The relative error is below 2e-7 for x in [-87, 88]. At -88 and
+   below, the result is 0, because its exponent bits are 0. Above 88 it is exp(88). NaN
+   stays NaN. */
 HMOE__INLINE float hmoe__expf(float x) {
     float shifted, n, r, p, power, size = fabsf(x);
     uint32_t bits;
@@ -1947,12 +1946,11 @@ enum { HMOE__MR = 2, HMOE__NR = 64 / sizeof(hmoe_real) };     /* 128 bits: 8 of 
 #endif
 
 #ifndef HMOE_PLAIN
-enum { HMOE__KC = 192,      /* k is cut into such parts, so a panel fits the cache */
+enum { HMOE__KC = 192,      /* part of k for which a panel fits the cache */
        HMOE__ROWS = 1536 / sizeof(hmoe_real),  /* so many rows of C use one panel */
        HMOE__BLOCK_ROW = HMOE__ROWS + 16 };    /* a power of 2 would use only part of the cache */
 
-/* Moves the top bit of a number's 8-bit index to the bottom: index i + 128 b becomes 2 i
-   + b. */
+/* Rotates the 8 bits of each number's index: index i + 128 b becomes 2 i + b. */
 HMOE__INLINE void hmoe__riffle(hmoe_real *to, const hmoe_real *from) {
     HMOE__SIMD
     for (int i = 0; i < 128; i++) {
@@ -2111,10 +2109,10 @@ static void hmoe__multiply_columns(const hmoe__product *p, int first, int end) {
         }
 }
 
-/* Ragged work is shared as follows. All units of work are put end to end on a line, and
-   the line is cut into as many parts of equal length as there are threads. A unit is
-   never cut, so the parts do not change a bit. Lists with the same rows are cut alike, so
-   each thread finds in its cache the results of its step before. */
+/* How threads share ragged work. All units of work form one sequence. It is divided into
+   parts of equal work, one for each thread. No unit is divided, so results do not depend on
+   the parts. Lists with the same rows are divided alike, so the cache of each thread still
+   has its own results of the step before. */
 typedef struct hmoe__work { double from, to, at; } hmoe__work;
 
 static hmoe__work hmoe__work_of_thread(double work, int part, int parts) {
@@ -2131,8 +2129,7 @@ static int hmoe__units_before(double length, int units, double cost) {
     return (int)(length / cost) / HMOE__MR * HMOE__MR;
 }
 
-/* The line continues with `units` of one cost. Of these, *first .. (result)-1 belong to
-   this part. */
+/* Adds `units` of equal cost to the sequence. This part has units *first .. (result)-1. */
 static int hmoe__next_work(hmoe__work *w, int units, double cost, int *first) {
     int end = hmoe__units_before(w->to - w->at, units, cost);
     *first = hmoe__units_before(w->from - w->at, units, cost);
@@ -2492,8 +2489,9 @@ static void hmoe__add_state(hmoe_model *m, size_t *at, int n, double value,
     if (m->tensors) m->tensors[m->tensor_count - 1].state = 1;
 }
 
-/* All tensors, in the order of memory. Matrices start as N(0, 0.02). The two that write
-   to the residual stream start smaller by sqrt(2L), because there are 2L such writes. */
+/* All tensors, in the order of memory. Matrices start as N(0, 0.02), that of noise as
+   0. The two that write to the residual stream start smaller by sqrt(2L), because there
+   are 2L such writes. */
 static void hmoe__list_tensors(hmoe_model *m, hmoe__layer *layers) {
     const hmoe_config *c = &m->config;
     const double std = 0.02, std_out = 0.02 / sqrt(2.0 * c->L);
@@ -2537,7 +2535,7 @@ static void hmoe__list_tensors(hmoe_model *m, hmoe__layer *layers) {
 }
 
 /* The arena holds arrays one after another, each on its own cache lines. With base NULL
-   it only counts: one function is both the layout and the formula for its size. Bytes are
+   it only counts: the same function gives the layout and the size. Bytes are
    counted in double, so that huge sizes from a file cannot wrap around. */
 typedef struct hmoe__arena {
     char *base;
@@ -2571,8 +2569,8 @@ static void hmoe__arena_routes(hmoe__arena *a, hmoe_routes *r, int slots, double
     r->row = hmoe__arena_ints(a, N, slots);
 }
 
-/* All activations. Without training, the layers use the same memory in turn; only their
-   routes are separate, so that hmoe_get_route can read them. ldh is 0 if other processes
+/* All activations. Without training, all layers share memory; only their routes are
+   separate, so that hmoe_get_route can read them. ldh is 0 if other processes
    hold the experts' rows. Returns the size in bytes. */
 static double hmoe__list_activations(const hmoe_config *c, int ldh, int max_B,
                                      int training, char *base, hmoe__layer *layers,
@@ -2802,11 +2800,11 @@ hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
         if (c->H[e] < 0 || c->H[e] > HMOE_MAX_DIM || hmoe__total_width(c) > HMOE_MAX_DIM
             || hmoe__total_width(c) < 1)
             return HMOE__BAD(message, "expert_sizes: expert %d is %d wide: must be from 0 to %d, "
-                             "and all of them together from 1 to %d", e, c->H[e], HMOE_MAX_DIM,
+                             "and their sum from 1 to %d", e, c->H[e], HMOE_MAX_DIM,
                              HMOE_MAX_DIM);
     if (c->budget > 0 && c->routing != HMOE_TOP_P)
-        return HMOE__BAD(message, "budget %.9g: steers top_p, so it needs Top-P routing: Top-K "
-                         "takes K experts whatever they cost", c->budget);
+        return HMOE__BAD(message, "budget %.9g: changes top_p, so it needs Top-P routing",
+                         c->budget);
     if (c->vocab_size != 0 && (c->vocab_size != c->V || c->V > 256))
         return HMOE__BAD(message, "vocab: %d bytes, V: %d, must be equal", c->vocab_size, c->V);
     for (int i = 1; i < c->vocab_size; i++)
@@ -2880,9 +2878,10 @@ static hmoe_status hmoe__check_rates(hmoe_model *m, const hmoe_adamw *a,
     int betas = a->beta1 >= 0 && rates->beta1 < 1 && a->beta2 >= 0 && rates->beta2 < 1;
     int finite = isfinite(rates->step) && isfinite((hmoe_real)(a->lr * a->weight_decay));
     if (a->lr >= 0 && betas && a->weight_decay >= 0 && a->clip >= 0 && finite) return HMOE_OK;
-    return HMOE__BAD(m->message, "AdamW with lr %g, betas %.9g %.9g, decay %g, clip %g: in %d "
-                     "bytes betas must be below 1, lr and lr * decay finite, none negative", a->lr,
-                     a->beta1, a->beta2, a->weight_decay, a->clip, (int)sizeof rates->step);
+    return HMOE__BAD(m->message, "AdamW with lr %g, betas %.9g %.9g, decay %g, clip %g: as "
+                     "%d-byte numbers betas must be below 1, lr and lr * decay finite, none "
+                     "negative",
+                     a->lr, a->beta1, a->beta2, a->weight_decay, a->clip, (int)sizeof rates->step);
 }
 
 static hmoe_status hmoe__check_tokens(hmoe_model *m, const char *what, const int *tokens,
@@ -3062,7 +3061,7 @@ static hmoe_status hmoe__synchronize(hmoe_model *m) {
 
 /* ---------------------------------------------------------------------------------------
    GENERATING - the same forward functions with N = 1, and a cache of the keys and values
-   of the last T tokens. Each step reads every activated weight once; that sets its speed. */
+   of the last T tokens. Most of a step's time goes into reading each activated weight once. */
 
 hmoe_status hmoe_cache_create(hmoe_cache *cache, hmoe_model *m) {
     const hmoe_config *c = &m->config;
@@ -3120,7 +3119,7 @@ hmoe_status hmoe_next(hmoe_model *m, hmoe_cache *cache, int token, hmoe_real *lo
     int fits = cache->keys && cache->L == c->L && cache->T == c->T && cache->C == c->C;
     m->message[0] = 0;
     hmoe_status status = fits ? hmoe__check_tokens(m, "token", &token, 1) : HMOE__BAD(m->message,
-                         "this cache was not made for this model: hmoe_cache_create");
+                         "this cache was not made for this model: call hmoe_cache_create");
     HMOE__TRY(hmoe__common_status(m, status, 0));
     m->has_results = 0;   /* this overwrites the results of the last hmoe_forward */
     m->mode = HMOE_EVALUATE;
@@ -3179,11 +3178,11 @@ double hmoe_learning_rate(int64_t step, int64_t warmup, int64_t steps, double lr
     return min_lr + (lr - min_lr) * 0.5 * (1 + cos(3.141592653589793 * done));
 }
 
-/* Forgets the passes since the last update, but not the gradients. */
+/* Resets the counters of a step, but not the gradients. */
 static void hmoe__begin_step(hmoe_model *m) {
     memset(m->chosen, 0, (size_t)m->config.L * m->config.E * sizeof *m->chosen);
     m->step_tokens = 0;
-    m->has_results = 0;   /* the activations were computed with other weights */
+    m->has_results = 0;   /* these activations belong to older weights */
 }
 
 void hmoe_zero_gradients(hmoe_model *m) {
@@ -3713,9 +3712,8 @@ hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training) {
 }
 
 /* ---------------------------------------------------------------------------------------
-   JSON - hmoe__json_after says whether a text is JSON at all, before anything else is
-   read of it; what walks over it then can trust its form. A value starts where `at`
-   points. */
+   JSON - hmoe__json_after checks that the whole text is JSON first. Therefore the other
+   functions need no checks. A value starts where `at` points. */
 
 static const char *hmoe__json_space(const char *at) { return at + strspn(at, " \n\r\t"); }
 
@@ -3807,13 +3805,13 @@ static int hmoe__json_list(const char *at, double *out, int max, double high) {
     return n;
 }
 
-/* The value of the member with this name, or NULL. *twice counts repeated names. */
-static const char *hmoe__json_find(const char *object, const char *name, int *twice) {
+/* The value of the member with this name, or NULL. *repeats counts repeated names. */
+static const char *hmoe__json_find(const char *object, const char *name, int *repeats) {
     const char *found = NULL;
     if (*object != '{') return NULL;
     for (const char *member; (member = hmoe__json_next(&object, 1)) != NULL;)
         if (hmoe__json_is(member, name)) {
-            *twice += found != NULL;
+            *repeats += found != NULL;
             found = hmoe__json_value(member);
         }
     return found;
@@ -3832,9 +3830,9 @@ typedef struct hmoe__reader {
 
 /* The value of a member, or NULL if it is missing. needed = 1: then that is an error. */
 static const char *hmoe__member(hmoe__reader *r, const char *name, int needed) {
-    int twice = 0;
-    const char *value = hmoe__json_find(r->object, name, &twice), *end;
-    const char *wrong = twice ? "comes twice" : !value && needed ? "is missing" : NULL;
+    int repeats = 0;
+    const char *value = hmoe__json_find(r->object, name, &repeats), *end;
+    const char *wrong = repeats ? "comes twice" : !value && needed ? "is missing" : NULL;
     if (value && r->quoted) {
         end = *value == '"' ? hmoe__json_digits(value + 1) : NULL;
         if ((!end || *end != '"') && !wrong) wrong = "must be a number in quotes";
@@ -3852,8 +3850,8 @@ static void hmoe__wrong(hmoe__reader *r, const char *name, const char *wrong) {
 /* HMOE_OK, or a message about the first error. */
 static hmoe_status hmoe__reader_status(const hmoe__reader *r, const char *path,
                                        char *message) {
-    int twice = 0, shown, length;
-    const char *value = r->wrong ? hmoe__json_find(r->object, r->name, &twice) : NULL;
+    int repeats = 0, shown, length;
+    const char *value = r->wrong ? hmoe__json_find(r->object, r->name, &repeats) : NULL;
     if (!r->wrong) return HMOE_OK;
     if (!value) return HMOE__CORRUPT(message, "%.300s: %s %s", path, r->name, r->wrong);
     shown = (int)strcspn(value, "\r\n\t");   /* one line */
@@ -3926,7 +3924,7 @@ static hmoe_status hmoe__read_json(char **text, FILE *file, uint64_t n, uint64_t
                                    const char *path, char *message) {
     const char *end;
     if (n > most)
-        return HMOE__CORRUPT(message, "%.300s: %.0f bytes of JSON are too many", path, (double)n);
+        return HMOE__CORRUPT(message, "%.300s: JSON of %.0f bytes is too long", path, (double)n);
     *text = (char *)HMOE_MALLOC((size_t)n + 1);
     if (!*text) return hmoe__no_memory(message, (double)n, "a header");
     if (fread(*text, 1, (size_t)n, file) != n)
@@ -3955,7 +3953,7 @@ static void hmoe__read_rope(hmoe__reader *r, hmoe_config *c) {
     c->rope_theta = inner;
     hmoe__get_double(r, "rope_theta", !newer, &c->rope_theta);
     if (newer && inner != c->rope_theta)
-        hmoe__wrong(r, "rope_theta", "is another one than in rope_parameters");
+        hmoe__wrong(r, "rope_theta", "differs from rope_parameters");
 }
 
 /* Reads "balance" and "balance_rate". A missing member means off. */
@@ -3983,7 +3981,7 @@ static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const ch
     c->L = hmoe__get_int(r, "num_hidden_layers");
     c->NH = hmoe__get_int(r, "num_attention_heads");
     if (hmoe__get_int(r, "num_key_value_heads") != c->NH)
-        hmoe__wrong(r, "num_attention_heads", "must be num_key_value_heads");
+        hmoe__wrong(r, "num_attention_heads", "must equal num_key_value_heads");
     c->E = hmoe__get_int(r, "num_local_experts");
     c->K = hmoe__get_int(r, "num_experts_per_tok");
     c->V = hmoe__get_int(r, "vocab_size");
@@ -4046,7 +4044,7 @@ typedef struct hmoe__format {
     void (*widen)(hmoe_real *numbers, size_t n);
 } hmoe__format;
 
-/* F32 to double, from the last number to the first, because they grow. */
+/* F32 to double, backwards, because doubles are wider. */
 static void hmoe__widen_float(hmoe_real *numbers, size_t n) {
     while (sizeof *numbers > sizeof(float) && n-- > 0) {
         float value;
@@ -4060,7 +4058,7 @@ typedef struct hmoe__place {
     double begin, end;  /* end 0: not found so far */
     const hmoe__format *format;
     size_t tensor;
-    uint64_t hash;      /* of its name; no two names of a model have the same 64 bits */
+    uint64_t hash;      /* of its name; unique within a model */
 } hmoe__place;
 
 typedef struct hmoe__input {
@@ -4079,12 +4077,13 @@ typedef struct hmoe__input {
 /* Reads the description of one tensor. Returns an error, or NULL. */
 static const char *hmoe__read_entry(const char *entry, const hmoe_tensor *t,
                                     const hmoe__input *in, hmoe__place *place) {
-    int twice = 0, type = 0;
-    const char *dtype = hmoe__json_find(entry, "dtype", &twice);
-    const char *shape = hmoe__json_find(entry, "shape", &twice);
-    const char *offsets = hmoe__json_find(entry, "data_offsets", &twice);
+    int repeats = 0, type = 0;
+    const char *dtype = hmoe__json_find(entry, "dtype", &repeats);
+    const char *shape = hmoe__json_find(entry, "shape", &repeats);
+    const char *offsets = hmoe__json_find(entry, "data_offsets", &repeats);
     double dims[2] = { 0, 1 }, at[2] = { 0, 0 };
-    if (!dtype || !shape || !offsets || twice) return "must have one dtype, shape and data_offsets";
+    if (!dtype || !shape || !offsets || repeats)
+        return "must have one dtype, shape and data_offsets";
     while (type < in->format_count && !hmoe__json_is(dtype, in->formats[type].name)) type++;
     if (type == in->format_count)
         return in->format_count > 1 ? "must be F32, F16 or BF16"
@@ -4158,7 +4157,7 @@ static hmoe_status hmoe__read_header(hmoe_model *m, hmoe__input *in) {
         snprintf(name, sizeof name, "%.*s", (int)strcspn(member + 1, "\""), member + 1);
         named.hash = hmoe__hash(name);
         place = (hmoe__place *)bsearch(&named, in->place, in->places, sizeof named, hmoe__by_hash);
-        wrong = !place ? "is no tensor of this model"
+        wrong = !place ? "is not a tensor of this model"
                 : hmoe__read_entry(hmoe__json_value(member),
                                    &m->tensors[place->tensor % m->tensor_count], in, place);
         if (!wrong) in->here[in->found++] = *place;
@@ -4176,7 +4175,7 @@ static hmoe_status hmoe__open_tensors(hmoe_model *m, hmoe__input *in) {
     if (fread(&length, sizeof length, 1, in->file) != 1) bytes = 0;
     hmoe__order_bytes(&length, 1, sizeof length);
     if (bytes < 8 || length > (uint64_t)bytes - 8)
-        return HMOE__CORRUPT(m->message, "%.300s: the header's length is not possible", in->path);
+        return HMOE__CORRUPT(m->message, "%.300s: the header's length is invalid", in->path);
     in->data = 8 + (double)length;
     in->data_bytes = (double)bytes - in->data;
     return hmoe__read_json(&in->header, in->file, length, 1 << 28, in->path, m->message);
