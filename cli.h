@@ -1,5 +1,5 @@
 /* cli.h - what train_tiny and generate share as programs: errors, options, files. Include it after
-   the implementation of hmoe.h: it uses that file's ways with files.
+   the implementation of hmoe.h: it uses its functions on files.
 
    A program has one table of its options: --help, defaults, reading and ranges all come from it. */
 #ifndef CLI_H
@@ -63,8 +63,8 @@ static inline int cli_is_open_at(int f, const char *path) {
 }
 static inline int cli_is_at(FILE *f, const char *path) { return cli_is_open_at(fileno(f), path); }
 
-/* Locks a file until the process ends. Returns 0, or who has it, or -1 and errno. Tries again if
-   the owner has just ended, or if the file has just lost its name. */
+/* Locks a file until the process ends. Returns 0, or the owner's process number, or -1 with errno.
+   Tries again if the owner has just ended, or if the file was removed meanwhile. */
 static inline long cli_take(const char *file) {
     for (;;) {
         struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
@@ -406,7 +406,7 @@ static inline void cli_close(cli_output *out) {
    directory may be gone, or another one by now. */
 static inline void cli_sync(FILE *f, const char *path) {
     if (ferror(f) || hmoe__flush_to_disk(f)) cli_cannot("write", path);
-    if (!cli_is_at(f, path)) cli_fail(1, "nothing more is saved: %s is gone", path);
+    if (!cli_is_at(f, path)) cli_fail(1, "cannot save: %s was removed", path);
 }
 
 /* --- the backend ---------------------------------------------------------------------------- */
@@ -414,11 +414,11 @@ static inline void cli_sync(FILE *f, const char *path) {
 typedef struct cli_backend { int threads, cuda, bf16; } cli_backend;
 
 #define CLI_BACKEND(b) \
-    CLI_INT("--threads", &(b).threads, 1, 1024, "all", "threads"), \
-    CLI_WORD("--backend", &(b).cuda, "cpu|cuda", "cpu", "processor for training and scoring"), \
+    CLI_INT("--threads", &(b).threads, 1, 1024, "all", "number of threads"), \
+    CLI_WORD("--backend", &(b).cuda, "cpu|cuda", "cpu", "device for training and scoring"), \
     CLI_WORD("--precision", &(b).bf16, "float32|bf16", "float32", "number format of products")
 
-/* Uses that many threads; 0: as before, and at first all. Returns how many it is. */
+/* Sets the number of threads; 0: does not change it (at first it is all). Returns the number. */
 static inline int cli_threads(int threads) {
 #ifdef _OPENMP
     if (threads) omp_set_num_threads(threads);

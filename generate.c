@@ -1,8 +1,8 @@
-/* generate.c - lets a trained model write, or measures how well it foresees a text.
+/* generate.c - writes text with a trained model, or measures how well it predicts a text.
 
-       generate out/best --prompt "ROMEO:" -n 300           go on from a prompt
+       generate out/best --prompt "ROMEO:" -n 300           continue a prompt
        generate out/best --score my.txt                     mean cross-entropy of a file
-       generate out/best --score my.txt --page see.html     watch the router read it
+       generate out/best --score my.txt --page see.html     show the experts of each byte
        generate out/best --export-mixtral for-python        the same model, for transformers
        generate --help                                      all options */
 #define HMOE_IMPLEMENTATION
@@ -22,32 +22,32 @@ static struct settings {
 } set;
 
 static cli_option options[] = {
-    CLI_TEXT("--prompt", &set.prompt, "TEXT", NULL, "start of the text, if not a newline"),
+    CLI_TEXT("--prompt", &set.prompt, "TEXT", NULL, "start of the text, else a newline"),
     CLI_INT("-n", &set.n, 0, 1e9, "500", "bytes to write"),
     CLI_REAL("--temperature", &set.sampling.temperature, 0, INFINITY, "0.8",
-             "0: take the likeliest byte; 1: draw as the model says"),
+             "0: take the likeliest byte; 1: the model's own odds"),
     CLI_INT("--top-k", &set.sampling.top_k, 0, 1e9, "0",
-            "draw only from the N likeliest bytes, 0: all"),
+            "draw from the N likeliest bytes only; 0: from all"),
     CLI_REAL("--top-p", &set.sampling.top_p, 1e-9, 1, "1",
-             "draw only from the likeliest bytes that together reach this"),
+             "draw from the fewest bytes whose probabilities sum to this"),
     CLI_SEED("--seed", &set.sampling.seed, "1337", "seed of all random numbers"),
-    CLI_TEXT("--score", &set.score, "FILE", NULL, "measure the loss on this text instead"),
+    CLI_TEXT("--score", &set.score, "FILE", NULL, "print the loss on this text instead of writing"),
     CLI_TEXT("--routes", &set.routes, "CSV", NULL,
-             "with --score: write a table of each byte's experts"),
-    CLI_TEXT("--page", &set.page, "HTML", NULL, "with --score: write a page that shows them"),
+             "with --score: write each byte's experts as a table"),
+    CLI_TEXT("--page", &set.page, "HTML", NULL, "with --score: write each byte's experts as a web page"),
     CLI_INT("--devices", &set.devices, 0, 256, "0",
-            "with --score: show the work of each of N devices"),
+            "with --score: show the work of N devices; 0: off"),
     CLI_FLAG("--show-tiles", &set.show_tiles,
-             "with --score: draw how a GPU divides the work of layer 0"),
+             "with --score: draw the GPU's tiles of layer 0"),
     CLI_TEXT("--export-mixtral", &set.export_to, "DIR2", NULL,
-             "write the model there as an ordinary Mixtral instead"),
+             "write the model to DIR2 as a Mixtral instead"),
     CLI_BACKEND(set.backend),
 };
 enum { OPTIONS = sizeof options / sizeof *options };
 
 static void check_output(const char *path) {
     if (path && cli_is_same(path, set.score))
-        cli_fail(2, "%s: is the text itself, choose another file", path);
+        cli_fail(2, "%s: is the file of --score, choose another", path);
 }
 
 /* Returns the model's directory. */
@@ -57,7 +57,7 @@ static const char *read_options(int argc, char **argv) {
                           "Writes text with the model that train_tiny left in DIR.");
     if (words == 0) cli_fail(2, "which model? Give its directory, such as out/best");
     if (words > 1)
-        cli_fail(2, "%.120s: one directory is enough, and it is %.120s", argv[2], argv[1]);
+        cli_fail(2, "%.120s: unexpected word, the directory is %.120s", argv[2], argv[1]);
     if (set.export_to && (set.score || set.prompt))
         cli_fail(2, "--export-mixtral: cannot go with --score or --prompt");
     if (set.backend.cuda && !set.score)
@@ -103,7 +103,7 @@ static struct report {
 } report;
 
 /* A row for a token in a layer. Positions count the file's bytes from 0. nll is that of the byte
-   after this one, which is what was asked of these experts. entropy is that of the model's softmax
+   after this one, which these experts helped to predict. entropy is that of the model's softmax
    for the same byte: the nll that it expected. Blanks separate the experts, their widths and gates
    (by falling P + b), and all of P. */
 static void write_row(const hmoe_config *c, size_t at, double nll, double entropy, int layer,
@@ -176,10 +176,10 @@ static void score(hmoe_model *m, const char *dir, int batch) {
     free(text);
 }
 
-/* A model that others made does not say what its tokens are: token i is byte i. */
+/* A config.json of another program has no vocab: then token i is byte i. */
 static void name_bytes(hmoe_config *c, const char *dir) {
     if (c->V > 256)
-        cli_fail(1, "%s: its %d tokens are no bytes (config.json has no vocab), so it reads and "
+        cli_fail(1, "%s: its config.json has no vocab and %d tokens, which are no bytes: it reads and "
                  "writes no text here", dir, c->V);
     for (int i = 0; i < c->V; i++) c->vocab[i] = (unsigned char)i;
     c->vocab_size = c->V;

@@ -349,7 +349,7 @@ __device__ void copy_16(void *to, const void *from, int valid) {
 
 /* Copies a tile of an operand: rows row .. row_end-1 (if `at` is not NULL, row r is at[r]), columns
    col .. col_end-1, at most ROWS x COLS; the rest of the tile becomes zero. From row `half` of the
-   tile on, `jump` is added to the row: these are rows of W3, which stands below W1. */
+   tile on, adds `jump` to the row, to reach W3, which is stored after W1. */
 template <int ROWS, int COLS, typename T, int WIDTH>
 __device__ void load_tile(T (*to)[WIDTH], const T *from, size_t ld, const int *at, int whole,
                           int row, int row_end, int col, int col_end, int half, int jump) {
@@ -540,7 +540,7 @@ __global__ void __launch_bounds__(2 * BM) multiply(const __grid_constant__ List 
         for (int step = 0; step < STAGES - 1; step++) load(step);
         for (int step = 0; step < steps; step++) {
             __pipeline_wait_prior(STAGES - 2);   /* this thread's copies have arrived, */
-            __syncthreads();                     /* all threads' have, and the last step is done: */
+            __syncthreads();                     /* all copies have arrived; the last step is done: */
             load(step + STAGES - 1);             /* its buffer is free */
             sums.add(s, step % STAGES);
         }
@@ -564,7 +564,7 @@ template <typename T, int FORM, int BM> void multiply_launch(const List &list) {
     launch("multiply", kernel, (size_t)device.blocks * max(resident, 1), 2 * BM, bytes, list);
 }
 
-/* From the sizes that the host knows. The ragged side counts as 0. */
+/* From the sizes that the host knows. The unknown size counts as 0. */
 double size_of(const Member &m) { return (double)m.N * (m.M + m.K); }
 
 template <typename T, int BM> void multiply_form(const List &list, int form) {

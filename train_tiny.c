@@ -7,8 +7,8 @@
    A run's directory holds its latest state (training.safetensors) and weights (model.safetensors),
    best/ with the weights that did best on the validation text, and log.csv with a row per step.
    Ctrl-C finishes the step, saves, and says how to go on. Every random number depends on the seed
-   and on its purpose alone, so a run that was stopped and resumed ends with the same bits as one
-   that never was. Read from main(), at the end, upwards. */
+   and on its purpose alone, so a run that was stopped and resumed ends with the same bits as an
+   uninterrupted one. Read from main(), at the end, upwards. */
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
 #include "extra/muon/hmoe_muon.h"
@@ -37,42 +37,44 @@ static struct settings {
 } set;
 
 static const cli_option rows[] = {
-    CLI_TEXT("--data", &set.data, "FILE", "tinyshakespeare/input.txt", "text to learn from"),
+    CLI_TEXT("--data", &set.data, "FILE", "tinyshakespeare/input.txt",
+             "text; its last tenth is for validation"),
     CLI_TEXT("--out", &set.out, "DIR", "out", "directory of the run"),
-    CLI_FLAG("--resume", &set.resume, "go on with the run in --out, up to --steps"),
-    CLI_FLAG("--overwrite", &set.overwrite, "replace the run in --out, at the first save"),
+    CLI_FLAG("--resume", &set.resume, "continue the run in --out, up to --steps"),
+    CLI_FLAG("--overwrite", &set.overwrite, "replace the run in --out at the new one's first save"),
     CLI_INT("--width", &set.model.C, 2, 1 << 20, "128", "model width"),
     CLI_INT("--layers", &set.model.L, 1, 1024, "4", "layers"),
     CLI_INT("--heads", &set.model.NH, 1, 1 << 19, "4", "attention heads"),
-    CLI_INT("--context", &set.model.T, 1, 1 << 20, "64", "bytes that the model sees at once"),
-    CLI_INT("--experts", &set.model.E, 1, 256, "8", "experts per layer, 1 for a dense model"),
+    CLI_INT("--context", &set.model.T, 1, 1 << 20, "64", "longest sequence, in bytes"),
+    CLI_INT("--experts", &set.model.E, 1, 256, "8", "experts per layer; 1: a dense model"),
     CLI_INT("--hidden", &set.hidden, 1, 1 << 20, "172", "mean width of an expert"),
     CLI_TEXT("--sizes", &set.sizes, "RULE", "arithmetic", "expert widths: homogeneous, arithmetic,"
              "\n                             geometric, hybrid, modse, or ratios: 9,11,13,15"),
     CLI_WORD("--routing", &set.routing, "topk|topp", "topk", "choice of experts"),
-    CLI_INT("--k", &set.model.K, 1, 256, "2, or 1 of 1", "topk: experts per token"),
+    CLI_INT("--k", &set.model.K, 1, 256, "2; 1 if --experts is 1", "topk: experts per token"),
     CLI_REAL("--p", &set.model.top_p, 1e-9, 1, "0.57",
              "topp: take experts until their P add up to this"),
-    CLI_WORD("--gate", &set.gate, "norm|raw", "norm; raw if k is 1", "how gates are normalised"),
+    CLI_WORD("--gate", &set.gate, "norm|raw", "norm; raw if k is 1",
+             "divide the gates by their sum (norm) or not (raw)"),
     CLI_FLAG("--noisy", &set.model.noisy_gating, "add noise to the router's logits in training"),
     CLI_REAL("--budget", &set.model.budget, 1e-9, 1, "off",
-             "topp: steer p so that a token uses this share of the width"),
+             "topp: adjust p so that tokens use this share of the width"),
     CLI_WORD("--balance", &set.balance, "off|tokens|work", "off",
-             "load that a bias on the choice makes equal"),
-    CLI_REAL("--balance-rate", &set.model.balance_rate, 0, 1, "0.001",
-             "change of that bias per step"),
-    CLI_INT("--steps", &set.steps, 0, 1e9, "2000", "steps of the whole run"),
+             "load that a bias on the choice equalises"),
+    CLI_REAL("--balance-rate", &set.model.balance_rate, 0, 1, "0.001", "change of a bias per step"),
+    CLI_INT("--steps", &set.steps, 0, 1e9, "2000", "steps of the run, with those before --resume"),
     CLI_INT("--stop-at", &set.stop_at, 1, 1e9, "none", "stop and save after this step"),
     CLI_INT("--batch", &set.batch, 1, 1 << 24, "12", "sequences in a micro-batch"),
     CLI_INT("--accum", &set.accum, 1, 1e6, "1", "micro-batches in a step"),
-    CLI_REAL("--lr", &set.adamw.lr, 0, INFINITY, "0.002", "highest learning rate"),
-    CLI_REAL("--min-lr", &set.min_lr, 0, INFINITY, "0", "last learning rate, at most --lr"),
+    CLI_REAL("--lr", &set.adamw.lr, 0, INFINITY, "0.002", "peak learning rate"),
+    CLI_REAL("--min-lr", &set.min_lr, 0, INFINITY, "0", "final learning rate, at most --lr"),
     CLI_INT("--warmup", &set.warmup, 0, 1e9, "a third", "steps until --lr is reached"),
-    CLI_REAL("--weight-decay", &set.adamw.weight_decay, 0, INFINITY, "0.1", "decay of matrices"),
+    CLI_REAL("--weight-decay", &set.adamw.weight_decay, 0, INFINITY, "0.1", "decay of the matrices"),
     CLI_REAL("--beta1", &set.adamw.beta1, 0, 0.999999, "0.9", "decay of AdamW's first moment"),
     CLI_REAL("--beta2", &set.adamw.beta2, 0, 0.999999, "0.99", "decay of AdamW's second moment"),
-    CLI_WORD("--optimizer", &set.optimizer, "adamw|muon", "adamw", "optimizer of the matrices"),
-    CLI_REAL("--muon-lr", &set.muon.lr, 0, INFINITY, "0.02", "Muon's highest learning rate"),
+    CLI_WORD("--optimizer", &set.optimizer, "adamw|muon", "adamw",
+             "optimizer of attention's and experts' matrices"),
+    CLI_REAL("--muon-lr", &set.muon.lr, 0, INFINITY, "0.02", "Muon's peak learning rate"),
     CLI_REAL("--dropout", &set.dropout, 0, 0.9, "0", "dropout rate"),
     CLI_REAL("--clip", &set.adamw.clip, 0, INFINITY, "1", "largest gradient norm, 0: no limit"),
     CLI_INT("--eval-every", &set.eval_every, 1, 1e9, "250", "steps between evaluations"),
@@ -94,13 +96,13 @@ typedef struct run {
     int batch, first;                 /*   sequences first .. first + batch - 1 */
     overwrite directory;
     FILE *log;
-    double began;                     /* when this program did, */
-    display_start start;              /*   and what the model was then */
+    double began;                     /* start time, */
+    display_start start;              /*   and the model's state then */
 } run;
 
 /* --- the command line ------------------------------------------------------------------------ */
 
-/* Makes the options that describe a model its configuration. */
+/* Copies the options that describe a model into its configuration. */
 static void configure_model(void) {
     char why[HMOE_MESSAGE_SIZE];
     hmoe_config *c = &set.model;
@@ -130,9 +132,9 @@ static void read_options(int argc, char **argv) {
     losses_add_options(options, rows, ROWS, "--balance-rate", set.model.loss_coef);
     int words = cli_parse(argc, argv, options, OPTIONS, "usage: train_tiny [options]\n"
                           "Trains a heterogeneous mixture of experts on the bytes of a text.");
-    if (words) cli_fail(2, "%.120s: this word belongs to no option (--help lists them)", argv[1]);
+    if (words) cli_fail(2, "%.120s: unexpected word (--help lists the options)", argv[1]);
     if (set.resume && set.overwrite)
-        cli_fail(2, "--overwrite: replaces a run, and --resume goes on with it: choose one");
+        cli_fail(2, "--overwrite and --resume: give only one of them");
     if (set.backend.cuda && set.optimizer)
         cli_fail(2, "--optimizer muon: runs on the cpu only, leave out --backend cuda");
     if (set.min_lr > set.adamw.lr)
@@ -148,12 +150,12 @@ static void give_up(const run *r, hmoe_status status, int64_t step) {
     if (status && status != HMOE_NOT_FINITE) cli_fail(1, "step %lld: %s", (long long)step, why);
     if (!*why) why = "a loss or weight is not finite";
     cli_fail(1, "step %lld: %s; most likely --lr %.9g is too high\n(this state is not saved, %s is "
-             "as before; a lower --lr, a longer --warmup or a smaller --clip may help)",
+             "unchanged; a lower --lr, a longer --warmup or a smaller --clip may help)",
              (long long)step, why, set.adamw.lr, set.out);
 }
 
-/* All is written before any older file goes. best/ comes first and the state at once: after a crash
-   in between, the resumed run saves best/ again. A model that is not finite is not saved. */
+/* Writes all files, then replaces the older ones: first best/, then the state. After a crash in
+   between, the resumed run saves best/ again. A model that is not finite is not saved. */
 static void save(run *r, int best) {
     char path[CLI_PATH_SIZE], best_dir[CLI_PATH_SIZE];
     hmoe_model *m = &r->model;
@@ -199,7 +201,7 @@ static void introduce(const run *r) {
     cli_introduce(&set.peers, m);
 }
 
-/* Makes the model, or takes it from --out, and room for its batches. */
+/* Creates or loads the model, and allocates its batches. */
 static void start(run *r) {
     hmoe_model *m = &r->model;
     r->batch = set.batch / cli_ranks;
@@ -224,7 +226,7 @@ static void start(run *r) {
 }
 
 /* Micro-batch a of a step. The start of sequence s depends on the seed, the step and s alone, so a
-   step has the same sequences however it is cut. */
+   step has the same sequences for any number of processes and micro-batches. */
 static void fill_batch(run *r, int64_t step, int a) {
     size_t T = (size_t)r->model.config.T;
     for (int b = 0; b < r->batch; b++) {

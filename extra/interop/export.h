@@ -10,7 +10,7 @@ static inline void export_mixtral(hmoe_model *m, const char *from, const char *t
     char best[4096], run[4096], lock[CLI_PATH_SIZE];
     size_t padded;
     if (cli_is_same(from, to))
-        cli_fail(1, "--export-mixtral %s: is the model itself, choose another directory", to);
+        cli_fail(1, "--export-mixtral %s: holds this model, choose another directory", to);
     snprintf(best, sizeof best, "%s/../best", to);
     snprintf(run, sizeof run, "%s/../training.safetensors", to);
     if (cli_is_same(to, best) && !access(run, F_OK))

@@ -8,7 +8,7 @@
 /* Where the default of a coefficient depends on other options. */
 static inline const char *losses_exception(int i) {
     if (i == HMOE_PP) return ", or 0 with --balance";
-    if (i == HMOE_ENT) return "; topp without --budget: 3e-5";
+    if (i == HMOE_ENT) return "; 3e-5 with topp and no --budget";
     return "";
 }
 

@@ -200,7 +200,7 @@ static inline void overwrite_enter(overwrite *o, const char *dir, int resume, in
                    || access(cli_path(path, o->dir, "training.safetensors"), F_OK)))
         cli_fail(1, "--resume: there is no run in %s: cannot find %s", o->dir, path);
     if (!resume && !replace && overwrite_has_run(o->dir))
-        cli_fail(1, "--out %s: there is a run already, --resume goes on with it and --overwrite "
+        cli_fail(1, "--out %s: there is a run already, --resume continues it and --overwrite "
                  "replaces it", o->dir);
     if (replace) overwrite_look_for_obstacles(o);
 }

@@ -1,5 +1,5 @@
 #!/bin/sh
-# house.sh - which file includes which, as the picture in CONTRIBUTING.md has it: floors below only.
+# house.sh - which file includes which, as the picture in CONTRIBUTING.md has it: lower rows only.
 # shellcheck source=tests/harness.sh
 . "$(dirname "$0")/../harness.sh"
 cd "$root" || exit 1

@@ -250,7 +250,7 @@ check "and works" gives 0 "^final: " sh -c \
 wait_for_rows lost/log.csv 3
 rm -rf lost; kill -INT $running; wait $running; status=$?; running=
 check "a lost directory: status 1" [ $status -eq 1 ]
-check "a lost directory is said" grep -q "lost/log.csv is gone" stderr
+check "a lost directory is said" grep -q "lost/log.csv was removed" stderr
 
 # --- null experts, bias balancing, budgets: together and apart -------------------------------------
 steered() {       # steered OPTIONS...: stopped after two steps and gone on with, the bits are the same
@@ -321,7 +321,7 @@ check "a run is in the way" gives 1 "b: there is a run already, --resume .* --ov
     train --out b --steps 1
 state b >after
 check "and stays" same before after
-check "both at once" gives 2 "--overwrite: .*--resume" train --out b --resume --overwrite
+check "both at once" gives 2 "--overwrite and --resume" train --out b --resume --overwrite
 "$train_tiny" --data text $model $recipe $endless --width 8 --overwrite --out b >said 2>stderr &
 running=$!
 wait_for_rows b.new/log.csv 3
@@ -484,7 +484,7 @@ for option in "--routes r" "--page p" "--devices 2" --show-tiles; do
 done
 ln validation the-same
 for option in "--routes the-same" "--page validation"; do
-    check "$option: not over the text" gives 2 "is the text itself" look $option
+    check "$option: not over the text" gives 2 "is the file of --score" look $option
 done
 check "one file for both" gives 2 "both are x" look --routes x --page x
 cp r.csv before
@@ -518,7 +518,7 @@ check "export of an export: the same" same mixtral/model.safetensors twice/model
 state mixtral >before
 ln -s mixtral linked
 for itself in mixtral ./mixtral/ linked "$PWD/mixtral"; do
-    check "export to $itself, itself" gives 1 "is the model itself" \
+    check "export to $itself, itself" gives 1 "holds this model" \
         "$generate" mixtral --export-mixtral "$itself"
 done
 state mixtral >after
