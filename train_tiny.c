@@ -69,7 +69,7 @@ static const cli_option rows[] = {
     CLI_REAL("--lr", &set.adamw.lr, 0, INFINITY, "0.002", "peak learning rate"),
     CLI_REAL("--min-lr", &set.min_lr, 0, INFINITY, "0", "final learning rate, at most --lr"),
     CLI_INT("--warmup", &set.warmup, 0, 1e9, "a third", "steps until --lr is reached"),
-    CLI_REAL("--weight-decay", &set.adamw.weight_decay, 0, INFINITY, "0.1", "decay of the matrices"),
+    CLI_REAL("--weight-decay", &set.adamw.weight_decay, 0, INFINITY, "0.1", "decay of matrices"),
     CLI_REAL("--beta1", &set.adamw.beta1, 0, 0.999999, "0.9", "decay of AdamW's first moment"),
     CLI_REAL("--beta2", &set.adamw.beta2, 0, 0.999999, "0.99", "decay of AdamW's second moment"),
     CLI_WORD("--optimizer", &set.optimizer, "adamw|muon", "adamw",
