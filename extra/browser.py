@@ -1,5 +1,6 @@
 """browser.py - the system's Chromium, driven by playwright, for the tests of pages."""
 
+import contextlib
 import os
 import shutil
 
@@ -36,3 +37,12 @@ def skip(test, what):
 def launch(play):
     root = hasattr(os, "getuid") and os.getuid() == 0        # whom Chromium's sandbox refuses
     return play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] * root)
+
+
+@contextlib.contextmanager
+def chromium():
+    root = hasattr(os, "getuid") and os.getuid() == 0        # whom Chromium's sandbox refuses
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] * root)
+        yield browser
+        browser.close()
