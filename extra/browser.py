@@ -4,8 +4,6 @@ import contextlib
 import os
 import shutil
 
-from harness import done
-
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 try:
     from playwright.sync_api import sync_playwright
@@ -27,16 +25,6 @@ COLOURS = """
   const behind = e => getComputedStyle(e).backgroundColor === "rgba(0, 0, 0, 0)" && e.parentNode !==
     document ? behind(e.parentNode) : getComputedStyle(e).backgroundColor;
 """
-
-
-def skip(test, what):
-    print("no %s here: skipped" % what)
-    done(test)
-
-
-def launch(play):
-    root = hasattr(os, "getuid") and os.getuid() == 0        # whom Chromium's sandbox refuses
-    return play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] * root)
 
 
 @contextlib.contextmanager
