@@ -1,9 +1,8 @@
 """browser.py - the system's Chromium, driven by playwright, for the tests of pages."""
 
+import contextlib
 import os
 import shutil
-
-from harness import done
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 try:
@@ -28,11 +27,10 @@ COLOURS = """
 """
 
 
-def skip(test, what):
-    print("no %s here: skipped" % what)
-    done(test)
-
-
-def launch(play):
+@contextlib.contextmanager
+def chromium():
     root = hasattr(os, "getuid") and os.getuid() == 0        # whom Chromium's sandbox refuses
-    return play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] * root)
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] * root)
+        yield browser
+        browser.close()

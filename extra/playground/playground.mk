@@ -7,7 +7,7 @@ $(BUILD)/playground.html: $(addprefix extra/playground/,build.sh page.html playg
 ## make docs/playground.png   take a picture of that page
 docs/playground.png: $(BUILD)/playground.html
 	@$(PYTHON_NEEDED)
-	$(PYTHON) extra/playground/test_playground.py --picture $@
+	$(PYTHON) extra/playground/picture.py $(BUILD)/playground.html $@
 
 PACKAGE_TESTS += extra/playground/test_playground.py
 

@@ -1,56 +1,46 @@
-#!/usr/bin/env python3
 """test_playground.py - opens build/playground.html in a browser, from the disk, and trains there.
 
 What the page shows is held against train_tiny and generate: same settings, same losses; same
 checkpoint, same score. It needs playwright (`sh extra/python.sh extra/requirements.txt
 build/python`), the system's Chromium, `make playground`, and BIN, where the programs are. It
-asserts no times.
+asserts no times."""
 
-    test_playground.py --picture docs/playground.png     takes the README's picture instead
-    test_playground.py --figures                         says how fast it is here"""
-
-import atexit
 import csv
 import http.server
 import json
 import os
-import shutil
 import subprocess
-import sys
-import tempfile
 import threading
-import time
+import types
 import zipfile
+from pathlib import Path
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-sys.path[:0] = [os.path.join(ROOT, "tests"), os.path.join(ROOT, "extra")]
-from browser import COLOURS, MISSING, launch, skip, sync_playwright  # noqa: E402
-from harness import check, done, same  # noqa: E402
+import pytest
+from browser import COLOURS
 
 BIN = os.path.abspath(os.environ.get("BIN") or ".")
-PAGE = os.path.abspath(os.path.join(os.environ.get("BUILD") or "build", "playground.html"))
-TINY = os.path.join(ROOT, "tinyshakespeare", "input.txt")
-
-if MISSING:
-    skip("test_playground", MISSING)
-if not os.path.exists(PAGE):
-    if os.path.exists(PAGE.replace(".html", "/probe.wasm")):   # what builds it is there
-        check("make playground", False)
-        done("test_playground")
-    skip("test_playground", "playground.html (make playground)")
+PAGE = Path(os.environ.get("BUILD") or "build", "playground.html").absolute()
+# The text has 6,401 bytes to validate on: whole windows of 64, so page and program see the same.
+LENGTH = 64010
+SMALL = {"width": 32, "layers": 2, "experts": 4, "hidden": 16, "steps": 200, "lr": 0.01}
+ADDRESS = "#" + "&".join("%s=%s" % item for item in SMALL.items())
+NATIVE = ("--width 32 --heads 1 --layers 2 --experts 4 --hidden 16 --steps 200 --lr 0.01 "
+          "--eval-tokens 8192").split()
 
 
-def near(name, seen, wanted, allowed):
-    check(name, seen is not None and abs(seen - wanted) <= allowed,
-          "saw %r, not %r within %g" % (seen, wanted, allowed))
+@pytest.fixture(autouse=True, scope="module")
+def built():
+    if not PAGE.exists():
+        assert not (PAGE.parent / "playground/probe.wasm").exists(), "what builds the page is here"
+        pytest.skip("no playground.html here: make playground builds it, with clang")
 
 
 class Visitor:
-    """A tab with the page; what it complains of, and what it asks for, fails."""
+    """A tab with the page."""
 
     def __init__(self, browser, address="", width=1200, height=900, scheme="light", script=None,
-                 root="file://" + os.path.dirname(PAGE) + "/"):
-        self.root = root + os.path.basename(PAGE)
+                 root="file://%s/" % PAGE.parent):
+        self.root = root + PAGE.name
         self.context = browser.new_context(viewport={"width": width, "height": height},
                                            color_scheme=scheme, accept_downloads=True)
         self.page, self.complaints = self.context.new_page(), []
@@ -65,10 +55,10 @@ class Visitor:
         if not script or "WebAssembly = " not in script:
             self.ready()
 
-    def close(self, name):
-        asked = [c for c in self.complaints if not c.startswith((self.root, "blob:"))]
-        same(name + ": no complaint, no request", asked, [])
+    def close(self):
+        """What the page complains of, and what it asks for, fails."""
         self.context.close()
+        assert [c for c in self.complaints if not c.startswith((self.root, "blob:"))] == []
 
     def wait(self, what):
         self.page.wait_for_function(what, polling=50)
@@ -113,99 +103,188 @@ class Visitor:
             field.press("Tab")
         self.ready()
 
+    def paste(self, path):
+        """Learns this text. To type it would take Chromium a minute."""
+        self.js("text => { document.getElementById('own').value = text }", path.read_text("ascii"))
+        self.page.click("#learn")
+        self.ready()
 
-def native(work, name, *options):
-    """Runs train_tiny; the rows of its log, and its directory."""
-    out = os.path.join(work, name)
+    def enter(self, field, value):
+        self.page.fill(field, value)
+        self.page.press(field, "Tab")
+
+
+@pytest.fixture
+def visit(chromium):
+    """Opens visitors, of an address with the small model."""
+    visitors = []
+
+    def visit(address=ADDRESS, **options):
+        visitors.append(Visitor(chromium, address, **options))
+        return visitors[-1]
+    yield visit
+    for visitor in visitors:
+        visitor.close()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("playground")
+
+
+@pytest.fixture(scope="module")
+def data(work):
+    text = (Path(__file__).parents[2] / "tinyshakespeare/input.txt").read_bytes()[:LENGTH]
+    (work / "validation").write_bytes(text[-6401:])
+    (work / "text").write_bytes(text)
+    return work / "text"
+
+
+def native(out, data, *options):
+    """Runs train_tiny; the rows of its log."""
     again = [] if "--resume" in options else ["--overwrite"]
-    run = subprocess.run([os.path.join(BIN, "train_tiny"), "--out", out, "--threads", "1", *again,
-                          *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    if run.returncode:
-        sys.exit("train_tiny %s\n%s" % (" ".join(options), run.stdout.decode()))
-    return list(csv.DictReader(open(os.path.join(out, "log.csv")))), out
+    run = subprocess.run([os.path.join(BIN, "train_tiny"), "--out", out, "--data", data,
+                          "--threads", "1", *again, *options], stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT)
+    assert run.returncode == 0, run.stdout.decode()
+    with open(out / "log.csv") as file:
+        return list(csv.DictReader(file))
 
 
-def score(directory, path):
-    out = subprocess.run([os.path.join(BIN, "generate"), directory, "--score", path],
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.decode()
-    return float(out.split()[1]) if out.startswith("nll") else check("generate --score", 0, out)
+def score(folder, data):
+    """What generate makes of the text to validate on."""
+    out = subprocess.run([os.path.join(BIN, "generate"), folder, "--score",
+                          data.parent / "validation"], stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT).stdout.decode()
+    assert out.startswith("nll"), out
+    return float(out.split()[1])
 
 
-# The text has 6,401 bytes to validate on: whole windows of 64, so page and program see the same.
-LENGTH = 64010
-SMALL = {"width": 32, "layers": 2, "experts": 4, "hidden": 16, "steps": 200, "lr": 0.01}
-ADDRESS = "#" + "&".join("%s=%s" % item for item in SMALL.items())
-NATIVE = ("--width 32 --heads 1 --layers 2 --experts 4 --hidden 16 --steps 200 --lr 0.01 "
-          "--eval-tokens 8192").split()
+def test_the_page_is_one_small_file():
+    page = PAGE.read_bytes()
+    assert len(page) < 1500000
+    for word in (b"http://", b"https://", b"fetch(", b"import(", b" src=", b"<link"):
+        assert word not in page, "it asks for nothing"
 
 
-# --- the checks -----------------------------------------------------------------------------------
+# --- a run to the end -----------------------------------------------------------------------------
 
-def check_training(browser, work, data):
-    """Learns a pasted text to the end; the checkpoint is what train_tiny would write."""
-    visitor, page = Visitor(browser, ADDRESS), None
-    page = visitor.page
-    text = open(data, encoding="ascii").read()
-    page.fill("#own", text)
-    page.click("#learn")
-    visitor.ready()
-    first = visitor.validation()
-    near("at first it knows nothing", first, 4.14, .1)
+@pytest.fixture(scope="module")
+def learned(chromium, work, data):
+    """What a page shows that learns a pasted text to the end, and its checkpoint."""
+    visitor = Visitor(chromium, ADDRESS)
+    visitor.paste(data)
+    seen = types.SimpleNamespace(first=visitor.validation(), zip=work / "page.zip",
+                                 folder=work / "hmoe")
     visitor.train()
-    same("trained to the end", (visitor.figure("Step"), visitor.js("runs[0].state")), (200, "done"))
-    last = visitor.validation()
-    check("it has learned: validation loss below 2.65", last < 2.65, last)
-    check("and the training loss is as low", visitor.losses()[-1] < 2.65, visitor.losses()[-1])
-    check("the sample has improved", visitor.js("runs[0].sample.textContent.length") > 100)
-    same("Train is off", page.is_disabled("#go"), True)
-    rows, out = native(work, "run", "--data", data, *NATIVE)
-    near("train_tiny gets as far", last, float(rows[-1]["val_loss"]), .05)
-    near("as many activated parameters", visitor.figure("Activated") /
-         float(rows[-1]["activated"]), 1, .05)
-
-    with page.expect_download() as got:
-        page.click("text=Download the checkpoint")
-    path = os.path.join(work, "page.zip")
-    got.value.save_as(path)
-    with zipfile.ZipFile(path) as packed:
-        same("a whole zip", packed.testzip(), None)
-        same("uncompressed", {i.compress_type for i in packed.infolist()}, {zipfile.ZIP_STORED})
+    seen.last, seen.losses = visitor.validation(), visitor.losses()
+    seen.step, seen.activated = visitor.figure("Step"), visitor.figure("Activated")
+    seen.state = visitor.js("runs[0].state")
+    seen.sample = visitor.js("runs[0].sample.textContent")
+    seen.train_is_off = visitor.page.is_disabled("#go")
+    with visitor.page.expect_download() as got:
+        visitor.page.click("text=Download the checkpoint")
+    got.value.save_as(seen.zip)
+    visitor.close()
+    with zipfile.ZipFile(seen.zip) as packed:
         packed.extractall(work)
-    made, part = os.path.join(work, "hmoe"), os.path.join(work, "validation")
-    with open(part, "w") as file:
-        file.write(text[-6401:])
-    near("generate scores it the same", score(made, part), last, 1e-4)
-    same("the same files", sorted(os.listdir(made)),
-         sorted(f for f in os.listdir(out) if "." in f and f != "log.csv"))
-    for name in "config.json", "tokenizer.json", "tokenizer_config.json":
-        same(name + " is the same bytes", open(os.path.join(made, name), "rb").read(),
-             open(os.path.join(out, name), "rb").read())
-    resumed = native(work, "hmoe", "--resume", "--data", data, "--steps", "201")[0]
-    same("train_tiny goes on with it", [row["step"] for row in resumed], ["201"])
+    return seen
 
-    page.set_input_files("#files", path)
+
+@pytest.fixture(scope="module")
+def program(work, data):
+    """What train_tiny makes of the same: the rows of its log, and its folder."""
+    return native(work / "run", data, *NATIVE), work / "run"
+
+
+def test_the_page_learns_a_pasted_text(learned):
+    assert learned.first == pytest.approx(4.14, abs=.1), "at first it knows nothing"
+    assert (learned.step, learned.state) == (200, "done")
+    assert learned.last < 2.65
+    assert learned.losses[-1] < 2.65
+    assert len(learned.sample) > 100
+    assert learned.train_is_off
+
+
+def test_train_tiny_gets_as_far(learned, program):
+    last = program[0][-1]
+    assert learned.last == pytest.approx(float(last["val_loss"]), abs=.05)
+    assert learned.activated == pytest.approx(float(last["activated"]), rel=.05)
+
+
+def test_the_checkpoint_is_what_train_tiny_would_write(learned, program, data):
+    with zipfile.ZipFile(learned.zip) as packed:
+        assert packed.testzip() is None
+        assert {i.compress_type for i in packed.infolist()} == {zipfile.ZIP_STORED}
+    assert score(learned.folder, data) == pytest.approx(learned.last, abs=1e-4)
+    out = program[1]
+    assert sorted(os.listdir(learned.folder)) == sorted(
+        f for f in os.listdir(out) if "." in f and f != "log.csv")
+    for name in "config.json", "tokenizer.json", "tokenizer_config.json":
+        assert (learned.folder / name).read_bytes() == (out / name).read_bytes(), name
+
+
+def test_train_tiny_goes_on_with_the_checkpoint(learned, data, tmp_path):
+    with zipfile.ZipFile(learned.zip) as packed:
+        packed.extractall(tmp_path)
+    rows = native(tmp_path / "hmoe", data, "--resume", "--steps", "201")
+    assert [row["step"] for row in rows] == ["201"]
+
+
+def test_the_page_opens_its_zip_and_resets(learned, data, visit):
+    visitor = visit()
+    page = visitor.page
+    visitor.paste(data)
+    page.set_input_files("#files", learned.zip)
     visitor.wait("runs[0].files && runs[0].valid.length")
-    near("the zip, opened here", visitor.validation(), last, 1e-6)
-    check("is named", "hmoe" in visitor.js("runs[0].title.textContent"))
-    same("only what is known of it", visitor.js(
-        "[...document.querySelectorAll('dt')].map(e => e.textContent)"),
-        ["Validation", "Activated", "Parameters", "Experts a token"])
+    assert visitor.validation() == pytest.approx(learned.last, abs=1e-6)
+    assert "hmoe" in visitor.js("runs[0].title.textContent")
+    assert visitor.js("[...document.querySelectorAll('dt')].map(e => e.textContent)") == [
+        "Validation", "Activated", "Parameters", "Experts a token"], "only what is known of it"
     page.check("#two")
     visitor.ready()
-    page.fill("#seed", "2")
-    page.press("#seed", "Tab")
+    visitor.enter("#seed", "2")
     visitor.wait("runs[1].shape && runs[1].sample.textContent")
-    same("beside another run it stays", visitor.js("runs.map(r => !!r.files)"), [True, False])
+    assert visitor.js("runs.map(r => !!r.files)") == [True, False], "it stays beside another run"
     page.click("#step")
     visitor.wait("runs[1].losses.length")
     page.uncheck("#two")
     page.click("#reset")
     visitor.ready()
-    page.fill("#seed", "1337")
-    page.press("#seed", "Tab")
+    visitor.enter("#seed", "1337")
     visitor.ready()
-    near("Reset: the settings again", visitor.validation(), first, 1e-9)
-    visitor.close("training")
+    assert visitor.validation() == pytest.approx(learned.first, abs=1e-9), "the settings again"
+
+
+# --- checkpoints of train_tiny --------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def best(work, data):
+    out = work / "native"
+    native(out, data, *NATIVE, "--experts", "5", "--routing", "topp", "--sizes", "1,2,3,4,6",
+           "--layers", "3", "--hidden", "40", "--steps", "60")
+    with zipfile.ZipFile(work / "native.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        for path in (out / "best").iterdir():
+            packed.write(path, "some/place/" + path.name)
+    return out / "best"
+
+
+@pytest.mark.parametrize("how", ["zip", "files"])
+def test_a_checkpoint_of_train_tiny_opens(how, best, work, data, visit):
+    visitor = visit()
+    visitor.page.set_input_files("#files", data)
+    visitor.ready()
+    visitor.page.set_input_files(
+        "#files", [work / "native.zip"] if how == "zip" else [*best.iterdir()])
+    visitor.wait("runs[0].files && (runs[0].from === 'some/place') === %s && "
+                 "runs[0].valid.length && runs[0].routes.querySelector('td')" %
+                 json.dumps(how == "zip"))
+    widths = json.loads((best / "config.json").read_text())["expert_sizes"]
+    assert visitor.js("runs[0].shape.H") == widths
+    assert visitor.validation() == pytest.approx(score(best, data), abs=1e-4)
+    assert visitor.page.locator(".use").count() == 3, "layers"
+    visitor.wait("runs[0].sample.textContent.length > 100")
+    assert visitor.page.is_disabled("#go"), "nothing to train"
 
 
 def drop(visitor, path):
@@ -213,12 +292,12 @@ def drop(visitor, path):
     mouse = visitor.context.new_cdp_session(visitor.page)
     for what in "dragEnter", "dragOver", "drop":
         mouse.send("Input.dispatchDragEvent", {"type": what, "x": 9, "y": 9, "data": {
-            "items": [], "files": [path], "dragOperationsMask": 1}})
+            "items": [], "files": [str(path)], "dragOperationsMask": 1}})
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
     def __init__(self, *args):
-        super().__init__(*args, directory=os.path.dirname(PAGE))
+        super().__init__(*args, directory=PAGE.parent)
 
     def do_GET(self):
         if self.path.startswith("/favicon"):     # browsers ask for it, the page does not
@@ -231,221 +310,248 @@ class Server(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def check_native(browser, work, data):
-    """A checkpoint of train_tiny's, deflated and as files, shows."""
-    _, out = native(work, "native", "--data", data, *NATIVE, "--experts", "5", "--routing", "topp",
-                    "--sizes", "1,2,3,4,6", "--layers", "3", "--hidden", "40", "--steps", "60")
-    best, part = os.path.join(out, "best"), os.path.join(work, "validation")
-    widths = json.load(open(os.path.join(out, "config.json")))["expert_sizes"]
-    zipped = os.path.join(work, "native.zip")
-    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as packed:
-        for name in os.listdir(best):
-            packed.write(os.path.join(best, name), "some/place/" + name)
-    visitor = Visitor(browser, ADDRESS)
-    visitor.page.set_input_files("#files", data)
-    visitor.ready()
-    for how, paths in ("zip", [zipped]), ("files", [os.path.join(best, f)
-                                                    for f in os.listdir(best)]):
-        visitor.page.set_input_files("#files", paths)
-        visitor.wait("runs[0].files && (runs[0].from === 'some/place') === %s && "
-                     "runs[0].valid.length && runs[0].routes.querySelector('td')" %
-                     json.dumps(how == "zip"))
-        same(how + ": widths", visitor.js("runs[0].shape.H"), widths)
-        near(how + ": its loss", visitor.validation(), score(best, part), 1e-4)
-        same(how + ": layers", visitor.page.locator(".use").count(), 3)
-        visitor.wait("runs[0].sample.textContent.length > 100")
-        same(how + ": nothing to train", visitor.page.is_disabled("#go"), True)
-    drop(visitor, best)                     # Chromium lets no page from the disk read a folder
-    visitor.wait("document.getElementById('says').textContent.includes('folders are not read')")
-    visitor.close("native")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    visitor = Visitor(browser, ADDRESS, root="http://127.0.0.1:%d/" % server.server_port)
-    visitor.page.set_input_files("#files", data)
-    visitor.ready()
+def test_a_page_from_the_disk_reads_no_folder(best, visit):
+    """Chromium does not let it."""
+    visitor = visit()
     drop(visitor, best)
-    visitor.wait("runs[0].files && runs[0].valid.length")
-    near("folder: its loss", visitor.validation(), score(best, part), 1e-4)
-    visitor.close("served")
-    server.shutdown()
+    visitor.wait("document.getElementById('says').textContent.includes('folders are not read')")
 
 
-CONTROLS = [   # a control, a value, what train_tiny calls it
+def test_a_served_page_reads_a_folder(best, data, visit):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        visitor = visit(root="http://127.0.0.1:%d/" % server.server_port)
+        visitor.page.set_input_files("#files", data)
+        visitor.ready()
+        drop(visitor, best)
+        visitor.wait("runs[0].files && runs[0].valid.length")
+        assert visitor.validation() == pytest.approx(score(best, data), abs=1e-4)
+        server.shutdown()
+
+
+# --- controls -------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def shared(chromium, data):
+    """One page for all controls, with the small model; base: what its first three steps show."""
+    visitor = Visitor(chromium, ADDRESS)
+    visitor.page.set_input_files("#files", data)
+    visitor.ready()
+    visitor.steps(3)
+    visitor.base = shown(visitor)
+    yield visitor
+    visitor.close()
+
+
+def shown(visitor):
+    return visitor.losses() + [visitor.figure("Gradient norm")]
+
+
+def check_native(visitor, work, data, *options):
+    """The three steps in the page are those of train_tiny."""
+    seen = shown(visitor)
+    rows = native(work / "three", data, *NATIVE, *options, "--stop-at", "3")
+    assert seen[:3] == pytest.approx([float(row["ce"]) for row in rows], abs=2e-5)
+    assert seen[3] == pytest.approx(float(rows[2]["grad_norm"]), abs=.0051)
+    config = json.loads((work / "three/config.json").read_text())
+    assert visitor.js("runs[0].shape.H") == config["expert_sizes"]
+
+
+def test_train_tiny_makes_the_same_steps(shared, work, data):
+    check_native(shared, work, data)
+
+
+@pytest.mark.parametrize("name, value, options", [
     ("sizes", "geometric", "--sizes geometric"), ("sizes", "modse", "--sizes modse"),
     ("width", 96, "--width 96 --heads 3"), ("layers", 1, "--layers 1"),
     ("experts", 6, "--experts 6"), ("hidden", 40, "--hidden 40"),
     ("routing", "topp", "--routing topp --ent 0"), ("k", 3, "--k 3"), ("gate", "raw", "--gate raw"),
     ("pp", 2, "--pp 2"), ("lb", 2, "--lb 2"), ("ent", 2, "--ent 2"), ("z", 1, "--z 1"),
-    ("lr", .3, "--lr 0.3")]
+    ("lr", .3, "--lr 0.3")])
+def test_a_control_is_an_option_of_train_tiny(name, value, options, shared, work, data):
+    shared.set(name, value)
+    shared.steps(3)
+    check_native(shared, work, data, *options.split())
+    assert shown(shared) != shared.base, "it acts"
+    assert "%s=%s" % (name, value) in shared.js("location.hash")
+    shared.js("address => { location.hash = address }", ADDRESS)
+    shared.wait("JSON.stringify(runs[0].settings) === JSON.stringify(fromAddress()[0]) && "
+                "!location.hash.includes('%s=%s')" % (name, value))
+    shared.ready()
 
 
-def check_controls(browser, work, data):
-    """Each control makes the run that the same option of train_tiny makes."""
-    visitor = Visitor(browser, ADDRESS)
+def test_seed_and_steps_are_settings(shared, data, visit):
+    visitor = visit()
     visitor.page.set_input_files("#files", data)
     visitor.ready()
-    visitor.steps(3)
-    base = visitor.losses() + [visitor.figure("Gradient norm")]
-    worst = 0
-    for name, value, options in [("lr", .01, "")] + CONTROLS:
-        if options:
-            visitor.set(name, value)
-            visitor.steps(3)
-        seen = visitor.losses() + [visitor.figure("Gradient norm")]
-        rows, out = native(work, "three", "--data", data, *NATIVE, *options.split(),
-                           "--stop-at", "3")
-        said = "%s %s: " % (name, value)
-        for i, row in enumerate(rows):
-            near(said + "loss of step %d" % (i + 1), seen[i], float(row["ce"]), 2e-5)
-            worst = max(worst, abs(seen[i] - float(row["ce"])))
-        near(said + "gradient", seen[3], float(rows[2]["grad_norm"]), .0051)
-        same(said + "widths", visitor.js("runs[0].shape.H"),
-             json.load(open(os.path.join(out, "config.json")))["expert_sizes"])
-        if options:
-            check(said + "acts", seen != base, seen)
-            check(said + "in the address", "%s=%s" % (name, value) in visitor.js("location.hash"),
-                  visitor.js("location.hash"))
-            visitor.js("address => { location.hash = address }", ADDRESS)
-            visitor.wait("JSON.stringify(runs[0].settings) === JSON.stringify(fromAddress()[0]) && "
-                         "!location.hash.includes('%s=%s')" % (name, value))
-            visitor.ready()
-    print("largest difference from train_tiny in three steps: %.2g" % worst)
     for field, value in ("#seed", "7"), ("#steps", "2"):
-        visitor.page.fill(field, value)
-        visitor.page.press(field, "Tab")
+        visitor.enter(field, value)
         visitor.ready()
-        check(field + " in the address", field[1:] + "=" + value in visitor.js("location.hash"))
+        assert field[1:] + "=" + value in visitor.js("location.hash")
     visitor.train()
-    same("two steps", visitor.figure("Step"), 2)
-    check("another seed", abs(visitor.losses()[0] - base[0]) > 1e-3, visitor.losses())
-    visitor.page.fill("#seed", "-1")
-    visitor.page.press("#seed", "Tab")
-    check("a bad seed: a line", "Seed: it must be from 0" in visitor.says(), visitor.says())
-    same("and the old one", visitor.page.input_value("#seed"), "7")
-    visitor.close("controls")
+    assert visitor.figure("Step") == 2
+    assert abs(visitor.losses()[0] - shared.base[0]) > 1e-3, "another seed"
+    visitor.enter("#seed", "-1")
+    assert "Seed: it must be from 0" in visitor.says()
+    assert visitor.page.input_value("#seed") == "7", "the old one"
 
 
-def check_hands(browser):
-    """Dragging, keys, pause, two settings, presets, the line, links."""
-    visitor = Visitor(browser, ADDRESS.replace("experts=4", "experts=8").replace("=200", "=100000"))
-    page, js = visitor.page, visitor.js
-    widths = js("runs[0].shape.H")
-    handle = page.locator(".sizes b").nth(2)
-    box, strip = handle.bounding_box(), page.locator(".sizes").bounding_box()
-    page.mouse.move(box["x"] + 5, box["y"] + 20)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 5 + strip["width"] * 8 / sum(widths), box["y"] + 20, steps=4)
-    page.mouse.up()
-    visitor.ready()
-    dragged = [w + 8 * (i == 2) - 8 * (i == 3) for i, w in enumerate(widths)]
-    same("dragged by 8", js("runs[0].shape.H"), [max(8, w) for w in dragged]
-         if min(dragged) >= 8 else widths)
-    page.locator(".sizes b").nth(6).focus()
-    before = js("runs[0].shape.H")
+# --- hands ----------------------------------------------------------------------------------------
+
+HANDS = ADDRESS.replace("experts=4", "experts=8").replace("=200", "=100000")
+
+
+def move_border(visitor):
+    """By a key; the widths before and after."""
+    visitor.page.locator(".sizes b").nth(6).focus()
+    before = visitor.js("runs[0].shape.H")
     visitor.press("ArrowLeft")
     visitor.ready()
-    after = js("runs[0].shape.H")
-    same("a key moves a border, the sum stays", (after[6], after[7], sum(after)),
-         (before[6] - 8, before[7] + 8, sum(before)))
-    same("and keeps the focus", js("document.activeElement.getAttribute('role')"), "slider")
-    check("drawn sizes are in the address", "sizes=" in js("location.hash"), js("location.hash"))
-    drawn = page.eval_on_selector_all(".sizes i", "all => all.map(e => e.offsetWidth)")
-    near("drawn to width", drawn[7] / sum(drawn), after[7] / sum(after), .03)
+    return before, visitor.js("runs[0].shape.H")
 
+
+def test_a_mouse_drags_sizes(visit):
+    visitor = visit(HANDS)
+    widths, mouse = visitor.js("runs[0].shape.H"), visitor.page.mouse
+    box = visitor.page.locator(".sizes b").nth(2).bounding_box()
+    strip = visitor.page.locator(".sizes").bounding_box()
+    mouse.move(box["x"] + 5, box["y"] + 20)
+    mouse.down()
+    mouse.move(box["x"] + 5 + strip["width"] * 8 / sum(widths), box["y"] + 20, steps=4)
+    mouse.up()
+    visitor.ready()
+    dragged = [w + 8 * (i == 2) - 8 * (i == 3) for i, w in enumerate(widths)]
+    assert visitor.js("runs[0].shape.H") == (dragged if min(dragged) >= 8 else widths)
+
+
+def test_a_key_moves_a_border(visit):
+    visitor = visit(HANDS)
+    before, after = move_border(visitor)
+    assert (after[6], after[7], sum(after)) == (before[6] - 8, before[7] + 8, sum(before))
+    assert visitor.js("document.activeElement.getAttribute('role')") == "slider", "focus stays"
+    assert "sizes=" in visitor.js("location.hash")
+    drawn = visitor.page.eval_on_selector_all(".sizes i", "all => all.map(e => e.offsetWidth)")
+    assert drawn[7] / sum(drawn) == pytest.approx(after[7] / sum(after), abs=.03)
+
+
+def test_training_pauses_and_a_line_is_routed(visit):
+    visitor = visit(HANDS)
+    page, js = visitor.page, visitor.js
     page.click("#go")
     visitor.wait("runs[0].losses.length > 3")
-    same("the button says Pause", page.inner_text("#go"), "Pause")
+    assert page.inner_text("#go") == "Pause"
     page.fill("#line", "Zounds!")
     visitor.wait("runs[0].routes.querySelectorAll('td').length === 14")
     page.click("#go")
     page.wait_for_timeout(300)
     paused = js("runs[0].losses.length")
     page.wait_for_timeout(500)
-    same("paused", js("runs[0].losses.length"), paused)
-    same("the line's letters", js("[...runs[0].routes.querySelectorAll('tr:first-child th')]"
-                                  ".map(e => e.textContent).join('')"), "Zounds!")
+    assert js("runs[0].losses.length") == paused
+    assert js("[...runs[0].routes.querySelectorAll('tr:first-child th')]"
+              ".map(e => e.textContent).join('')") == "Zounds!"
     page.locator(".routes").focus()
     visitor.press("ArrowRight")
     visitor.press("ArrowRight")
     told = page.inner_text(".run [data-is=told]")
+    assert told.startswith("o, layer 1, foreseen with")
     gates = [float(part.split(",")[0]) for part in told.split("gate ")[1:]]
-    check("a cell is told", told.startswith("o, layer 1, foreseen with") and len(gates) == 2
-          and abs(sum(gates) - 1) < .011, told)
-    page.fill("#line", "\u00e9")
-    page.keyboard.press("Tab")
+    assert len(gates) == 2
+    assert sum(gates) == pytest.approx(1, abs=.011)
+    visitor.enter("#line", "\u00e9")
     visitor.wait("runs[0].routes.textContent.includes('None of these')")
 
+
+def test_a_link_is_an_experiment(visit):
+    visitor = visit(HANDS)
+    page, js = visitor.page, visitor.js
+    _, widths = move_border(visitor)
     page.check("#two")
     visitor.ready()
     visitor.steps(2)
-    same("two settings, same seed and batches", visitor.losses(0), visitor.losses(1))
+    assert visitor.losses(0) == visitor.losses(1), "same seed and batches"
     visitor.set("pp", 5, run=1)
-    check("B's own", "b.pp=5" in js("location.hash") and "&pp" not in js("location.hash"))
     link = js("location.hash")
-    same("no preset is like that", page.input_value("#preset"), "")
+    assert "b.pp=5" in link and "&pp" not in link
+    assert page.input_value("#preset") == "", "no preset is like that"
+    other = visit(link + "&nonsense=1")
+    assert other.js("runs.map(r => r.settings.pp)") == [.01, 5]
+    assert other.js("runs[0].shape.H") == widths
+    assert "nonsense=1" in other.says(), "what it does not know, it says"
+    page.uncheck("#two")
+    visitor.ready()
+    assert js("runs.length") == 1
+
+
+def test_presets_are_experiments(visit):
+    visitor = visit(HANDS)
+    page, js = visitor.page, visitor.js
+    page.check("#two")
+    visitor.ready()
     for preset in js("Object.keys(PRESETS)"):
         page.select_option("#preset", preset)
         visitor.ready()
-        same(preset + " is shown", page.input_value("#preset"), preset)
+        assert page.input_value("#preset") == preset
         visitor.steps(1)
         visitor.set("layers", 2)
-        same(preset + " is not", page.input_value("#preset"), "")
+        assert page.input_value("#preset") == "", preset + " with other layers is none"
         page.select_option("#preset", preset)
         visitor.ready()
-        same(preset + ": again", js("runs[0].settings.layers"), 3)
+        assert js("runs[0].settings.layers") == 3, preset
         visitor.steps(1)
-        same(preset + ": runs", (js("runs.length"), js("runs.map(r => r.problem.textContent)")),
-             (1, [""]) if preset == "one model" else (2, ["", ""]))
-    other = Visitor(browser, link + "&nonsense=1")
-    same("a link is an experiment", other.js("runs.map(r => r.settings.pp)"), [.01, 5])
-    same("with its sizes", other.js("runs[0].shape.H"), after)
-    check("what it does not know, it says", "nonsense=1" in other.says(), other.says())
-    other.close("link")
+        assert js("runs.map(r => r.problem.textContent)") == (
+            [""] if preset == "one model" else ["", ""]), preset
     page.uncheck("#two")
     visitor.ready()
-    same("one again", js("runs.length"), 1)
-    same("labels", js("""[...document.querySelectorAll("input, select, textarea, button, svg, " +
+    assert js("""[...document.querySelectorAll("input, select, textarea, button, svg, " +
         "[role=slider], [tabindex]")].filter(e => !(e.labels?.length || e.textContent ||
-        e.ariaLabel)).map(e => e.outerHTML)"""), [])
-    visitor.close("hands")
+        e.ariaLabel)).map(e => e.outerHTML)""") == [], "all have labels"
 
 
-def check_failures(browser, work):
-    visitor = Visitor(browser, ADDRESS)
-    page = visitor.page
+# --- failures -------------------------------------------------------------------------------------
 
-    def bad(name, files, words):
-        page.set_input_files("#files", files)
+def file(name, data):
+    return {"name": name, "mimeType": "", "buffer": data}
+
+
+def test_bad_files_are_said_in_one_line(learned, visit):
+    visitor, whole = visit(), learned.zip.read_bytes()
+    for words, *files in (
+            ("needs at least 1,000", file("a.txt", b"short")),
+            ("may have 5,000,000", file("a.txt", b"x" * 5000001)),
+            ("is no text", file("a.png", bytes(2000))),
+            ("cut off", file("a.zip", b"PK\x03\x04" + bytes(99))),
+            ("is damaged", file("a.zip", whole[:9999] + b"!" + whole[10000:])),
+            ("no config.json", file("model.safetensors", bytes(9)), file("b", b"b")),
+            ("a text comes alone", file("a.txt", b"a" * 2000), file("b.txt", b"b"))):
+        visitor.page.set_input_files("#files", files)
         visitor.wait("document.getElementById('says').textContent.includes(%r)" % words)
-        check(name + ": one line", 0 < len(visitor.says()) < 200 and "\n" not in visitor.says())
-        same(name + ": the run is as it was", visitor.js("runs[0].state"), "ready")
+        assert 0 < len(visitor.says()) < 200
+        assert "\n" not in visitor.says()
+        assert visitor.js("runs[0].state") == "ready", "the run is as it was"
+    visitor.js("scrollTo(0, 1e6)")
+    assert visitor.js("document.getElementById('says').getBoundingClientRect().top") >= 0
 
-    def file(name, data):
-        return {"name": name, "mimeType": "", "buffer": data}
 
-    bad("short text", [file("a.txt", b"short")], "needs at least 1,000")
-    bad("long text", [file("a.txt", b"x" * 5000001)], "may have 5,000,000")
-    bad("not a text", [file("a.png", bytes(2000))], "is no text")
-    page.evaluate("scrollTo(0, 1e6)")
-    same("said where one looks", visitor.js(
-        "document.getElementById('says').getBoundingClientRect().top >= 0"), True)
-    bad("cut zip", [file("a.zip", b"PK\x03\x04" + bytes(99))], "cut off")
-    whole = open(os.path.join(work, "page.zip"), "rb").read()
-    bad("damaged zip", [file("a.zip", whole[:9999] + b"!" + whole[10000:])], "is damaged")
-    bad("no config", [file("model.safetensors", bytes(9)), file("b", b"b")], "no config.json")
-    bad("two texts", [file("a.txt", b"a" * 2000), file("b.txt", b"b")], "a text comes alone")
-    page.set_input_files("#files", [file("config.json", b"{}"), file("model.safetensors", b"")])
+def test_a_bad_config_is_said_and_reset_helps(visit):
+    visitor = visit()
+    visitor.page.set_input_files("#files", [file("config.json", b"{}"),
+                                            file("model.safetensors", b"")])
     visitor.wait("runs[0].state === 'failed'")
-    check("bad config: which, and why", "config.json: " in visitor.problem(), visitor.problem())
-    same("nothing to download", page.is_disabled("text=Download the checkpoint"), True)
-    page.click("#reset")
+    assert "config.json: " in visitor.problem()
+    assert visitor.page.is_disabled("text=Download the checkpoint")
+    visitor.page.click("#reset")
     visitor.ready()
     visitor.set("experts", 3)
     visitor.set("sizes", "modse")
-    check("impossible sizes: why", "even" in visitor.problem(), visitor.problem())
-    check("and Reset would not help", "Reset" not in visitor.problem(), visitor.problem())
+    assert "even" in visitor.problem(), "impossible sizes: why"
+    assert "Reset" not in visitor.problem(), "it would not help"
     visitor.set("sizes", "arithmetic")
-    same("mended", visitor.problem(), "")
+    assert visitor.problem() == ""
+
+
+def test_a_dropped_text_is_learned_and_a_lost_worker_said(visit):
+    visitor = visit()
+    page = visitor.page
     page.evaluate("""() => { const data = new DataTransfer();
         data.items.add(new File(["abc ".repeat(999)], "dropped.txt"));
         dispatchEvent(new DragEvent("drop", { dataTransfer: data })); }""")
@@ -455,30 +561,40 @@ def check_failures(browser, work):
     page.click("#go")
     visitor.js("runs[0].worker.terminate()")
     visitor.wait("runs[0].state === 'failed'")
-    check("a lost worker: a line", "does not answer" in visitor.problem(), visitor.problem())
-    check("and Reset helps", "Reset" in visitor.problem(), visitor.problem())
-    same("its model is lost", page.is_disabled("text=Download the checkpoint"), True)
+    assert "does not answer" in visitor.problem()
+    assert "Reset" in visitor.problem()
+    assert page.is_disabled("text=Download the checkpoint"), "the model is lost"
     page.click("#reset")
     visitor.ready()
+    visitor.steps(1)
+
+
+def test_a_long_curve_is_thinned_and_has_its_newest_point(visit):
+    visitor = visit()
     visitor.steps(1)
     visitor.js("""() => { window.newest = true; for (let i = 2; i < 1500; i++) {
         runs[0].report(new Float64Array(100).fill(i));
         newest &&= runs[0].losses.at(-1)[0] === i; } }""")
-    check("a long curve is thinned, and has its newest point",
-          visitor.js("newest && runs[0].losses.length < 1000"))
-    visitor.close("failures")
-    without = Visitor(browser, script="delete window.WebAssembly; window.WebAssembly = undefined;")
-    check("no WebAssembly: a line", "no WebAssembly" in without.says(), without.says())
-    same("nothing to press", without.page.is_disabled("#go"), True)
-    without.close("no WebAssembly")
+    assert visitor.js("newest")
+    assert visitor.js("runs[0].losses.length") < 1000
+
+
+def test_no_webassembly_is_said(visit):
+    visitor = visit("", script="delete window.WebAssembly; window.WebAssembly = undefined;")
+    assert "no WebAssembly" in visitor.says()
+    assert visitor.page.is_disabled("#go")
+
+
+def test_without_vectors_losses_are_the_same(visit):
     losses = []
     for script in None, "WebAssembly.validate = () => false":
-        visitor = Visitor(browser, ADDRESS, script=script)
+        visitor = visit(script=script)
         visitor.steps(3)
         losses.append(visitor.losses())
-        visitor.close("vectors or none")
-    near("without vectors: the same", losses[1][2], losses[0][2], 4e-3)
+    assert losses[1][2] == pytest.approx(losses[0][2], abs=4e-3)
 
+
+# --- looks ----------------------------------------------------------------------------------------
 
 CONTRAST = "() => {" + COLOURS + """
   return [...document.querySelectorAll("h1, h2, h3, p, b, small, button, dt, dd, label, th, pre," +
@@ -487,89 +603,9 @@ CONTRAST = "() => {" + COLOURS + """
     .filter(([contrast]) => contrast < 4.5); }"""
 
 
-def check_looks(browser):
-    for scheme, width in ("light", 1200), ("dark", 1200), ("light", 360):
-        visitor = Visitor(browser, ADDRESS + "&two=1", width=width, scheme=scheme)
-        visitor.steps(1)
-        name = "%s, %d wide" % (scheme, width)
-        same(name + ": contrast", visitor.js(CONTRAST), [])
-        same(name + ": fits", visitor.js("document.documentElement.scrollWidth - innerWidth"), 0)
-        visitor.close(name)
-
-
-def check_file():
-    page = open(PAGE, "rb").read()
-    check("below 1.5 MB", len(page) < 1500000, len(page))
-    check("asks for nothing", not any(word in page for word in
-          (b"http://", b"https://", b"fetch(", b"import(", b" src=", b"<link")))
-
-
-# --- not tests ------------------------------------------------------------------------------------
-
-def take_picture(browser, out):
-    visitor = Visitor(browser, width=1160, height=900)
-    visitor.page.set_default_timeout(1e6)
-    visitor.page.select_option("#preset", "HMoE: with and without the penalty")
-    visitor.ready()
-    visitor.page.click("#go")
-    visitor.wait("runs.every(r => r.valid.length > 8)")
-    visitor.page.click("#go")
-    visitor.page.wait_for_timeout(500)
-    visitor.js("scrollTo(0, runs[0].sizes.getBoundingClientRect().top - 100)")
-    os.makedirs(os.path.dirname(out) or ".", exist_ok=True)
-    visitor.page.screenshot(path=out)
-
-
-def show_figures(browser):
-    """Default settings, to the end: tokens/s, when it was below 2.1, how long the page, and how
-    long the worker kept one waiting."""
-    visitor = Visitor(browser)
-    visitor.js("""() => { window.seen = { gaps: [], asked: [], rates: [], below: 0, began: 0 };
-        let last = performance.now();
-        const frame = () => { const now = performance.now(); seen.gaps.push(now - last);
-          last = now; setTimeout(frame, 0); }; frame();
-        const run = runs[0], hear = run.worker.onmessage, send = run.worker.postMessage;
-        run.worker.postMessage = message => { if (message.line) run.sent = performance.now();
-          send.call(run.worker, message); };
-        run.worker.onmessage = event => { const now = performance.now();
-          if (event.data.line) seen.asked.push(now - run.sent);
-          if (event.data.rate) seen.rates.push(event.data.rate);
-          hear(event);
-          if (event.data.evaluated && !seen.below && run.valid[run.valid.length - 1][1] < 2.1)
-            seen.below = now - seen.began; };
-        seen.began = performance.now(); }""")
-    began = time.time()
-    visitor.train()
-    seen = visitor.js("seen")
-    rates, asked, gaps = sorted(seen["rates"]), sorted(seen["asked"]), sorted(seen["gaps"])
-    print("%.0f tok/s (median), below 2.1 after %.1f s, %.4f at the end after %.1f s" % (
-        rates[len(rates) // 2], seen["below"] / 1e3, visitor.validation(), time.time() - began))
-    for what, waits in ("page", gaps), ("worker", asked):
-        print("the %s answered after %.0f ms (median), %.0f (99 of 100), %.0f (at most)" % (
-            what, waits[len(waits) // 2], waits[len(waits) * 99 // 100], waits[-1]))
-
-
-def main():
-    with sync_playwright() as play:
-        browser = launch(play)
-        if sys.argv[1:2] == ["--picture"]:
-            return take_picture(browser, sys.argv[2])
-        if sys.argv[1:2] == ["--figures"]:
-            return show_figures(browser)
-        work = tempfile.mkdtemp(prefix="hmoe-playground-")
-        atexit.register(shutil.rmtree, work, ignore_errors=True)
-        data = os.path.join(work, "text")
-        with open(data, "wb") as file:
-            file.write(open(TINY, "rb").read(LENGTH))
-        check_file()
-        check_training(browser, work, data)
-        check_native(browser, work, data)
-        check_controls(browser, work, data)
-        check_hands(browser)
-        check_failures(browser, work)
-        check_looks(browser)
-        browser.close()
-    done("test_playground")
-
-
-main()
+@pytest.mark.parametrize("scheme, width", [("light", 1200), ("dark", 1200), ("light", 360)])
+def test_the_page_is_readable_and_fits(scheme, width, visit):
+    visitor = visit(ADDRESS + "&two=1", width=width, scheme=scheme)
+    visitor.steps(1)
+    assert visitor.js(CONTRAST) == []
+    assert visitor.js("document.documentElement.scrollWidth - innerWidth") == 0

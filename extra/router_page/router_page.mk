@@ -7,6 +7,6 @@ $(BUILD)/page: extra/router_page/page.html $(BUILD)/flags
 docs/router.png: $(PROGRAMS) extra/router_page/page.html
 	@$(PYTHON_NEEDED)
 	./$(BIN)generate out/best --score $(TINY) --page $(BUILD)/router.html
-	$(PYTHON) extra/router_page/test_page.py --picture $@ $(BUILD)/router.html
+	$(PYTHON) extra/router_page/picture.py $(BUILD)/router.html $@
 
 PACKAGE_TESTS += extra/router_page/test_page.py
