@@ -4,10 +4,7 @@
 
 #define _POSIX_C_SOURCE 200809L
 #include <stddef.h>
-static void *counted_malloc(size_t n);
-static void counted_free(void *p);
-#define HMOE_MALLOC(n) counted_malloc(n)
-#define HMOE_FREE(p) counted_free(p)
+#include "memory.h"
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
 #include "extra/interop/hmoe_interop.h"
@@ -21,36 +18,6 @@ static void counted_free(void *p);
 #ifdef SIGXFSZ
 #include <sys/resource.h>
 #endif
-
-/* ---- An allocator that counts, refuses what no test needs, and fails when told to. */
-
-static size_t live_bytes, peak_bytes;
-static int live_blocks, allocations;
-static int fail_at = -1;                           /* this allocation fails, counted from 0 */
-static const size_t most_bytes = (size_t)1 << 28;  /* Linux would promise far more than it has */
-
-static void *counted_malloc(size_t n) {
-    char *p;
-    if (allocations++ == fail_at || n > most_bytes) return NULL;
-    p = (char *)malloc(n + 64);                    /* the size stands in front of the block */
-    if (!p) return NULL;
-    memcpy(p, &n, sizeof n);
-    memset(p + 64, 0xa5, n);                       /* fresh memory is not zero */
-    live_bytes += n;
-    if (live_bytes > peak_bytes) peak_bytes = live_bytes;
-    live_blocks++;
-    return p + 64;
-}
-
-static void counted_free(void *p) {
-    size_t n;
-    if (!p) return;
-    memcpy(&n, (char *)p - 64, sizeof n);
-    live_bytes -= n;
-    live_blocks--;
-    memset(p, 0xa5, n);                            /* nor is it what it was, when it is freed */
-    free((char *)p - 64);
-}
 
 /* A message is one line, and contains `says`. */
 static void check_message(const char *message, const char *says) {
@@ -161,7 +128,7 @@ static void step_once(hmoe_model *m) {
 static void refuse(const hmoe_config *c, int line, const char *says) {
     char message[HMOE_MESSAGE_SIZE] = "", where[40];
     hmoe_model m;
-    int blocks = live_blocks;
+    size_t live = memory_live;
     memset(&m, 0, sizeof m);
     sprintf(where, "(refused in line %d)", line);
     test_context = where;
@@ -170,7 +137,7 @@ static void refuse(const hmoe_config *c, int line, const char *says) {
     CHECK_INT(hmoe_check_config(c, NULL), HMOE_BAD_ARGUMENT);
     CHECK_INT(hmoe_create(&m, c, 1, 1, 1), HMOE_BAD_ARGUMENT);
     check_message(m.message, says);
-    CHECK_INT(live_blocks, blocks);
+    CHECK_INT(memory_live, live);
     hmoe_free(&m);                                 /* allowed, and does nothing */
     test_context = "";
 }
@@ -234,7 +201,7 @@ static void bad_configurations(void) {
 /* Each size may be large, not all of them: products must not wrap around, and what does not fit
    is out of memory, not a crash. */
 static void sizes_that_overflow(void) {
-    int blocks = live_blocks;
+    size_t live = memory_live;
     for (int i = 0; i < 4; i++) {
         hmoe_config c = small_config();
         hmoe_model m;
@@ -248,7 +215,7 @@ static void sizes_that_overflow(void) {
         status = hmoe_create(&m, &c, 1, 1, 1);
         CHECK(status == HMOE_OUT_OF_MEMORY || status == HMOE_BAD_ARGUMENT);
         check_message(m.message, "");
-        CHECK_INT(live_blocks, blocks);
+        CHECK_INT(memory_live, live);
     }
     for (int i = 0; i < 4; i++) {                  /* sequences that a batch cannot hold */
         static const int max_B[4] = { -1, 1 << 30, 2147483647, HMOE_MAX_TOKENS };
@@ -258,7 +225,7 @@ static void sizes_that_overflow(void) {
         memset(&m, 0, sizeof m);
         CHECK_INT(hmoe_create(&m, &c, 1, max_B[i], 1), HMOE_BAD_ARGUMENT);
         check_message(m.message, says[i]);
-        CHECK_INT(live_blocks, blocks);
+        CHECK_INT(memory_live, live);
     }
 }
 
@@ -269,16 +236,16 @@ static void memory_is_what_was_said(void) {
         for (int max_B = 0; max_B < 3; max_B++) {
             hmoe_config c = hmoe_default_config();
             hmoe_model m;
-            size_t before = live_bytes, said, taken;
+            size_t before = memory_live, said, taken;
             c.V = 65;
             memset(&m, 0, sizeof m);
             said = hmoe_activation_bytes(&c, max_B, training);
             CHECK_INT(hmoe_create(&m, &c, 1, max_B, training), HMOE_OK);
-            taken = live_bytes - before - (training ? 4 : 1) * m.param_count * sizeof(hmoe_real);
+            taken = memory_live - before - (training ? 4 : 1) * m.param_count * sizeof(hmoe_real);
             CHECK(taken + 10000 > said && taken < said + 100000);
             CHECK(said > (size_t)500000 * max_B);
             hmoe_free(&m);
-            CHECK(live_bytes == before);
+            CHECK(memory_live == before);
         }
 }
 
@@ -390,27 +357,26 @@ static int is_gone(void) {                         /* all but the message, and w
    call makes the model, so that a failure must leave nothing at all; otherwise the model must
    compute what it did. `least`: so many allocations there are at least. */
 static void starve(const char *name, hmoe_status (*call)(void), int makes, int least) {
-    int blocks = live_blocks, needed = 0;
-    size_t bytes_before = live_bytes;
+    int needed = 0;
+    size_t live = memory_live;
     uint64_t files = fingerprint(path("oom")) + fingerprint(path("shards"));
     double loss = makes ? 0 : loss_now();
     test_context = name;
     for (int n = 0; n <= needed; n++) {
         hmoe_status status;
         if (makes) memset(&subject, 0, sizeof subject);
-        allocations = 0;
-        fail_at = n;
+        memory_calls = 0;
+        memory_fail_at = n;
         status = call();
-        needed = allocations;
-        fail_at = -1;
+        needed = memory_calls;
+        memory_fail_at = -1;
         if (needed <= n) {                         /* nothing failed: so many it needs */
             CHECK_INT(status, HMOE_OK);
             break;
         }
         CHECK_INT(status, HMOE_OUT_OF_MEMORY);
         check_message(subject.message, "memory");
-        CHECK_INT(live_blocks, blocks);
-        CHECK(live_bytes == bytes_before);
+        CHECK_INT(memory_live, live);
         CHECK(fingerprint(path("oom")) + fingerprint(path("shards")) == files);
         if (makes) CHECK(is_gone());
         else CHECK(loss_now() == loss);
@@ -421,13 +387,13 @@ static void starve(const char *name, hmoe_status (*call)(void), int makes, int l
 }
 
 static void out_of_memory(void) {
-    int blocks = live_blocks;
+    size_t live = memory_live;
     starve("create to generate", call_create_to_generate, 1, 6);
     hmoe_free(&subject);
     starve("create", call_create, 1, 9);
-    CHECK(live_blocks > blocks);
+    CHECK(memory_live > live);
     hmoe_free(&subject);
-    CHECK_INT(live_blocks, blocks);
+    CHECK_INT(memory_live, live);
     make_model(&subject);
     step_once(&subject);
     CHECK_INT(hmoe_save(&subject, path("oom"), 1), HMOE_OK);
@@ -447,12 +413,12 @@ static void out_of_memory(void) {
     starve("export", call_export, 0, 10);
     CHECK_INT(hmoe_save(&subject, path("oom"), 1), HMOE_OK);
     hmoe_free(&subject);
-    CHECK_INT(live_blocks, blocks);
+    CHECK_INT(memory_live, live);
     starve("load", call_load, 1, 10);
     hmoe_free(&subject);
     starve("resume", call_resume, 1, 13);
     hmoe_free(&subject);
-    CHECK_INT(live_blocks, blocks);
+    CHECK_INT(memory_live, live);
     remove_checkpoint(path("oom"));
 }
 
@@ -655,21 +621,21 @@ static void make_checkpoint(void) {
 static hmoe_status load_damaged(int file, char *message) {
     hmoe_model m;
     hmoe_status status;
-    int blocks = live_blocks;
+    size_t live = memory_live;
     memset(&m, 0, sizeof m);
-    peak_bytes = live_bytes;
+    memory_peak = memory_live;
     status = hmoe_load(&m, path("damaged"), 1, file == TRAINING);
-    CHECK(peak_bytes < 4 << 20);                   /* the files have some 50 kilobytes */
+    CHECK(memory_peak < 4 << 20);                   /* the files have some 50 kilobytes */
     strcpy(message, m.message);
     if (status == HMOE_OK) {
         CHECK(!memcmp(m.params, good_params, m.param_count * sizeof *good_params));
     } else {
         check_message(m.message, "");
         CHECK(status == HMOE_BAD_FILE || status == HMOE_OUT_OF_MEMORY || status == HMOE_IO);
-        CHECK_INT(live_blocks, blocks);
+        CHECK_INT(memory_live, live);
     }
     hmoe_free(&m);
-    CHECK_INT(live_blocks, blocks);
+    CHECK_INT(memory_live, live);
     return status;
 }
 
@@ -758,7 +724,7 @@ static void missing_files(void) {
     }
     CHECK_INT(hmoe_load(&m, "/dev/null", 1, 0), HMOE_IO);
     check_message(m.message, "/dev/null");
-    CHECK_INT(live_blocks, 0);
+    CHECK_INT(memory_live, 0);
 }
 
 static void truncated_files(void) {
@@ -1082,7 +1048,7 @@ static void widths_that_do_not_fit(void) {
         free(b.data);
     }
     test_context = "";
-    CHECK_INT(live_blocks, 0);
+    CHECK_INT(memory_live, 0);
 }
 
 /* Terabytes on paper, five kilobytes on disk: compared before anything is allocated. */
@@ -1098,11 +1064,11 @@ static void terabytes_beside_a_small_file(void) {
             hmoe_status status;
             memset(&m, 0, sizeof m);
             restore(CONFIG);
-            peak_bytes = live_bytes;
+            memory_peak = memory_live;
             test_context = cases[i].key;
             status = hmoe_load(&m, path("damaged"), 1, training);
             CHECK(status == HMOE_BAD_FILE);
-            CHECK(peak_bytes < 2 << 20);
+            CHECK(memory_peak < 2 << 20);
             check_message(m.message, "");
             hmoe_free(&m);
         }
@@ -1111,7 +1077,7 @@ static void terabytes_beside_a_small_file(void) {
     }
     restore(CONFIG);
     test_context = "";
-    CHECK_INT(live_blocks, 0);
+    CHECK_INT(memory_live, 0);
 }
 
 /* Our own keys with something besides: whatever a value looks like, it must be one. */
@@ -1248,7 +1214,7 @@ static void half_precision(void) {
     free(half);
     hmoe_free(&m);
     remove_checkpoint(path("half"));
-    CHECK_INT(live_blocks, 0);
+    CHECK_INT(memory_live, 0);
 }
 
 static void write_index(const char *text) {
@@ -1280,17 +1246,17 @@ static void cut(const hmoe_model *m, int n) {
 /* Loads them: the good weights, or a status with a message. */
 static void load_shards(hmoe_status right, const char *says) {
     hmoe_model m;
-    int blocks = live_blocks;
+    size_t live = memory_live;
     uint64_t before = fingerprint(path("shards"));
     memset(&m, 0, sizeof m);
-    peak_bytes = live_bytes;
+    memory_peak = memory_live;
     test_context = says;
     CHECK_INT(hmoe_load_mixtral(&m, path("shards"), 1), right);
-    CHECK(peak_bytes < live_bytes + (4 << 20));
+    CHECK(memory_peak < memory_live + (4 << 20));
     if (right) check_message(m.message, says);
     else CHECK(!memcmp(m.params, good_params, m.param_count * sizeof *good_params));
     hmoe_free(&m);
-    CHECK_INT(live_blocks, blocks);
+    CHECK_INT(memory_live, live);
     CHECK(fingerprint(path("shards")) == before);
     test_context = "";
 }
@@ -1384,21 +1350,21 @@ static void shards(void) {
     hmoe_free(&subject);
     hmoe_free(&m);
     remove_tree(path("shards"));
-    CHECK_INT(live_blocks, 0);
+    CHECK_INT(memory_live, 0);
 }
 
 static void refuse_export(const hmoe_config *c, const char *to, const char *says) {
     hmoe_model m;
     uint64_t before = fingerprint(directory), inside = fingerprint(path(to));
     size_t params = 77;
-    int blocks;
+    size_t live;
     small_create(&m, c, 0);
-    blocks = live_blocks;
+    live = memory_live;
     test_context = says;
     CHECK_INT(hmoe_export_mixtral(&m, path(to), &params), HMOE_BAD_ARGUMENT);
     check_message(m.message, says);
     CHECK(params == 77);
-    CHECK_INT(live_blocks, blocks);
+    CHECK_INT(memory_live, live);
     CHECK(fingerprint(directory) == before && fingerprint(path(to)) == inside);
     test_context = "";
     hmoe_free(&m);
@@ -1424,7 +1390,7 @@ static void bad_exports(void) {
     check_message(m.message, "file");
     CHECK(remove(path("file")) == 0);              /* it is still one */
     hmoe_free(&m);
-    CHECK_INT(live_blocks, 0);
+    CHECK_INT(memory_live, 0);
 }
 
 /* The wide model gives the same logits, from another directory, with the noise left out and no
@@ -1456,14 +1422,14 @@ static void good_export(void) {
     hmoe_free(&wide), hmoe_free(&m);
     free(before);
     remove_checkpoint(path("export"));
-    CHECK_INT(live_blocks, 0);
+    CHECK_INT(memory_live, 0);
 }
 
 static void free_checkpoint(void) {
     for (int i = 0; i < 3; i++) free(good[i].data);
     free(good_params);
     remove_checkpoint(path("damaged"));
-    CHECK_INT(live_blocks, 0);
+    CHECK_INT(memory_live, 0);
 }
 
 /* ---- Saving. */
@@ -1548,6 +1514,7 @@ static void full_disk(void) {
 }
 
 int main(void) {
+    memory_most = memory_soiled = (size_t)1 << 28;  /* Linux would promise far more than it has */
     threads(TEST_THREADS);
     if (!mkdtemp(directory)) { perror(directory); return 1; }
     TEST(bad_configurations);
