@@ -98,6 +98,15 @@ static inline void small_create(hmoe_model *m, const hmoe_config *c, int max_B) 
     if (hmoe_create(m, c, 5, max_B, 1)) { printf("fixtures.h: %s\n", m->message); exit(2); }
 }
 
+/* Only the message and the backend are left in *m. */
+static inline int small_is_gone(const hmoe_model *m) {
+    static const hmoe_model zero;
+    hmoe_model rest = *m;
+    memset(rest.message, 0, sizeof rest.message);
+    rest.backend = NULL;
+    return !memcmp(&rest, &zero, sizeof rest);
+}
+
 /* With the initial weights every probability is near 1/E and every gradient near 0. This function
    gives larger weights: matrices `scale` * N(0, 1), the router's `router` * N(0, 1), gains
    around 1. */

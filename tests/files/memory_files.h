@@ -1,5 +1,5 @@
-/* memory_files.h - hmoe.h with files in memory, which are quick to damage, and an
-   allocator that counts. Include it in place of hmoe.h, before any other header. A path
+/* memory_files.h - hmoe.h with files in memory, which are quick to damage, and the
+   allocator of memory.h. Include it in place of hmoe.h, before any other header. A path
    is the text behind its last slash: there is one directory. */
 
 #ifndef MEMORY_FILES_H
@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include "memory.h"
 
 /* ---- Files: bytes that a test owns and must leave where they are (NULL: a directory), or what was
    written, in room of the file's own. */
@@ -93,31 +94,6 @@ static int memory_stat(const char *path, struct stat *is) {
 
 static int memory_nothing(const char *path) { (void)path; return 0; }
 
-/* ---- Memory. A request for more than `memory_most` bytes is refused. */
-
-static size_t memory_live, memory_peak, memory_most = (size_t)1 << 22;
-
-static void *memory_malloc(size_t n) {
-    char *p = NULL;
-    if (memory_live + n > memory_peak) memory_peak = memory_live + n;
-    if (n <= memory_most) p = (char *)malloc(n + 64);   /* the size stands in front of the block */
-    if (!p) return NULL;
-    memcpy(p, &n, sizeof n);
-    memset(p + 64, 0xa5, n < 4096 ? n : 4096);         /* fresh memory is not zero */
-    memory_live += n;
-    return p + 64;
-}
-
-static void memory_free(void *p) {
-    size_t n;
-    if (!p) return;
-    memcpy(&n, (char *)p - 64, sizeof n);
-    memory_live -= n;
-    free((char *)p - 64);
-}
-
-#define HMOE_MALLOC(n) memory_malloc(n)
-#define HMOE_FREE(p) memory_free(p)
 #define fopen(path, mode) memory_fopen(path, mode)
 #define fclose(file) memory_fclose(file)
 #define rename(from, to) memory_rename(from, to)

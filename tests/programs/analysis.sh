@@ -104,8 +104,8 @@ if look_for clang; then
     check "the memory sanitizer's mistake" clang -fsanitize=memory "$here/bad_memory.c" \
         -o "$here/bad_memory"
     check "the memory sanitizer sees" not "$here/bad_memory" 1 2 3 4 5
-    tests="tests/files/errors tests/model/reproducible tests/model/by_hand tests/model/gradients
-        extra/muon/test_muon"
+    tests="tests/files/errors tests/files/damaged tests/model/reproducible tests/model/by_hand
+        tests/model/gradients extra/muon/test_muon"
     build memory clang 0 "-g -O1 -fsanitize=memory -fno-sanitize-recover=all" train_tiny generate \
         $tests
     for test in $tests; do check "memory: $test" "$BUILD/memory/$test"; done
