@@ -1,7 +1,13 @@
-"""harness.py - for tests in Python what test.h is for C: checks that print what they saw, and the
-last line, which adds up."""
+"""harness.py - what tests in Python share: where the project is, and its programs, which stand in
+the directory BIN."""
 
+import os
 import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path.cwd() / os.environ.get("BIN", "")
+TRAIN, GENERATE = BIN / "train_tiny", BIN / "generate"
 
 passed = failed = 0
 

@@ -27,7 +27,8 @@ $(BUILD)/tests/model/against_naive_float $(BUILD)/tests/model/against_naive_plai
 # the plain product of PRODUCTS IN SHORT
 $(BUILD)/tests/model/against_naive_plain: PLAIN_TEST = -DHMOE_REAL=double -DHMOE_PLAIN
 
-RUN_TESTS = sh tests/run_tests.sh CC='$(CC)'
+RUN_TESTS = sh tests/run_tests.sh CC='$(CC)' PYTHON=$(PYTHON)
+PYTHON_OR_NOT = @$(PYTHON_READY) || echo 'no Python environment: tests that need it are skipped'
 
 test: all
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS)
@@ -38,16 +39,16 @@ FULL_TESTS += tests/model/top_p.sh tests/programs/options.py tests/files/crashes
 
 test-full: all
 	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) BIN=$(SANITIZED)/ all
-	@$(PYTHON_READY) || echo 'no Python environment: tests that need it are skipped'
+	$(PYTHON_OR_NOT)
 	@$(MAKE) --no-print-directory playground || echo 'no playground: its test is skipped'
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) $(FULL_TESTS) \
-		PYTHON=$(PYTHON) $(PACKAGE_TESTS) PYTHON=python3 \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
 		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/programs/programs.sh tests/programs/options.py \
 		tests/cuda/cuda_programs.sh tests/cuda/static.py \
 		FULL=1 tests/cuda/cuda.sh $(SANITIZED)/tests/files/damaged
 
 test-long: $(PROGRAMS) data
+	$(PYTHON_OR_NOT)
 	@$(RUN_TESTS) BIN=$(BIN) tests/model/learning.sh tests/cuda/remove_barriers.py \
 		FULL=1 tests/files/crashes.py $(LONG_TESTS)
 
