@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path.cwd() / os.environ.get("BIN", "")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")     # as run_tests.sh has it
 TRAIN, GENERATE = BIN / "train_tiny", BIN / "generate"
 
 passed = failed = 0

@@ -35,7 +35,7 @@ test: all
 
 # The sanitizers' build has its own directory, so that the programs here stay the fast ones.
 SANITIZED = $(BUILD)/sanitized
-FULL_TESTS += tests/model/top_p.sh tests/programs/options.py tests/files/crashes.py
+FULL_TESTS += tests/model/top_p.sh tests/programs/test_options.py tests/files/crashes.py
 
 test-full: all
 	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) BIN=$(SANITIZED)/ all
@@ -43,7 +43,7 @@ test-full: all
 	@$(MAKE) --no-print-directory playground || echo 'no playground: its test is skipped'
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) $(FULL_TESTS) \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
-		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/programs/programs.sh tests/programs/options.py \
+		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/programs/programs.sh tests/programs/test_options.py \
 		tests/cuda/cuda_programs.sh tests/cuda/static.py \
 		FULL=1 tests/cuda/cuda.sh $(SANITIZED)/tests/files/damaged
 
