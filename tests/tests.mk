@@ -44,7 +44,7 @@ test-full: all
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) $(FULL_TESTS) \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
 		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/programs/programs.sh tests/programs/test_options.py \
-		tests/cuda/cuda_programs.sh tests/cuda/static.py \
+		tests/cuda/cuda_programs.sh tests/cuda/test_static.py \
 		FULL=1 tests/cuda/cuda.sh $(SANITIZED)/tests/files/damaged
 
 test-long: $(PROGRAMS) data
