@@ -35,7 +35,7 @@ test: all
 
 # The sanitizers' build has its own directory, so that the programs here stay the fast ones.
 SANITIZED = $(BUILD)/sanitized
-FULL_TESTS += tests/model/top_p.sh tests/programs/test_options.py tests/files/crashes.py
+FULL_TESTS += tests/model/top_p.sh tests/programs/test_options.py tests/files/test_crashes.py
 
 test-full: all
 	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) BIN=$(SANITIZED)/ all
@@ -50,7 +50,7 @@ test-full: all
 test-long: $(PROGRAMS) data
 	$(PYTHON_OR_NOT)
 	@$(RUN_TESTS) BIN=$(BIN) tests/model/learning.sh tests/cuda/remove_barriers.py \
-		FULL=1 tests/files/crashes.py $(LONG_TESTS)
+		FULL=1 tests/files/test_crashes.py $(LONG_TESTS)
 
 test-everywhere:
 	@$(RUN_TESTS) BUILD=$(BUILD) tests/programs/everywhere.sh tests/programs/analysis.sh
