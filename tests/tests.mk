@@ -49,7 +49,7 @@ test-full: all
 
 test-long: $(PROGRAMS) data
 	$(PYTHON_OR_NOT)
-	@$(RUN_TESTS) BIN=$(BIN) tests/model/learning.sh tests/cuda/remove_barriers.py \
+	@$(RUN_TESTS) BIN=$(BIN) tests/model/learning.sh tests/cuda/test_barriers.py \
 		FULL=1 tests/files/test_crashes.py $(LONG_TESTS)
 
 test-everywhere:
