@@ -259,6 +259,8 @@ def anew(directory):
 @pytest.fixture(scope="module", autouse=True)
 def runs():
     """A directory with two runs to compare with, half of one of them, and their exports."""
+    for number in signal.SIGTERM, signal.SIGHUP:           # whoever ends this test, it tidies up
+        signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="hmoe-crashes-") as here, \
             pytest.MonkeyPatch.context() as patch:
         os.chmod(here, 0o755)
