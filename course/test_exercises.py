@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""test_exercises.py - tests the exercises and their checker.
+"""The exercises and their checker.
 
 The right solution passes each exercise: it is the functions of hmoe.h, put into the file that a
 learner gets. The checker rejects every wrong answer with its own message and no other. If a file
@@ -7,24 +6,20 @@ is untouched, the report names the next step. If a learner's program crashes, do
 other harm, the checker ends it and reports it. The file that a learner gets does not contain the
 formulas to derive. It needs Python 3, make and a C compiler (CC, or cc)."""
 
-import concurrent.futures
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
-import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = [os.path.join(ROOT, "tests"), os.path.join(ROOT, "course", "exercises")]
-sys.dont_write_bytecode = True
-from harness import check, done  # noqa: E402
-import exercise  # noqa: E402
+import exercise
+import pytest
+from harness import ROOT
 
-if not shutil.which("make") or not shutil.which(os.environ.get("CC", "cc").split()[0]):
-    print("no make or no C compiler here: skipped")
-    done("test_exercises")
+for tool in "make", os.environ.get("CC", "cc").split()[0]:
+    if not shutil.which(tool):
+        pytest.skip("no %s here" % tool, allow_module_level=True)
 
 # Solutions of functions that are not in hmoe.h. A learner looks beside the exercise, not here.
 OWN = {"my_collapse": "{ config->loss_coef[HMOE_ENT] = 0.1; }",
@@ -43,16 +38,14 @@ OWN = {"my_collapse": "{ config->loss_coef[HMOE_ENT] = 0.1; }",
     }
 }"""}
 ALL = [exercise.Exercise(n) for n in range(1, 11)]
-here = tempfile.mkdtemp(prefix="hmoe-test-exercises-")
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+NORM = ALL[2]
+each_exercise = pytest.mark.parametrize("ex", ALL, ids=lambda ex: ex.name)
 
 
-def write(name, text):
-    path = os.path.join(here, name)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as f:
-        f.write(text)
-    return path
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return str(path)
 
 
 def body(function):
@@ -79,234 +72,245 @@ def completed(ex, path):
 
 
 def make(*words, at=ROOT):
-    r = subprocess.run(["make", "--no-print-directory"] + list(words), cwd=at, text=True,
+    r = subprocess.run(["make", "--no-print-directory", *words], cwd=at, text=True,
                        capture_output=True, stdin=subprocess.DEVNULL)
-    return r.returncode, r.stdout + r.stderr
+    text = r.stdout + r.stderr
+    assert "Traceback" not in text, text
+    return r.returncode, text
 
 
-def named(text):
-    return re.findall(r"^What happened: (.*)$", text, re.M)
+# --- the exercises --------------------------------------------------------------------------------
+
+@each_exercise
+def test_an_exercise_has_half_a_page_and_five_wrong_answers(ex):
+    messages = [exercise.message(path) for path in ex.wrong]
+    assert len(set(messages)) == len(messages) >= 5
+    assert 15 <= len(exercise.read(ex.path + "/README.md").splitlines()) <= 70
 
 
-def holes():
-    """The learner's file, and the report on an untouched file."""
-    for ex in ALL:
-        messages = [exercise.message(path) for path in ex.wrong]
-        check("%s keeps five wrong answers" % ex.name, len(ex.wrong) >= 5, len(ex.wrong))
-        check("%s: their messages differ" % ex.name, len(set(messages)) == len(messages))
-        check("%s has half a page of text" % ex.name,
-              15 <= len(exercise.read(ex.path + "/README.md").splitlines()) <= 70)
-        for f in ex.functions:
-            line = f.declaration.splitlines()[-1]
-            check("%s: %s as it is declared" % (ex.name, f.name),
-                  line in ex.hole() and line in ex.header + ex.own)
-        formulas = 0
-        for f in ex.functions:
-            for line in f.comment.splitlines():
-                if "_backward" in f.name and line.startswith("     "):
-                    formulas += 1
-                    check("%s: my.c does not contain %s" % (ex.name, line.strip()),
-                          line.strip() not in ex.hole())
-                else:
-                    check("%s: my.c has the comment's line" % ex.name, line in ex.hole(), line)
-        check("%s: formulas to derive" % ex.name,
-              formulas == {"03": 2, "05": 2, "08": 5}.get(ex.name[:2], 0), formulas)
-        path = write("untouched-%s.c" % ex.name[:2], ex.hole())
-        how, text = exercise.check(ex, path)
-        check("%s: the report on an untouched file" % ex.name, how == "untouched"
-              and "README.md" in text and all(f.name in text for f in ex.functions), text)
-    status, text = make("exercise-03", "FILE=" + write("untouched.c", ALL[2].hole()))
-    check("make fails on an untouched file", status and "nothing is written" in text, text)
-    for word in ("exercise-11", "exercise-x", "exercise-00"):
-        status, text = make(word)
-        check("make %s fails" % word, status and "Traceback" not in text, text)
+@each_exercise
+def test_the_learners_file_has_the_header_without_formulas_to_derive(ex):
+    formulas = 0
+    for f in ex.functions:
+        declaration = f.declaration.splitlines()[-1]
+        assert declaration in ex.hole() and declaration in ex.header + ex.own
+        for line in f.comment.splitlines():
+            formula = "_backward" in f.name and line.startswith("     ")
+            assert ((line.strip() if formula else line) in ex.hole()) != formula, line
+            formulas += formula
+    assert formulas == {"03": 2, "05": 2, "08": 5}.get(ex.name[:2], 0)
 
 
-def in_a_copy():
-    """The first make makes the learner's file from the present header. Later ones keep it."""
-    copy = os.path.join(here, "copy")
-    for room in ("course", "extra", "tests"):
-        shutil.copytree(os.path.join(ROOT, room), os.path.join(copy, room),
+@each_exercise
+def test_an_untouched_file_is_told_what_to_write(ex, tmp_path):
+    how, text = exercise.check(ex, write(tmp_path / "untouched.c", ex.hole()))
+    assert how == "untouched" and "README.md" in text, text
+    assert all(f.name in text for f in ex.functions), text
+
+
+def test_make_fails_on_an_untouched_file(tmp_path):
+    status, text = make("exercise-03", "FILE=" + write(tmp_path / "untouched.c", NORM.hole()))
+    assert status and "nothing is written" in text, text
+
+
+@pytest.mark.parametrize("word", ["exercise-11", "exercise-x", "exercise-00"])
+def test_make_fails_on_no_exercise(word):
+    assert make(word)[0]
+
+
+def test_make_keeps_the_learners_file_which_follows_the_header(tmp_path):
+    for room in "course", "extra", "tests":
+        shutil.copytree(ROOT / room, tmp_path / room,
                         ignore=shutil.ignore_patterns("my.c", "__pycache__", "runs"))
-    for name in ("Makefile", "README.md"):
-        shutil.copy(os.path.join(ROOT, name), copy)
-    header = ALL[2].header
-    at = exercise.Function(header, "hmoe__rmsnorm_backward")
-    changed = (header[:at.start].replace("With the normalised row", "With the NORMAL row")
-               + re.sub(r"\bdy\b", "dout", header[at.start:at.end]) + header[at.end:])
-    write("copy/hmoe.h", changed)
-    mine = copy + "/course/exercises/03-rmsnorm-backward/my.c"
-    status, text = make("exercise-03", at=copy)
-    made = exercise.read(mine) if os.path.exists(mine) else ""
-    check("the first make makes my.c, and fails", status and "made" in text and made, text)
-    check("my.c follows the header", "hmoe_real *dout" in made and "*dy" not in made
-          and "With the NORMAL row" in made, made)
-    with open(mine, "a") as f:
-        f.write("\n/* mine */\n")
-    make("exercise-03", at=copy)
-    check("my.c is never overwritten", exercise.read(mine).endswith("/* mine */\n"))
-    with open(mine, "w") as f:
-        f.write("static int half(int x) { return x / 2; }\n"
-                + made[:made.rindex("{")] + exercise.Function(changed, at.name).body)
-    status, text = make("exercise-03", at=copy)
-    check("the right solution passes by make", status == 0 and "03-rmsnorm-backward: passed" in text
-          and "Traceback" not in text, text)
+    for name in "Makefile", "README.md":
+        shutil.copy(ROOT / name, tmp_path)
+    at = exercise.Function(NORM.header, "hmoe__rmsnorm_backward")
+    changed = (NORM.header[:at.start].replace("With the normalised row", "With the NORMAL row")
+               + re.sub(r"\bdy\b", "dout", NORM.header[at.start:at.end]) + NORM.header[at.end:])
+    write(tmp_path / "hmoe.h", changed)
+    status, text = make("exercise-03", at=tmp_path)
+    assert status and "made" in text, text
+    mine = tmp_path / "course/exercises/03-rmsnorm-backward/my.c"
+    made = mine.read_text()
+    assert "hmoe_real *dout" in made and "*dy" not in made and "With the NORMAL row" in made
+    mine.write_text(made + "\n/* mine */\n")
+    make("exercise-03", at=tmp_path)
+    assert mine.read_text().endswith("/* mine */\n")
+    mine.write_text("static int half(int x) { return x / 2; }\n" + made[:made.rindex("{")]
+                    + exercise.Function(changed, at.name).body)
+    status, text = make("exercise-03", at=tmp_path)
+    assert status == 0 and "03-rmsnorm-backward: passed" in text, text
     losses = re.findall(r"step +\d+ +(\d+\.\d{6}) +(\d+\.\d{6})", text)
-    check("losses stand side by side", len(losses) > 2
-          and all(abs(float(a) - float(b)) <= 1e-4 for a, b in losses), text)
+    assert len(losses) > 2, "losses stand side by side"
+    for a, b in losses:
+        assert float(a) == pytest.approx(float(b), rel=0, abs=1e-4)
 
 
-def right(ex):
-    """The right solution, a part of it, and all wrong answers, in one program."""
-    path, program = write("right-%s.c" % ex.name[:2], filled(ex)), os.path.join(here, ex.name)
-    os.mkdir(program)
-    check("%s: no warnings" % ex.name, not exercise.build(ex, path, [], program))
-    how, text = exercise.judge(program)
-    check("%s: the right solution passes" % ex.name, how == "ok" and "never differ" in text, text)
-    for answer, file in enumerate(ex.wrong, 2):
-        rejected(ex, file, *exercise.judge(program, answer=answer))
-    if len(ex.functions) > 1:
-        first = ex.functions[0].name
-        how, text = exercise.check(ex, write("part-%s.c" % ex.name[:2], filled(ex, first)))
-        check("%s: %s alone is a part" % (ex.name, first), how == "part" and "Still to be written"
-              in text and all(f.name in text for f in ex.functions[1:]), text)
+# --- answers --------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What the checker says of each exercise's right answer and of each wrong one, all in one
+    program; and of the last wrong one and of the first function alone as learners' files."""
+    def judge(ex):
+        here = tmp_path_factory.mktemp(ex.name)
+        right = write(here / "right.c", filled(ex))
+        wrong = write(here / "wrong.c", completed(ex, ex.wrong[-1]))
+        part = write(here / "part.c", filled(ex, ex.functions[0].name))
+        return {"warnings": exercise.build(ex, right, [], str(here)),
+                "right": exercise.judge(str(here)),
+                "wrong": [(path, *exercise.judge(str(here), answer=answer))
+                          for answer, path in enumerate(ex.wrong, 2)]
+                + [(ex.wrong[-1], *exercise.check(ex, wrong))],
+                "part": exercise.check(ex, part) if len(ex.functions) > 1 else None}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(ALL, pool.map(judge, ALL)))
 
 
-def rejected(ex, path, how, text):
-    name = "%s/%s" % (ex.name, os.path.basename(path))
-    check("%s is rejected" % name, how == "differs", (how, text))
-    check("%s is named, and nothing else" % name, named(text) == [exercise.message(path)],
-          (named(text), text))
+@each_exercise
+def test_the_right_answer_passes(ex, answers):
+    how, text = answers[ex]["right"]
+    assert not answers[ex]["warnings"]
+    assert how == "ok" and "never differ" in text, text
 
 
-def wrong(ex, path):
-    """A wrong answer as the learner's file."""
-    rejected(ex, path, *exercise.check(ex, write("wrong-%s.c" % ex.name[:2], completed(ex, path))))
+@each_exercise
+def test_a_wrong_answer_gets_its_message_and_no_other(ex, answers):
+    for path, how, text in answers[ex]["wrong"]:
+        assert how == "differs", (path, text)
+        assert re.findall(r"^What happened: (.*)$", text, re.M) == [exercise.message(path)], path
 
 
-def case(name, how, says, body, before="", ex=ALL[2]):
-    """A file for exercise 3 that does this in the function's body."""
-    if ex is None:
-        ex, text = ALL[2], "int unrelated;\n"
-        path = write("bad/other.c", text)
-    else:
-        text = ex.hole()
-        at = exercise.Function(text, ex.functions[0].name)
-        path = write("bad/%s.c" % name.replace(" ", "-"), before + text[:at.start] + at.declaration
-                     + " {\n" + body + "\n}\n" + text[at.end:])
-    found, said = exercise.check(ex, path)
-    check("%s: reported" % name, found == how, (found, said))
-    check("%s: in words" % name, re.search(says, said), said)
-    check("%s: in few lines" % name, len(said) < 20000 and "Traceback" not in said, len(said))
-    check("%s: no two blank lines" % name, "\n\n\n" not in said, said)
-    return said
+@pytest.mark.parametrize("ex", [ex for ex in ALL if len(ex.functions) > 1], ids=lambda ex: ex.name)
+def test_one_function_of_several_is_a_part(ex, answers):
+    how, text = answers[ex]["part"]
+    assert how == "part" and "Still to be written" in text, text
+    assert all(f.name in text for f in ex.functions[1:]), text
 
 
-def bad_programs():
-    sys_headers = ("#include <stdio.h>\n#include <stdlib.h>\n#include <unistd.h>\n"
-                   "#include <sys/types.h>\n")
-    whole = body(ALL[2].functions[0])[1:-1]
-    said = case("syntax", "compile", "does not compile", "int x = ;")
-    check("a compiler's message names file and line", re.search(r"bad/syntax\.c:\d+", said), said)
-    said = case("missing brace", "compile", r"missing-brace\.c: a } is missing: for the { in line",
-                "    for (int t = 0; t < N; t++) {   /* } */\n        dx[t] += '}';")
-    check("a missing brace is not blamed on other files", not re.search(r"(main\.c|\.h):\d", said),
-          said)
-    case("comments alone", "untouched", "nothing is written", "/* first dx */  // then dw")
-    case("wrong signature", "compile", "does not compile", "dx[0] = 1;",
-         "static int hmoe__rmsnorm_backward(int x);\n")
-    case("no function", "part", "has no function", "", ex=None)
-    case("the built-in", "compile", "write your own",
-         "reference_hmoe__rmsnorm_backward(dx, dw, dy, x, w, rrms, N, C);")
-    return [
-        ("null pointer", "crash", "crashed.*on this input", "*(volatile int *)0 = 1;"),
-        ("stack overflow", "crash", "crashed",
-         "hmoe__rmsnorm_backward(dx, dw, dy, x, w, rrms, N, C); dx[0] += 1;"),
-        ("division by zero", "crash", "divided an integer by zero",
-         "volatile int zero = 0; dx[0] = N / zero;"),
-        ("abort", "crash", "abort", "abort();"),
-        ("endless loop", "time", "never ends|was ended", "volatile int go = 1; while (go) {}"),
-        ("sleep", "time", "ended", "sleep(1000);"),
-        ("flood", "flood", "printed more", 'for (;;) puts("again and again");'),
-        ("memory", "memory", "gigabyte",
-         "for (;;) { volatile char *p = malloc(1 << 20);"
-         "    for (int i = 0; i < 256; i++) p[i << 12] = 1; }"),
-        ("file", "file", "megabyte", 'FILE *f = fopen("big", "w"); for (;;) fputs("more", f);'),
-        ("children", "children", "left processes running",
-         "static int n; if (!n++) { pid_t p = fork(); if (!p) { for (;;) sleep(100); } "
-         'printf("child %d\\n", (int)p); fflush(stdout); }' + whole),
-        ("children and a loop", "time", "never ends|was ended",
-         "for (int i = 0; i < 3; i++) fork(); volatile int go = 1; while (go) {}"),
-        ("exit", "exit", "ended the whole program", "exit(0);"),
-        ("exit with a lie", "exit", "ended the whole program",
-         'puts("passed"); fflush(stdout); _exit(3);'),
-        ("past the end", "differs", "past the end of dx", "dx[N * C] = 1;"),
-        ("before the start", "differs", "before the start of dw", "dw[-1] = 1;"),
-        ("far past the end", "crash", "memory that does not exist", "dx[400000] = 0;"),
-        ("far before the start", "crash", "memory that does not exist", "dx[-200000] = 0;"),
-        ("once wrong", "differs", "A second call on this input gives the right",
-         "static int calls; if (!calls++) return;" + whole),
-        ("input changed", "differs", "may only read", "((hmoe_real *)x)[0] = 3;"),
-        ("nothing written", "differs", "differs", "(void)0;"),
-        ("wrong later", "differs", "losses differ by",
-         "static int calls; if (calls++ > 60) return;" + whole),
-        ("debug output", "ok", "hello", 'static int n; if (!n++) puts("hello");' + whole),
-    ], sys_headers
+# --- bad programs ---------------------------------------------------------------------------------
+
+SYSTEM = "#include <stdio.h>\n#include <stdlib.h>\n#include <unistd.h>\n#include <sys/types.h>\n"
+WHOLE = body(NORM.functions[0])[1:-1]
+
+
+def report(path, text, before=SYSTEM):
+    """The checker's report on this text in place of the function's body."""
+    hole, at = NORM.hole(), exercise.Function(NORM.hole(), NORM.functions[0].name)
+    return exercise.check(NORM, write(path, before + hole[:at.start] + at.declaration
+                                      + " {\n" + text + "\n}\n" + hole[at.end:]))
+
+
+def readable(text):
+    return len(text) < 20000 and "Traceback" not in text and "\n\n\n" not in text
+
+
+@pytest.mark.parametrize("how, says, text, before", [
+    ("compile", r"does not compile[^\0]*/mine\.c:\d+", "int x = ;", ""),
+    ("untouched", "nothing is written", "/* first dx */  // then dw", ""),
+    ("compile", "does not compile", "dx[0] = 1;", "static int hmoe__rmsnorm_backward(int x);\n"),
+    ("compile", "write your own", "reference_hmoe__rmsnorm_backward(dx, dw, dy, x, w, rrms, N, C);",
+     "")], ids=["syntax", "comments alone", "wrong signature", "the built-in"])
+def test_no_answer_is_reported(tmp_path, how, says, text, before):
+    found, said = report(tmp_path / "mine.c", text, before)
+    assert found == how and re.search(says, said) and readable(said), said
+
+
+def test_a_missing_brace_is_not_blamed_on_other_files(tmp_path):
+    how, said = report(tmp_path / "missing-brace.c", "    for (int t = 0; t < N; t++) {   /* } */\n"
+                       "        dx[t] += '}';", "")
+    assert how == "compile" and readable(said), said
+    assert "missing-brace.c: a } is missing: for the { in line" in said
+    assert not re.search(r"(main\.c|\.h):\d", said), said
+
+
+def test_a_file_without_the_function_is_a_part(tmp_path):
+    how, said = exercise.check(NORM, write(tmp_path / "other.c", "int unrelated;\n"))
+    assert how == "part" and "has no function" in said and readable(said), said
+
+
+HARM = {
+    "null pointer": ("crash", "crashed.*on this input", "*(volatile int *)0 = 1;"),
+    "stack overflow": ("crash", "crashed",
+        "hmoe__rmsnorm_backward(dx, dw, dy, x, w, rrms, N, C); dx[0] += 1;"),
+    "division by zero": ("crash", "divided an integer by zero",
+        "volatile int zero = 0; dx[0] = N / zero;"),
+    "abort": ("crash", "abort", "abort();"),
+    "endless loop": ("time", "never ends|was ended", "volatile int go = 1; while (go) {}"),
+    "sleep": ("time", "ended", "sleep(1000);"),
+    "flood": ("flood", "printed more", 'for (;;) puts("again and again");'),
+    "memory": ("memory", "gigabyte",
+        "for (;;) { volatile char *p = malloc(1 << 20);"
+        "    for (int i = 0; i < 256; i++) p[i << 12] = 1; }"),
+    "file": ("file", "megabyte", 'FILE *f = fopen("big", "w"); for (;;) fputs("more", f);'),
+    "children": ("children", "left processes running",
+        "static int n; if (!n++) { pid_t p = fork(); if (!p) { for (;;) sleep(100); } "
+        'printf("child %d\\n", (int)p); fflush(stdout); }' + WHOLE),
+    "children and a loop": ("time", "never ends|was ended",
+        "for (int i = 0; i < 3; i++) fork(); volatile int go = 1; while (go) {}"),
+    "exit": ("exit", "ended the whole program", "exit(0);"),
+    "exit with a lie": ("exit", "ended the whole program",
+        'puts("passed"); fflush(stdout); _exit(3);'),
+    "past the end": ("differs", "past the end of dx", "dx[N * C] = 1;"),
+    "before the start": ("differs", "before the start of dw", "dw[-1] = 1;"),
+    "far past the end": ("crash", "memory that does not exist", "dx[400000] = 0;"),
+    "far before the start": ("crash", "memory that does not exist", "dx[-200000] = 0;"),
+    "once wrong": ("differs", "A second call on this input gives the right",
+        "static int calls; if (!calls++) return;" + WHOLE),
+    "input changed": ("differs", "may only read", "((hmoe_real *)x)[0] = 3;"),
+    "nothing written": ("differs", "differs", "(void)0;"),
+    "wrong later": ("differs", "losses differ by",
+        "static int calls; if (calls++ > 60) return;" + WHOLE),
+    "debug output": ("ok", "hello", 'static int n; if (!n++) puts("hello");' + WHOLE),
+}
 
 
 def alive(pid):
     try:
-        with open("/proc/%d/stat" % pid) as f:
-            return f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+        return Path("/proc/%d/stat" % pid).read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except OSError:
         return False
 
 
-def bad(job, headers):
-    said = case(*job, before=headers)
-    child = re.search(r"child (\d+)", said)
-    if child and os.path.isdir("/proc/self"):
-        check("the child is gone", not alive(int(child.group(1))))
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """Of each bad program: how it ended, the report, and whether a child of it still runs."""
+    def run(name):
+        how, text = report(tmp_path_factory.mktemp("bad") / "mine.c", HARM[name][2])
+        child = re.search(r"child (\d+)", text)
+        return how, text, child and os.path.isdir("/proc/self") and alive(int(child[1]))
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as pool:
+        patch.setattr(exercise, "SECONDS", 3)
+        return dict(zip(HARM, pool.map(run, HARM)))
 
 
-def grading():
-    write("class/ada/03.c", filled(ALL[2]))
-    write("class/ada/05-mine.c", completed(ALL[4], ALL[4].path + "/wrong/swapped.c"))
-    write("class/bob/03-rmsnorm-backward/my.c", ALL[2].hole())
-    write("class/bob/10.c", filled(ALL[9]).replace("hmoe_real sum[", "hmoe_real sum[["))
-    write("class/bob/notes.txt", "nothing")
-    write("class/cy/99.c", "")
-    status, text = make("grade", "DIR=" + os.path.join(here, "class"))
-    lines, none = [line.split() for line in text.splitlines()], ["-"]
-    for row in (["ada"] + none * 2 + ["ok", "-", "differs"] + none * 5 + ["1", "of", "10"],
-                ["bob"] + none * 2 + ["untouched"] + none * 6 + ["compile", "0", "of", "10"],
-                ["cy"] + none * 10 + ["0", "of", "10"]):
-        check("grade: the row of %s" % row[0], status == 0 and row in lines, text)
-    check("grade names the mistake", "ada 05: " + exercise.message(ALL[4].path + "/wrong/swapped.c")
-          in text, text)
-    status, text = make("grade", "DIR=" + os.path.join(here, "nowhere"))
-    check("grade: no directory", status and "nowhere" in text and "Traceback" not in text, text)
+@pytest.mark.parametrize("name", HARM)
+def test_a_bad_program_is_ended_and_reported(reports, name):
+    how, text, child = reports[name]
+    assert how == HARM[name][0] and re.search(HARM[name][1], text) and readable(text), text
+    assert not child, "its child still runs"
 
 
-def main():
-    holes()
-    in_a_copy()
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(right, ex) for ex in ALL]
-        jobs += [pool.submit(wrong, ex, ex.wrong[-1]) for ex in ALL]
-        for job in jobs:
-            job.result()
-    exercise.SECONDS = 3            # a shorter time limit
-    programs, headers = bad_programs()
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        for job in [pool.submit(bad, program, headers) for program in programs]:
-            job.result()
-    exercise.SECONDS = 10
-    grading()
+# --- grading --------------------------------------------------------------------------------------
+
+def test_grade_prints_a_row_for_each_learner(tmp_path):
+    swapped = ALL[4].path + "/wrong/swapped.c"
+    write(tmp_path / "ada/03.c", filled(NORM))
+    write(tmp_path / "ada/05-mine.c", completed(ALL[4], swapped))
+    write(tmp_path / "bob/03-rmsnorm-backward/my.c", NORM.hole())
+    write(tmp_path / "bob/10.c", filled(ALL[9]).replace("hmoe_real sum[", "hmoe_real sum[["))
+    write(tmp_path / "bob/notes.txt", "nothing")
+    write(tmp_path / "cy/99.c", "")
+    status, text = make("grade", "DIR=%s" % tmp_path)
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert status == 0, text
+    for row in ("ada - - ok - differs - - - - - 1 of 10",
+                "bob - - untouched - - - - - - compile 0 of 10",
+                "cy - - - - - - - - - - 0 of 10"):
+        assert row in rows, text
+    assert "ada 05: " + exercise.message(swapped) in text
 
 
-try:
-    main()
-finally:
-    shutil.rmtree(here, ignore_errors=True)
-done("test_exercises")
+def test_grade_needs_a_directory(tmp_path):
+    status, text = make("grade", "DIR=%s" % (tmp_path / "nowhere"))
+    assert status and "nowhere" in text, text

@@ -1,62 +1,54 @@
-#!/usr/bin/env python3
-"""test_tour.py - tests TOUR.md. Every function that it names exists. Its headings in capitals are
-sections of hmoe.h, in the same order. Every command prints the output that TOUR.md shows, and every
-number with decimals is part of such an output. The derivations agree with central differences. The
-links in all texts of the course lead to files.
+"""TOUR.md is right: its names, its order, its links, its derivations, and the output of its
+commands.
 
-A command is an indented line that begins with "$ "; a line with "> " continues it. The lines up to an
-empty line or the next command are its output. "..." stands for any lines. Numbers must agree to one
-unit of the last place but one, because the last place depends on the compiler. BIN is the directory
-of the programs."""
+A command is an indented line that begins with "$ "; a line with "> " continues it. The lines up to
+an empty line or the next command are its output. "..." stands for any lines. Numbers must agree to
+one unit of the last place but one, because the last place depends on the compiler."""
 
-import glob
-import math
-import os
-import random
 import re
 import shutil
 import subprocess
-import sys
-import tempfile
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-COURSE = os.path.join(ROOT, "course")
-sys.path.insert(0, os.path.join(ROOT, "tests"))
-from harness import check, done  # noqa: E402
+import numpy as np
+import pytest
+from harness import ROOT, TRAIN
 
-BIN = os.path.abspath(os.path.join(ROOT, os.environ.get("BIN") or ".", "train_tiny"))
-
-
-def read(name):
-    with open(os.path.join(ROOT, name), encoding="utf-8") as f:
-        return f.read()
-
-
-TOUR, HEADER = read("course/TOUR.md"), read("hmoe.h")
-PLACEMENT = read("extra/parallel/hmoe_placement.h")
+TOUR, HEADER, PLACEMENT = ((ROOT / name).read_text(encoding="utf-8") for name in (
+    "course/TOUR.md", "hmoe.h", "extra/parallel/hmoe_placement.h"))
+HEADINGS = [section for line in re.findall(r"^## ([A-Z][A-Z ,]+)$", TOUR, re.M)
+            for section in line.split(", ")]
 
 
 # --- names ----------------------------------------------------------------------------------------
 
-def names():
+def test_every_function_that_it_names_exists():
     found = set(re.findall(r"\b(?:hmoe|HMOE)_\w+", TOUR)) - {"hmoe_placement"}
-    check("it names functions of the header", len(found) > 40, len(found))
-    for name in sorted(found):
-        exists = r"^[a-zA-Z][\w \t*]*\b%s\(|^(?:typedef )?(?:struct|enum) %s\b|\b%s\[|\b%s\b" % (
-            name, name, name, name if name.isupper() else "(?!)")
-        check("%s is in hmoe.h" % name, re.search(exists, HEADER + PLACEMENT, re.M))
-    rooms = [room for line in re.findall(r"^## ([A-Z][A-Z ,]+)$", TOUR, re.M)
-             for room in line.split(", ")]
-    places = [m.start() for room in rooms for m in re.finditer(r"^   %s - " % room, HEADER, re.M)]
-    check("its headings are sections of hmoe.h", len(places) == len(rooms) > 10, (rooms, places))
-    check("they are in the same order", places == sorted(places), places)
+    assert len(found) > 40
+
+    def exists(name):
+        declaration = r"^[a-zA-Z][\w \t*]*\b{0}\(|^(?:typedef )?(?:struct|enum) {0}\b|\b{0}\["
+        macro = r"|\b{0}\b" if name.isupper() else ""
+        return re.search((declaration + macro).format(name), HEADER + PLACEMENT, re.M)
+    assert not [name for name in sorted(found) if not exists(name)]
+
+
+def test_its_headings_are_sections_of_the_header_in_order():
+    places = [m.start() for h in HEADINGS for m in re.finditer(r"^   %s - " % h, HEADER, re.M)]
+    assert len(places) == len(HEADINGS) > 10
+    assert places == sorted(places)
+
+
+def test_it_has_all_sections_of_part_one():
     part = HEADER[HEADER.index("PART ONE - "):HEADER.index("PART TWO - ")]
-    for room in re.findall(r"^   ([A-Z][A-Z ]+) - ", part, re.M):
-        check("it has the section %s of PART ONE" % room, room in rooms)
-    for path in sorted(glob.glob(os.path.join(COURSE, "**", "*.md"), recursive=True)):
-        for link in re.findall(r"\]\(([^)#]+)\)", read(path)):
-            check("link to %s in %s" % (link, os.path.relpath(path, ROOT)),
-                  os.path.exists(os.path.join(os.path.dirname(path), link)))
+    sections = re.findall(r"^   ([A-Z][A-Z ]+) - ", part, re.M)
+    assert sections and set(sections) <= set(HEADINGS)
+
+
+def test_links_lead_to_files():
+    links = [(text, link) for text in (ROOT / "course").rglob("*.md")
+             for link in re.findall(r"\]\(([^)#]+)\)", text.read_text(encoding="utf-8"))]
+    assert links and not [(str(text), link) for text, link in links
+                          if not (text.parent / link).exists()]
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -69,10 +61,10 @@ def commands():
         if code is None:
             inside = False
         elif code.startswith("$ "):
-            found.append([code[2:], []])
+            found.append((code[2:], []))
             inside = True
         elif inside and code.startswith("> "):
-            found[-1][0] += "\n" + code[2:]
+            found[-1] = (found[-1][0] + "\n" + code[2:], [])
         elif inside:
             found[-1][1].append(code)
     return found
@@ -84,11 +76,9 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 def same_line(seen, said):
     if NUMBER.sub("#", seen) != NUMBER.sub("#", said):
         return False
-    for a, b in zip(NUMBER.findall(seen), NUMBER.findall(said)):
-        places = len(b.partition(".")[2])
-        if abs(float(a) - float(b)) > (1.001 * 10 ** (1 - places) if places else 0):
-            return False
-    return True
+    places = [len(number.partition(".")[2]) for number in NUMBER.findall(said)]
+    return all(abs(float(a) - float(b)) <= (1.001 * 10 ** (1 - n) if n else 0)
+               for a, b, n in zip(NUMBER.findall(seen), NUMBER.findall(said), places))
 
 
 def same(seen, said):
@@ -100,145 +90,150 @@ def same(seen, said):
     return bool(seen) and same_line(seen[0], said[0]) and same(seen[1:], said[1:])
 
 
-def run_commands():
-    here = tempfile.mkdtemp(prefix="hmoe-tour-")
-    try:
-        for name in ("LICENSE", "hmoe.h"):
-            shutil.copy(os.path.join(ROOT, name), here)
-        os.symlink(BIN, os.path.join(here, "train_tiny"))
-        for command, said in commands():
-            r = subprocess.run(command, shell=True, cwd=here, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, encoding="utf-8", timeout=300)
-            check("$ %s" % command, r.returncode == 0 and said
-                  and same(r.stdout.splitlines(), said), "printed:\n" + r.stdout)
-    finally:
-        shutil.rmtree(here)
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """What each command did. They run in one directory, because later ones use earlier ones'
+    files."""
+    if not TRAIN.exists():
+        pytest.skip("no program %s" % TRAIN)
+    here = tmp_path_factory.mktemp("tour")
+    for name in "LICENSE", "hmoe.h":
+        shutil.copy(ROOT / name, here)
+    (here / "train_tiny").symlink_to(TRAIN)
+    return {command: subprocess.run(command, shell=True, cwd=here, stdout=subprocess.PIPE,
+                                    stderr=subprocess.STDOUT, encoding="utf-8", timeout=300)
+            for command, _ in commands()}
+
+
+@pytest.mark.parametrize("command, said", commands(), ids=[c for c, _ in commands()])
+def test_command_prints_what_the_tour_shows(ran, command, said):
+    run = ran[command]
+    assert run.returncode == 0, run.stdout
+    assert said and same(run.stdout.splitlines(), said), "it printed:\n" + run.stdout
+
+
+def test_every_number_comes_out_of_a_command():
     printed = "\n".join(line for _, said in commands() for line in said)
     prose = re.sub(r"^    .*$", "", TOUR, flags=re.M)
-    for number in re.findall(r"\d+\.\d{2,}|\b\d{3,}\b", prose):
-        check("the number %s comes out of a command" % number, number in printed)
+    numbers = re.findall(r"\d+\.\d{2,}|\b\d{3,}\b", prose)
+    assert numbers and not [number for number in numbers if number not in printed]
 
 
-# --- the derivations of TOUR.md -------------------------------------------------------------------
+# --- the derivations of TOUR.md, each with central differences ------------------------------------
+
+E, C, T, HS = 5, 6, 4, 3
+draw = np.random.default_rng(1).standard_normal
+r, c, x, w, dy = draw(E), draw(E), draw(C), draw(C), draw(C)
+
 
 def softmax(r):
-    top = [math.exp(x - max(r)) for x in r]
-    return [x / sum(top) for x in top]
-
-
-def gradient(f, x):
-    """By central differences."""
-    result = []
-    for i in range(len(x)):
-        up, down = list(x), list(x)
-        up[i], down[i] = up[i] + 1e-5, down[i] - 1e-5
-        result.append((f(up) - f(down)) / 2e-5)
-    return result
-
-
-def dot(a, b):
-    return sum(x * y for x, y in zip(a, b))
-
-
-def agree(name, derived, f, x):
-    seen = gradient(f, x)
-    check("derivation of %s" % name, all(abs(a - b) < 1e-7 for a, b in zip(derived, seen))
-          and len(derived) == len(seen) and max(map(abs, seen)) > 1e-3, (derived, seen))
+    p = np.exp(r - np.max(r))
+    return p / p.sum()
 
 
 def through_softmax(P, dP):
-    return [P[e] * (dP[e] - dot(dP, P)) for e in range(len(P))]
+    return P * (dP - dP @ P)
 
 
-def derivations():
-    draw = random.Random(1)
-    numbers = lambda n: [draw.gauss(0, 1) for _ in range(n)]   # noqa: E731
-    E, C = 5, 6
-    r, c, x, w, dy = numbers(E), numbers(E), numbers(C), numbers(C), numbers(C)
-    P = softmax(r)
-    agree("softmax", through_softmax(P, c), lambda r: dot(c, softmax(r)), r)
-    S = [1, 3, 4]
+P, OTHER = softmax(r), softmax(draw(E))
+
+
+def is_gradient(derived, f, x):
+    """The derived gradient of f at x is that of central differences, which is not zero."""
+    seen = np.empty_like(x)
+    for i in np.ndindex(x.shape):
+        up, down = x.copy(), x.copy()
+        up[i], down[i] = up[i] + 1e-5, down[i] - 1e-5
+        seen[i] = (f(up) - f(down)) / 2e-5
+    np.testing.assert_allclose(derived, seen, rtol=0, atol=1e-7)
+    assert derived.shape == x.shape and abs(seen).max() > 1e-3
+
+
+def test_softmax():
+    is_gradient(through_softmax(P, c), lambda r: c @ softmax(r), r)
+
+
+def test_renormalised_gates():
+    S, dg = [1, 3, 4], draw(3)
 
     def gates(r):
-        chosen = [softmax(r)[e] for e in S]
-        return [p / sum(chosen) for p in chosen]
-    g, dg, s = gates(r), numbers(3), sum(P[e] for e in S)
-    dP = [0.0] * E
-    for i, e in enumerate(S):
-        dP[e] = (dg[i] - dot(dg, g)) / s
-    agree("renormalised gates", through_softmax(P, dP), lambda r: dot(dg, gates(r)), r)
-    check("a single renormalised gate has no gradient", (dg[0] - dg[0] * 1) / s == 0)
-    H, f = [3, 5, 8, 2, 2], [0.5, 0.25, 0.75, 0, 0.5]
-    N, other = 2, softmax(numbers(E))
-    for name, M in ("balance", f), ("P-Penalty", [f[e] * H[e] / (sum(H) / E) for e in range(E)]):
-        agree(name + ", slope", [E * M[e] for e in range(E)], lambda Phat: E * dot(M, Phat), P)
-        agree(name + ", dr", through_softmax(P, [E * M[e] / N for e in range(E)]),
-              lambda r: E * sum(M[e] * (softmax(r)[e] + other[e]) / N for e in range(E)), r)
-    h = -sum(p * math.log(p) for p in P)
-    agree("entropy", [-p * (math.log(p) + h) for p in P],
-          lambda r: -sum(p * math.log(p) for p in softmax(r)), r)
-    lse = lambda r: math.log(sum(map(math.exp, r)))            # noqa: E731
-    agree("z-loss", [2 * lse(r) * p for p in P], lambda r: lse(r) ** 2, r)
-    agree("cross-entropy", [p - (e == 2) for e, p in enumerate(P)], lambda r: lse(r) - r[2], r)
+        return softmax(r)[S] / softmax(r)[S].sum()
+    dP = np.zeros(E)
+    dP[S] = (dg - dg @ gates(r)) / P[S].sum()
+    is_gradient(through_softmax(P, dP), lambda r: dg @ gates(r), r)
+    assert (dg[0] - dg[0] * 1) / P[S].sum() == 0, "a single gate, which is 1, has no gradient"
 
-    rrms = lambda x: (dot(x, x) / C + 1e-5) ** -0.5            # noqa: E731
+
+H, F = np.array([3, 5, 8, 2, 2]), np.array([0.5, 0.25, 0.75, 0, 0.5])
+
+
+@pytest.mark.parametrize("M", [F, F * H / H.mean()], ids=["load balancing", "P-Penalty"])
+def test_balance(M):
+    is_gradient(E * M, lambda mean: E * M @ mean, P)
+    is_gradient(through_softmax(P, E * M / 2), lambda r: E * M @ (softmax(r) + OTHER) / 2, r)
+
+
+def test_entropy():
+    def entropy(r):
+        return -softmax(r) @ np.log(softmax(r))
+    is_gradient(-P * (np.log(P) + entropy(r)), entropy, r)
+
+
+def test_z_loss_and_cross_entropy():
+    log_sum_exp = np.logaddexp.reduce
+    is_gradient(2 * log_sum_exp(r) * P, lambda r: log_sum_exp(r) ** 2, r)
+    is_gradient(P - np.eye(E)[2], lambda r: log_sum_exp(r) - r[2], r)
+
+
+def test_rmsnorm():
+    def rrms(x):
+        return (x @ x / C + 1e-5) ** -0.5
     R = rrms(x)
-    n = [v * R for v in x]
-    mean = sum(a * b * k for a, b, k in zip(w, dy, n)) / C
-    agree("RMSNorm, dx", [R * (w[j] * dy[j] - n[j] * mean) for j in range(C)],
-          lambda x: sum(d * a * v * rrms(x) for d, a, v in zip(dy, w, x)), x)
-    agree("RMSNorm, dw", [dy[j] * n[j] for j in range(C)],
-          lambda w: sum(d * a * v * R for d, a, v in zip(dy, w, x)), w)
+    n = x * R
+    is_gradient(R * (w * dy - n * (w @ (dy * n)) / C), lambda x: dy @ (w * x * rrms(x)), x)
+    is_gradient(dy * n, lambda w: dy @ (w * x * R), w)
 
-    def rope(x, t, hs=C):
-        y = list(x)
-        for i in range(hs // 2):
-            angle = t * 100.0 ** (-2 * i / hs)
-            a, b = x[i], x[i + hs // 2]
-            y[i] = a * math.cos(angle) - b * math.sin(angle)
-            y[i + hs // 2] = b * math.cos(angle) + a * math.sin(angle)
-        return y
-    agree("RoPE", rope(dy, -3), lambda x: dot(dy, rope(x, 3)), x)
-    check("RoPE: only the distance counts",
-          abs(dot(rope(x, 7), rope(w, 4)) - dot(rope(x, 5), rope(w, 2))) < 1e-12)
 
-    T, hs = 4, 3
-    q, k, v, do = (numbers(T * hs) for _ in range(4))
-    row = lambda a, i: a[i * hs:(i + 1) * hs]                  # noqa: E731
+def test_rope():
+    def rope(x, t):
+        angle = t * 100.0 ** (-2 * np.arange(C // 2) / C)
+        a, b = np.split(x, 2)
+        return np.concatenate([a * np.cos(angle) - b * np.sin(angle),
+                               b * np.cos(angle) + a * np.sin(angle)])
+    is_gradient(rope(dy, -3), lambda x: dy @ rope(x, 3), x)
+    far, near = rope(x, 7) @ rope(w, 4), rope(x, 5) @ rope(w, 2)
+    assert far == pytest.approx(near, abs=1e-12), "only the distance of two positions counts"
 
-    def shares(q, k, i):
-        return softmax([dot(row(q, i), row(k, j)) / math.sqrt(hs) for j in range(i + 1)])
+
+def test_attention():
+    q, k, v, do = draw((4, T, HS))
+
+    def shares(q, k):
+        return [softmax(k[:i + 1] @ q[i] / np.sqrt(HS)) for i in range(T)]
 
     def attention(q, k, v):
-        return [sum(p * row(v, j)[m] for j, p in enumerate(shares(q, k, i)))
-                for i in range(T) for m in range(hs)]
+        return np.array([p @ v[:i + 1] for i, p in enumerate(shares(q, k))])
     out = attention(q, k, v)
-    dq, dk, dv = ([0.0] * (T * hs) for _ in range(3))
-    for i in range(T):
-        for j, p in enumerate(shares(q, k, i)):
-            ds = p * (dot(row(do, i), row(v, j)) - dot(row(do, i), row(out, i)))
-            for m in range(hs):
-                dv[j * hs + m] += p * row(do, i)[m]
-                dq[i * hs + m] += ds * row(k, j)[m] / math.sqrt(hs)
-                dk[j * hs + m] += ds * row(q, i)[m] / math.sqrt(hs)
-    agree("attention, dq", dq, lambda q: dot(do, attention(q, k, v)), q)
-    agree("attention, dk", dk, lambda k: dot(do, attention(q, k, v)), k)
-    agree("attention, dv", dv, lambda v: dot(do, attention(q, k, v)), v)
-
-    a, b, dh, gate = numbers(C), numbers(C), numbers(C), 0.6
-    sigmoid = lambda z: 1 / (1 + math.exp(-z))                 # noqa: E731
-    hidden = lambda a, b: [z * sigmoid(z) * u for z, u in zip(a, b)]   # noqa: E731
-    agree("SwiGLU, da", [gate * dh[i] * b[i] * sigmoid(a[i]) * (1 + a[i] * (1 - sigmoid(a[i])))
-                         for i in range(C)], lambda a: gate * dot(dh, hidden(a, b)), a)
-    agree("SwiGLU, db", [gate * dh[i] * a[i] * sigmoid(a[i]) for i in range(C)],
-          lambda b: gate * dot(dh, hidden(a, b)), b)
-    agree("SwiGLU, dg", [dot(dh, hidden(a, b))], lambda g: g[0] * dot(dh, hidden(a, b)), [gate])
+    dq, dk, dv = np.zeros((3, T, HS))
+    for i, row in enumerate(shares(q, k)):
+        for j, p in enumerate(row):
+            ds = p * (do[i] @ v[j] - do[i] @ out[i])
+            dv[j] += p * do[i]
+            dq[i] += ds * k[j] / np.sqrt(HS)
+            dk[j] += ds * q[i] / np.sqrt(HS)
+    is_gradient(dq, lambda q: (do * attention(q, k, v)).sum(), q)
+    is_gradient(dk, lambda k: (do * attention(q, k, v)).sum(), k)
+    is_gradient(dv, lambda v: (do * attention(q, k, v)).sum(), v)
 
 
-names()
-if os.path.exists(BIN):
-    run_commands()
-else:
-    print("no program %s here: commands are skipped" % BIN)
-derivations()
-done("test_tour")
+def test_swiglu():
+    a, b, dh, g = draw(C), draw(C), draw(C), np.array([0.6])
+
+    def sigmoid(z):
+        return 1 / (1 + np.exp(-z))
+
+    def swiglu(a, b, g):
+        return g[0] * dh @ (a * sigmoid(a) * b)
+    is_gradient(g * dh * b * sigmoid(a) * (1 + a * (1 - sigmoid(a))), lambda a: swiglu(a, b, g), a)
+    is_gradient(g * dh * a * sigmoid(a), lambda b: swiglu(a, b, g), b)
+    is_gradient(np.array([dh @ (a * sigmoid(a) * b)]), lambda g: swiglu(a, b, g), g)

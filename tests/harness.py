@@ -1,25 +1,10 @@
-"""harness.py - for tests in Python what test.h is for C: checks that print what they saw, and the
-last line, which adds up."""
+"""harness.py - what tests in Python share: where the project is, and its programs, which stand in
+the directory BIN."""
 
-import sys
+import os
+from pathlib import Path
 
-passed = failed = 0
-
-
-def check(name, right, seen=""):
-    """Returns whether it is right."""
-    global passed, failed
-    passed, failed = passed + bool(right), failed + (not right)
-    if not right:
-        print("FAILED %s%s" % (name, ": %s" % (seen,) if seen != "" else ""), flush=True)
-    return right
-
-
-def same(name, seen, wanted):
-    check(name, seen == wanted, "saw %.300r, not %.300r" % (seen, wanted))
-
-
-def done(name):
-    """Ends the test; before any check: it was skipped."""
-    print("%s: %d passed, %d failed" % (name, passed, failed))
-    sys.exit(failed > 0)
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path.cwd() / os.environ.get("BIN", "")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")     # as run_tests.sh has it
+TRAIN, GENERATE = BIN / "train_tiny", BIN / "generate"

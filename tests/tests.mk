@@ -27,29 +27,30 @@ $(BUILD)/tests/model/against_naive_float $(BUILD)/tests/model/against_naive_plai
 # the plain product of PRODUCTS IN SHORT
 $(BUILD)/tests/model/against_naive_plain: PLAIN_TEST = -DHMOE_REAL=double -DHMOE_PLAIN
 
-RUN_TESTS = sh tests/run_tests.sh CC='$(CC)'
+RUN_TESTS = sh tests/run_tests.sh CC='$(CC)' PYTHON=$(PYTHON)
+PYTHON_OR_NOT = @$(PYTHON_READY) || echo 'no Python environment: tests that need it are skipped'
 
 test: all
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS)
 
 # The sanitizers' build has its own directory, so that the programs here stay the fast ones.
 SANITIZED = $(BUILD)/sanitized
-FULL_TESTS += tests/model/top_p.sh tests/programs/options.py tests/files/crashes.py
+FULL_TESTS += tests/model/top_p.sh tests/programs/test_options.py tests/files/test_crashes.py
 
 test-full: all
 	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) BIN=$(SANITIZED)/ all
-	@$(PYTHON_READY) || echo 'no Python environment: tests that need it are skipped'
+	$(PYTHON_OR_NOT)
 	@$(MAKE) --no-print-directory playground || echo 'no playground: its test is skipped'
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) $(FULL_TESTS) \
-		PYTHON=$(PYTHON) $(PACKAGE_TESTS) PYTHON=python3 \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
-		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/programs/programs.sh tests/programs/options.py \
-		tests/cuda/cuda_programs.sh tests/cuda/static.py \
+		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/programs/programs.sh tests/programs/test_options.py \
+		tests/cuda/cuda_programs.sh tests/cuda/test_static.py \
 		FULL=1 tests/cuda/cuda.sh $(SANITIZED)/tests/files/damaged
 
 test-long: $(PROGRAMS) data
-	@$(RUN_TESTS) BIN=$(BIN) tests/model/learning.sh tests/cuda/remove_barriers.py \
-		FULL=1 tests/files/crashes.py $(LONG_TESTS)
+	$(PYTHON_OR_NOT)
+	@$(RUN_TESTS) BIN=$(BIN) tests/model/learning.sh tests/cuda/test_barriers.py \
+		FULL=1 tests/files/test_crashes.py $(LONG_TESTS)
 
 test-everywhere:
 	@$(RUN_TESTS) BUILD=$(BUILD) tests/programs/everywhere.sh tests/programs/analysis.sh

@@ -3,6 +3,6 @@ lab: $(PROGRAMS) $(if $(DATA),,data)
 	@$(PYTHON_NEEDED)
 	@BIN=$(BIN) QUICK=$(QUICK) DATA='$(DATA)' $(PYTHON) extra/lab/lab.py
 
-PACKAGE_TESTS += extra/lab/test_lab.py
+FULL_TESTS += extra/lab/test_lab.py
 
 .PHONY: lab

@@ -16,8 +16,7 @@ scale: $(PROGRAMS) data
 	@$(PYTHON_NEEDED)
 	@BIN=$(BIN) BUILD=$(BUILD) DATA='$(DATA)' $(PYTHON) extra/parallel/scale.py $(ARGS)
 
-FULL_TESTS += extra/parallel/test_mpi.sh
+FULL_TESTS += extra/parallel/test_mpi.sh extra/parallel/test_scale.py
 LONG_TESTS += extra/parallel/test_mpi.sh
-PACKAGE_TESTS += extra/parallel/test_scale.py
 
 .PHONY: mpi scale

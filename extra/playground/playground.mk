@@ -9,6 +9,6 @@ docs/playground.png: $(BUILD)/playground.html
 	@$(PYTHON_NEEDED)
 	$(PYTHON) extra/playground/picture.py $(BUILD)/playground.html $@
 
-PACKAGE_TESTS += extra/playground/test_playground.py
+FULL_TESTS += extra/playground/test_playground.py
 
 .PHONY: playground

@@ -9,4 +9,4 @@ docs/router.png: $(PROGRAMS) extra/router_page/page.html
 	./$(BIN)generate out/best --score $(TINY) --page $(BUILD)/router.html
 	$(PYTHON) extra/router_page/picture.py $(BUILD)/router.html $@
 
-PACKAGE_TESTS += extra/router_page/test_page.py
+FULL_TESTS += extra/router_page/test_page.py

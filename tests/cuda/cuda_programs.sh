@@ -13,7 +13,7 @@ evidence=said
 
 run() { "$@" >"$here/said" 2>&1; status=$?; }
 says() { [ $status -eq "$1" ] && [ "$(grep -a -c -e "$2" "$here/said")" -eq 1 ]; }
-# One generation of GPUs: the others take a minute more, and tests/cuda/static.py compiles them.
+# One generation of GPUs: the others take a minute more, and tests/cuda/test_static.py compiles them.
 build() { run make CC="${CC:-cc}" BUILD="$here/build" BIN="$here/" SM=80 "$@"; }
 train() {         # train DIR OPTIONS...
     dir=$here/$1; shift

@@ -1,22 +1,24 @@
-#!/usr/bin/env python3
-"""static.py - what the compiled kernels of hmoe_cuda.cu show without a GPU.
+"""What the compiled kernels of hmoe_cuda.cu show without a GPU, for every architecture of `make
+cuda`: no kernel spills registers or keeps anything in local memory, each fits, and a product of
+bf16 has the instructions that multiply on tensor cores (HMMA) and load for them (LDSM).
 
-Compiles the file for every architecture of `make cuda` and prints a line per kernel: what it takes
-of a multiprocessor, how many of its blocks run there at a time, and how many instructions multiply
-on tensor cores (HMMA) or load for them (LDSM). It fails where a kernel spills registers or keeps
-anything in local memory, where it does not fit, and where a product of bf16 has no such
-instructions. NVCC=/path/to/nvcc chooses the compiler."""
+With -s there is a line per kernel: what it takes of a multiprocessor, how many of its blocks run
+there at a time, and how many such instructions it has. NVCC=/path/to/nvcc chooses the compiler."""
 
-import concurrent.futures
 import os
 import re
 import shutil
 import struct
 import subprocess
-import sys
-import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
-SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "hmoe_cuda.cu")
+import pytest
+from harness import ROOT
+
+SOURCE = ROOT / "hmoe_cuda.cu"
+NVCC = (os.environ.get("NVCC") or shutil.which("nvcc")
+        or shutil.which("/usr/local/cuda/bin/nvcc"))
+pytestmark = pytest.mark.skipif(not NVCC, reason="no nvcc here")
 
 # Of a multiprocessor: most threads, most blocks, shared memory, and what of it a block costs beyond
 # its own (CUDA Programming Guide, Compute Capabilities). Of 65536 registers each quarter has its
@@ -47,17 +49,10 @@ SHARED = (r"(#else\b.*\n)#define SHARED\(type, s\)(?:.*\\\n)*.*\n",
 
 
 def compile_with(options, source):
-    run = subprocess.run([find_nvcc(), "-std=c++17", "-I" + os.path.dirname(SOURCE)] + options
-                         + [source], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                         universal_newlines=True)
-    if run.returncode:
-        raise RuntimeError(run.stdout.strip())
+    run = subprocess.run([NVCC, "-std=c++17", "-I", ROOT, *options, source],
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert run.returncode == 0, run.stdout
     return run.stdout
-
-
-def find_nvcc():
-    return (os.environ.get("NVCC") or shutil.which("nvcc")
-            or shutil.which("/usr/local/cuda/bin/nvcc"))
 
 
 def kernel_name(symbol):
@@ -104,7 +99,7 @@ def threads_of(info):
 
 def examine(sm, folder):
     """What is known of each kernel: a dictionary of dictionaries."""
-    output = os.path.join(folder, sm + ".cubin")
+    output = folder / (sm + ".cubin")
     kernels, kernel = {}, {}
     said = compile_with(["-O3", "-arch=" + sm, "-cubin", "-Werror", "all-warnings", "-Xptxas", "-v",
                          "-o", output], SOURCE)
@@ -115,33 +110,29 @@ def examine(sm, folder):
         for what, pattern in SAYS.items():
             for number in re.findall(pattern, line):
                 kernel[what] = max(kernel.get(what, 0), int(number))
-    with open(output, "rb") as file:
-        for name, data in sections(file.read()):
-            if name.startswith(".text."):
-                kernels[name[6:]].update(count_instructions(data))
-            if name.startswith(".nv.info."):
-                kernels[name[9:]]["threads"] = threads_of(data)
+    for name, data in sections(output.read_bytes()):
+        if name.startswith(".text."):
+            kernels[name[6:]].update(count_instructions(data))
+        if name.startswith(".nv.info."):
+            kernels[name[9:]]["threads"] = threads_of(data)
     return {kernel_name(symbol): kernel for symbol, kernel in kernels.items()}
 
 
-def shared_sizes(text, folder):
+def shared_sizes(folder):
     """Bytes of each kernel's SHARED."""
-    copy, output = os.path.join(folder, "hmoe_cuda.cu"), os.path.join(folder, "shared.ptx")
-    text, found = re.subn(*SHARED, text)
-    if not found:
-        raise RuntimeError("hmoe_cuda.cu: no #define SHARED(type, s) behind an #else")
-    with open(copy, "w") as file:
-        file.write(text)
+    copy, output = folder / "hmoe_cuda.cu", folder / "shared.ptx"
+    text, found = re.subn(*SHARED, SOURCE.read_text())
+    assert found, "hmoe_cuda.cu has no #define SHARED(type, s) behind an #else"
+    copy.write_text(text)
     compile_with(["-arch=sm_80", "-ptx", "-o", output], copy)
     sizes, kernel = {}, ""
-    with open(output) as file:
-        for line in file:
-            entry = re.search(r"\.entry (\w+)", line)
-            array = re.search(r"\.shared .*\[(\d+)\];", line)
-            if entry:
-                kernel = kernel_name(entry[1])
-            if array:
-                sizes[kernel] = sizes.get(kernel, 0) + int(array[1])
+    for line in output.read_text().splitlines():
+        entry = re.search(r"\.entry (\w+)", line)
+        array = re.search(r"\.shared .*\[(\d+)\];", line)
+        if entry:
+            kernel = kernel_name(entry[1])
+        if array:
+            sizes[kernel] = sizes.get(kernel, 0) + int(array[1])
     return sizes
 
 
@@ -155,58 +146,46 @@ def blocks_of(sm, kernel):
                most_shared // max(shared, 1))
 
 
-def defects(sm, name, kernel):
-    """Of each thing to check, whether it is wrong and how to say that."""
-    tensor = sm != "sm_75" and "multiply" in name and "bf" in name
-    local = kernel["stack"] or kernel["LDL"] or kernel["STL"]
-    yield kernel["spilled"], "spills %d bytes" % kernel["spilled"]
-    yield local, "has a stack of %d bytes, LDL %d, STL %d" % (kernel["stack"], kernel["LDL"],
-                                                             kernel["STL"])
-    yield kernel["blocks"] < 1, "does not fit into a multiprocessor"
-    if tensor:
-        yield not kernel["HMMA"], "multiplies without tensor cores"
-        yield not kernel["LDSM"], "loads fragments without LDSM"
-
-
-def main():
-    passed = failed = products = 0
-    with open(SOURCE) as file:
-        text = file.read()
-    default = int(re.search(r"\bTHREADS = (\d+)", text)[1])   # where nothing else is said
-    with tempfile.TemporaryDirectory() as folder, \
-            concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        sizes = pool.submit(shared_sizes, text, folder)
-        results = list(zip(LIMITS, pool.map(lambda sm: examine(sm, folder), LIMITS)))
-    print("       kernel                    threads registers spilled stack  shared  blocks   HMMA"
-          "   LDSM")
-    for sm, kernels in results:
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The kernels of each architecture."""
+    folder = tmp_path_factory.mktemp("static")
+    default = int(re.search(r"\bTHREADS = (\d+)", SOURCE.read_text())[1])   # unless it says
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        shared = pool.submit(shared_sizes, folder)
+        found = dict(zip(LIMITS, pool.map(lambda sm: examine(sm, folder), LIMITS)))
+    print("\n       kernel                    threads registers spilled stack  shared  blocks"
+          "   HMMA   LDSM")
+    for sm, kernels in found.items():
         for name, kernel in sorted(kernels.items()):
             kernel["threads"] = kernel["threads"] or default
-            kernel["shared"] = sizes.result().get(name, 0)
+            kernel["shared"] = shared.result().get(name, 0)
             kernel["blocks"] = blocks_of(sm, kernel)
             print("%s  %-26s %6d %9d %7d %5d %7d %7d %6d %6d" % (
                 sm, name, kernel["threads"], kernel["registers"], kernel["spilled"],
                 kernel["stack"], kernel["static"] + kernel["shared"], kernel["blocks"],
                 kernel["HMMA"], kernel["LDSM"]))
-            for wrong, what in defects(sm, name, kernel):
-                passed, failed = passed + (not wrong), failed + bool(wrong)
-                if wrong:
-                    print("FAILED %s %s: %s" % (sm, name, what))
-            products += kernel["HMMA"] > 0
-    passed, failed = passed + (products > 0), failed + (products == 0)
-    if not products:
-        print("FAILED no kernel uses tensor cores")
-    return passed, failed
+    return found
 
 
-if find_nvcc():
-    try:
-        PASSED, FAILED = main()
-    except RuntimeError as error:
-        print("FAILED to compile:\n%s" % error)
-        PASSED, FAILED = 0, 1
-else:
-    print("no nvcc here: skipped")
-    PASSED, FAILED = 0, 0
-print("static: %d passed, %d failed" % (PASSED, FAILED))
-sys.exit(FAILED > 0)
+each_architecture = pytest.mark.parametrize("sm", LIMITS)
+
+
+@each_architecture
+def test_no_kernel_spills_or_uses_local_memory(compiled, sm):
+    assert compiled[sm]
+    for name, kernel in compiled[sm].items():
+        local = {what: kernel[what] for what in ("spilled", "stack", "LDL", "STL")}
+        assert not any(local.values()), (name, local)
+
+
+@each_architecture
+def test_every_kernel_fits_into_a_multiprocessor(compiled, sm):
+    assert not [name for name, kernel in compiled[sm].items() if kernel["blocks"] < 1]
+
+
+@pytest.mark.parametrize("sm", list(LIMITS)[1:])           # sm_75 has no bf16
+def test_products_of_bf16_use_tensor_cores_and_their_loads(compiled, sm):
+    products = {name: (kernel["HMMA"], kernel["LDSM"]) for name, kernel in compiled[sm].items()
+                if "multiply" in name and "bf" in name}
+    assert products and all(map(all, products.values())), products
