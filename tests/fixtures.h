@@ -100,8 +100,8 @@ static inline void small_create(hmoe_model *m, const hmoe_config *c, int max_B) 
 
 /* Only the message and the backend are left in *m. */
 static inline int small_is_gone(const hmoe_model *m) {
-    static const hmoe_model zero;
-    hmoe_model rest = *m;
+    hmoe_model zero, rest = *m;
+    memset(&zero, 0, sizeof zero);
     memset(rest.message, 0, sizeof rest.message);
     rest.backend = NULL;
     return !memcmp(&rest, &zero, sizeof rest);

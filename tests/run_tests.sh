@@ -2,7 +2,7 @@
 # run_tests.sh WORD... - runs tests, each an executable or a script whose last line says
 # "NAME: N passed, N failed", shows what they print, and adds up. A test that ends in any other way
 # counts as one that failed. A word such as BIN=build/ sets that variable for the tests after it.
-# pytest, a package of PYTHON, runs those in Python.
+# pytest, a package of PYTHON, runs those in Python. JOBS tests run at a time, one if it is not set.
 # shellcheck source=tests/harness.sh
 . "$(dirname "$0")/harness.sh"
 export OMP_WAIT_POLICY=passive   # threads that wait spinning take minutes on a busy machine
@@ -12,22 +12,54 @@ python_test() {   # adds such a line to what pytest prints; an error is a failur
         echo "$PYTHON has no pytest: skipped"; echo "$1: 0 passed, 0 failed"; return
     fi
     status=0
-    "$PYTHON" -m pytest -q "$1" >"$here/pytest.log" 2>&1 || status=$?
-    cat "$here/pytest.log"
-    tail -n 1 "$here/pytest.log" | awk -F '[ ,]+' -v name="$(basename "$1" .py)" -v end=$status '
+    "$PYTHON" -m pytest -q "$1" >"$here/pytest-$number" 2>&1 || status=$?
+    cat "$here/pytest-$number"
+    tail -n 1 "$here/pytest-$number" | awk -F '[ ,]+' -v name="$(basename "$1" .py)" -v end=$status '
         / in [0-9.]+s/ { for (i = 2; i <= NF; i++) n[$i] = $(i - 1)
             if (n["skipped"] && end == 5) end = 0          # 5: there was no test to run
             print name ": " n["passed"] + 0 " passed, " \
                 n["failed"] + n["error"] + n["errors"] " failed" }
         END { exit end }'
 }
-for test in "$@"; do
-    case $test in
-        *=*) export "${test?}" ;;
-        *.sh) add "$test" sh "$test" ;;
-        *.py) add "$test" python_test "$test" ;;
-        *) add "$test" "$test" ;;
+run() {
+    case $1 in
+        *.sh) exec sh "$1" ;;
+        *.py) python_test "$1" ;;
+        *) exec "$1" ;;
     esac
+}
+
+# Several workers go through the words. Each test belongs to the worker that first makes its
+# directory. The last file that the worker writes there is `status`.
+worker() {
+    number=0
+    for word in "$@"; do
+        case $word in *=*) export "${word?}"; continue ;; esac
+        number=$((number + 1))
+        mkdir "$here/$number" 2>/dev/null || continue
+        status=0
+        run "$word" >"$here/$number/log" 2>&1 &
+        trap 'kill $!; exit 1' TERM
+        wait $! || status=$?
+        echo $status >"$here/$number/unfinished"
+        mv "$here/$number/unfinished" "$here/$number/status"
+    done
+}
+result() {        # waits for test `number`, prints its log, and returns its status
+    until [ -f "$here/$number/status" ]; do sleep 0.2 2>/dev/null || sleep 1; done
+    cat "$here/$number/log"
+    return "$(cat "$here/$number/status")"
+}
+
+workers=
+for job in $(seq "${JOBS:-1}"); do worker "$@" & workers="$workers $!"; done
+clean() { kill $workers; }       # if this script is stopped
+number=0
+for test in "$@"; do
+    case $test in *=*) continue ;; esac
+    number=$((number + 1))
+    add "$test" result
 done
+wait
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]

@@ -4,6 +4,7 @@
 ## make test-long     train with six seeds, and take out each barrier of the GPU: 15 minutes
 ## make test-everywhere   other machines, under qemu and wine; and programs that look for mistakes
 ## make fuzz          look for files that break the readers: SECONDS=60, with clang
+## JOBS=4 runs four tests at a time
 ## make bench         measure speed, a minute; PROFILE=1 adds where the time goes
 DOUBLE_TESTS += $(patsubst %,$(BUILD)/tests/model/%,gradients by_hand against_naive steering)
 FLOAT_TESTS += $(patsubst %,$(BUILD)/tests/%,model/reproducible model/extremes files/errors \
@@ -27,7 +28,8 @@ $(BUILD)/tests/model/against_naive_float $(BUILD)/tests/model/against_naive_plai
 # the plain product of PRODUCTS IN SHORT
 $(BUILD)/tests/model/against_naive_plain: PLAIN_TEST = -DHMOE_REAL=double -DHMOE_PLAIN
 
-RUN_TESTS = sh tests/run_tests.sh CC='$(CC)' PYTHON=$(PYTHON)
+JOBS = 1
+RUN_TESTS = JOBS=$(JOBS) sh tests/run_tests.sh CC='$(CC)' PYTHON=$(PYTHON)
 PYTHON_OR_NOT = @$(PYTHON_READY) || echo 'no Python environment: tests that need it are skipped'
 
 test: all
