@@ -88,7 +88,7 @@ score() {         # score PLATFORM DIR: prints it
 for p in $platforms; do
     check "$p trains" says "^final: " "$p/train_tiny" $recipe $model --steps 2 --out "run-$p"
     check "$p trains over it" says "^final: " "$p/train_tiny" $recipe $model --steps 6 \
-        --eval-every 2 --out "run-$p"
+        --eval-every 2 --overwrite --out "run-$p"
     check "$p: log.csv has 7 lines and no others" [ "$(wc -l <"run-$p/log.csv")" -eq 7 ]
     check "$p: files are whole" [ "$(find "run-$p" -name '*.tmp' -o -name '*.new')" = "" ]
     "$p/generate" "run-$p" -n 400 --temperature 3 --threads 1 >written 2>said
@@ -98,15 +98,15 @@ for p in $platforms; do
     "$p/train_tiny" $recipe $model --steps 100000000 --save-every 100000000 \
         --eval-every 100000000 --out "lock-$p" >said-too 2>&1 & running=$!
     i=0
-    while [ "$(wc -l 2>/dev/null <"lock-$p/log.csv.new" || echo 0)" -lt 3 ] && [ $i -lt 300 ]; do
+    while [ "$(wc -l 2>/dev/null <"lock-$p/log.csv" || echo 0)" -lt 3 ] && [ $i -lt 300 ]; do
         sleep 0.1; i=$((i + 1))
     done
-    check "$p: a second run is refused" says "in use by another run, process [1-9][0-9]*:" \
+    check "$p: a second run is refused" says "in use by process [1-9][0-9]*:" \
         "$p/train_tiny" $recipe $model --steps 1 --out "lock-$p"
     kill -9 $running; wait $running 2>/dev/null; running=
     check "$p: the lock is gone with its process" says "^final: " \
         "$p/train_tiny" $recipe $model --steps 1 --out "lock-$p"
-    check "$p: one directory by two names" says "is the model itself" \
+    check "$p: one directory by two names" says "holds this model" \
         "$p/generate" "run-$p" --export-mixtral "./run-$p/../run-$p"
     check "$p exports" says "a Mixtral of" "$p/generate" "run-$p" --export-mixtral "mixtral-$p"
 done
