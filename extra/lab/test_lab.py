@@ -415,7 +415,7 @@ def test_the_report_follows_the_numbers(shift, word, draw):
 @pytest.mark.parametrize("names", [["homogeneous"], list(lab.VARIANTS)], ids=["baseline", "all"])
 def test_diverged_runs_are_left_out_and_said(names, draw):
     count = sum(lab.SCALE["seeds"][lab.VARIANTS[name]["many"]] for name in names)
-    assert "diverged, and are left out: %d." % count in draw(names, lambda r: {
+    assert "Runs that diverged are left out: %d." % count in draw(names, lambda r: {
         "status": "diverged"})
 
 
