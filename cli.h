@@ -406,7 +406,7 @@ static inline void cli_close(cli_output *out) {
    directory may be gone, or another one by now. */
 static inline void cli_sync(FILE *f, const char *path) {
     if (ferror(f) || hmoe__flush_to_disk(f)) cli_cannot("write", path);
-    if (!cli_is_at(f, path)) cli_fail(1, "cannot save: %s was removed", path);
+    if (!cli_is_at(f, path)) cli_fail(1, "cannot save: %s was removed or replaced", path);
 }
 
 /* --- the backend ---------------------------------------------------------------------------- */

@@ -35,7 +35,8 @@ PYTHON_OR_NOT = @$(PYTHON_READY) || echo 'no Python environment: tests that need
 test: all
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS)
 
-# The sanitizers' build has its own directory, so that the programs here stay the fast ones.
+# The sanitizers' build has its own directory, so that the programs here stay the fast ones. The
+# longest test comes first: beside it all others run, if JOBS is above 1.
 SANITIZED = $(BUILD)/sanitized
 FULL_TESTS += tests/model/top_p.sh tests/programs/test_options.py tests/files/test_crashes.py
 
@@ -43,11 +44,12 @@ test-full: all
 	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) BIN=$(SANITIZED)/ all
 	$(PYTHON_OR_NOT)
 	@$(MAKE) --no-print-directory playground || echo 'no playground: its test is skipped'
-	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) $(TESTS) $(SCRIPTS) $(FULL_TESTS) \
+	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) FULL=1 tests/cuda/cuda.sh FULL= \
+		$(TESTS) $(filter-out tests/cuda/cuda.sh,$(SCRIPTS)) $(FULL_TESTS) \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
 		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/programs/programs.sh tests/programs/test_options.py \
 		tests/cuda/cuda_programs.sh tests/cuda/test_static.py \
-		FULL=1 tests/cuda/cuda.sh $(SANITIZED)/tests/files/damaged
+		FULL=1 $(SANITIZED)/tests/files/damaged
 
 test-long: $(PROGRAMS) data
 	$(PYTHON_OR_NOT)
