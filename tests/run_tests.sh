@@ -51,8 +51,12 @@ result() {        # waits for test `number`, prints its log, and returns its sta
     return "$(cat "$here/$number/status")"
 }
 
-workers=
-for job in $(seq "${JOBS:-1}"); do worker "$@" & workers="$workers $!"; done
+workers='' jobs=${JOBS:-1}
+while [ "$jobs" -gt 0 ]; do
+    worker "$@" & workers="$workers $!"
+    jobs=$((jobs - 1))
+done
+# shellcheck disable=SC2086  # several numbers
 clean() { kill $workers; }       # if this script is stopped
 number=0
 for test in "$@"; do
