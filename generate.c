@@ -34,7 +34,8 @@ static cli_option options[] = {
     CLI_TEXT("--score", &set.score, "FILE", NULL, "print the loss on this text instead of writing"),
     CLI_TEXT("--routes", &set.routes, "CSV", NULL,
              "with --score: write each byte's experts as a table"),
-    CLI_TEXT("--page", &set.page, "HTML", NULL, "with --score: write each byte's experts as a web page"),
+    CLI_TEXT("--page", &set.page, "HTML", NULL,
+             "with --score: write each byte's experts as a web page"),
     CLI_INT("--devices", &set.devices, 0, 256, "0",
             "with --score: show the work of N devices; 0: off"),
     CLI_FLAG("--show-tiles", &set.show_tiles,
@@ -179,8 +180,8 @@ static void score(hmoe_model *m, const char *dir, int batch) {
 /* A config.json of another program has no vocab: then token i is byte i. */
 static void name_bytes(hmoe_config *c, const char *dir) {
     if (c->V > 256)
-        cli_fail(1, "%s: its config.json has no vocab and %d tokens, which are no bytes: it reads and "
-                 "writes no text here", dir, c->V);
+        cli_fail(1, "%s: its config.json has no vocab and %d tokens, which are no bytes: it reads "
+                 "and writes no text here", dir, c->V);
     for (int i = 0; i < c->V; i++) c->vocab[i] = (unsigned char)i;
     c->vocab_size = c->V;
 }

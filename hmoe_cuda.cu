@@ -540,7 +540,7 @@ __global__ void __launch_bounds__(2 * BM) multiply(const __grid_constant__ List 
         for (int step = 0; step < STAGES - 1; step++) load(step);
         for (int step = 0; step < steps; step++) {
             __pipeline_wait_prior(STAGES - 2);   /* this thread's copies have arrived, */
-            __syncthreads();                     /* all copies have arrived; the last step is done: */
+            __syncthreads();                     /* all copies have; the last step is done: */
             load(step + STAGES - 1);             /* its buffer is free */
             sums.add(s, step % STAGES);
         }

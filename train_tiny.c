@@ -107,10 +107,9 @@ static void configure_model(void) {
     char why[HMOE_MESSAGE_SIZE];
     hmoe_config *c = &set.model;
     if (!is_given("--k") && c->E < c->K) c->K = c->E;
-    if (!is_given("--ent") && set.routing && !is_given("--budget")) c->loss_coef[HMOE_ENT] = 3e-5;
-    if (!is_given("--pp") && set.balance) c->loss_coef[HMOE_PP] = 0;
     c->balance = (hmoe_balance)set.balance;
     c->routing = set.routing ? HMOE_TOP_P : HMOE_TOP_K;
+    losses_set_exceptions(options, c);
     if (is_given("--gate")) c->gate = set.gate ? HMOE_GATE_RAW : HMOE_GATE_NORM;
     if (set.resume) return;                          /* the directory has the rest */
     if (is_given("--budget") && !set.routing)

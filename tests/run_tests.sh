@@ -12,9 +12,8 @@ python_test() {   # adds such a line to what pytest prints; an error is a failur
         echo "$PYTHON has no pytest: skipped"; echo "$1: 0 passed, 0 failed"; return
     fi
     status=0
-    "$PYTHON" -m pytest -q "$1" >"$here/pytest-$number" 2>&1 || status=$?
-    cat "$here/pytest-$number"
-    tail -n 1 "$here/pytest-$number" | awk -F '[ ,]+' -v name="$(basename "$1" .py)" -v end=$status '
+    "$PYTHON" -m pytest -q "$1" || status=$?
+    tail -n 1 "$here/$number/log" | awk -F '[ ,]+' -v name="$(basename "$1" .py)" -v end=$status '
         / in [0-9.]+s/ { for (i = 2; i <= NF; i++) n[$i] = $(i - 1)
             if (n["skipped"] && end == 5) end = 0          # 5: there was no test to run
             print name ": " n["passed"] + 0 " passed, " \
@@ -30,7 +29,7 @@ run() {
 }
 
 # Several workers go through the words. Each test belongs to the worker that first makes its
-# directory. The last file that the worker writes there is `status`.
+# directory. The worker writes `log` there, and then `status`.
 worker() {
     number=0
     for word in "$@"; do
@@ -41,12 +40,11 @@ worker() {
         run "$word" >"$here/$number/log" 2>&1 &
         trap 'kill $!; exit 1' TERM
         wait $! || status=$?
-        echo $status >"$here/$number/unfinished"
-        mv "$here/$number/unfinished" "$here/$number/status"
+        echo $status >"$here/$number/status"
     done
 }
 result() {        # waits for test `number`, prints its log, and returns its status
-    until [ -f "$here/$number/status" ]; do sleep 0.2 2>/dev/null || sleep 1; done
+    until [ -s "$here/$number/status" ]; do sleep 0.2 2>/dev/null || sleep 1; done
     cat "$here/$number/log"
     return "$(cat "$here/$number/status")"
 }

@@ -5,11 +5,18 @@
 
 #include "cli.h"
 
-/* Where the default of a coefficient depends on other options. */
+/* Where the default of a coefficient depends on other options: the words for --help. */
 static inline const char *losses_exception(int i) {
     if (i == HMOE_PP) return ", or 0 with --balance";
     if (i == HMOE_ENT) return "; 3e-5 with topp and no --budget";
     return "";
+}
+
+/* Sets the coefficients whose default depends on other options. */
+static inline void losses_set_exceptions(const cli_option *options, hmoe_config *c) {
+    if (c->balance && !cli_given(options, "--pp")) c->loss_coef[HMOE_PP] = 0;
+    if (c->routing == HMOE_TOP_P && !cli_given(options, "--budget") && !cli_given(options, "--ent"))
+        c->loss_coef[HMOE_ENT] = 3e-5;
 }
 
 static inline cli_option losses_option(int i, double *coef) {
@@ -28,8 +35,8 @@ static inline void losses_add_options(cli_option *options, const cli_option *row
                                       const char *after, double *coef) {
     for (const cli_option *row = rows; row < rows + n; row++) {
         *options++ = *row;
-        for (int i = 0; i < HMOE_LOSS_TERMS && !strcmp(row->name, after); i++)
-            *options++ = losses_option(i, coef);
+        if (strcmp(row->name, after)) continue;
+        for (int i = 0; i < HMOE_LOSS_TERMS; i++) *options++ = losses_option(i, coef);
     }
 }
 
