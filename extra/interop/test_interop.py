@@ -17,14 +17,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from harness import BIN, ROOT
 
 np = pytest.importorskip("numpy")
 safetensors = pytest.importorskip("safetensors")
 tokenizers = pytest.importorskip("tokenizers")
 import safetensors.numpy  # noqa: E402
 
-BIN = os.path.abspath(os.environ.get("BIN") or ".")
-LICENSE = (Path(__file__).parents[2] / "LICENSE").read_bytes()
+LICENSE = (ROOT / "LICENSE").read_bytes()
 TEXT = LICENSE[-150:]                    # windows of 16, the last one shorter
 TINY = ("--width 32 --layers 2 --heads 4 --context 16 --experts 4 --hidden 12 --steps 30 --batch 8 "
         "--lr 0.02 --min-lr 0.02 --warmup 3 --threads 1").split()
@@ -144,7 +144,7 @@ def save(name, w, c, metadata=None):
 
 def run(program, *arguments, status=0):
     """What a program prints where it ends with this status: a character for each byte."""
-    done = subprocess.run([os.path.join(BIN, program), *arguments], capture_output=True)
+    done = subprocess.run([BIN / program, *arguments], capture_output=True)
     said = (done.stderr if done.returncode else done.stdout).decode("latin-1")
     assert done.returncode == status, said
     return said

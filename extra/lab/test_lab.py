@@ -13,12 +13,12 @@ from pathlib import Path
 
 import browser
 import pytest
+from harness import ROOT
 
 np = pytest.importorskip("numpy")
 stats = pytest.importorskip("scipy.stats")
 pytest.importorskip("matplotlib")
 pytest.importorskip("safetensors")
-ROOT = Path(__file__).parents[2]
 ENV = dict(QUICK="1", LAB_STEPS=os.environ.get("LAB_STEPS") or "8")
 with pytest.MonkeyPatch.context() as patch:     # the laboratory reads these when it is imported
     for variable in ENV.items():

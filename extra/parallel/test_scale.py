@@ -7,16 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from harness import GENERATE, ROOT, TRAIN
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("matplotlib")
 import scale  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
-BIN = os.path.join(ROOT, os.environ.get("BIN", ""))
 RULES = "pairs", "contiguous"
 
 
@@ -116,7 +114,7 @@ def test_all_wait_for_the_rank_that_gets_most_rows():
 
 @pytest.fixture(scope="module")
 def toy(here):
-    made = run(here, BIN + "train_tiny", "--data", here / "input", "--out", here / "out", "--steps",
+    made = run(here, TRAIN, "--data", here / "input", "--out", here / "out", "--steps",
                "12", "--eval-every", "12", "--eval-tokens", "200", "--batch", "4")
     assert made.returncode == 0, made.stderr
     return here / "out/best"
@@ -124,7 +122,7 @@ def toy(here):
 
 @pytest.mark.parametrize("D", [2, 4])
 def test_generate_adds_up_the_same_balance(here, toy, D):
-    seen = run(here, BIN + "generate", toy, "--score", here / "input", "--routes", here / "routes",
+    seen = run(here, GENERATE, toy, "--score", here / "input", "--routes", here / "routes",
                "--devices", str(D)).stdout
     rows, shape = scale.routes(here / "routes", 8), scale.SHAPES[0]
     near = len(rows) % 1000 / len(rows) + 1e-6       # what the last part leaves out

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 from browser import COLOURS
+from harness import GENERATE, ROOT, TRAIN
 
-BIN = os.path.abspath(os.environ.get("BIN") or ".")
 PAGE = Path(os.environ.get("BUILD") or "build", "playground.html").absolute()
 # The text has 6,401 bytes to validate on: whole windows of 64, so page and program see the same.
 LENGTH = 64010
@@ -134,7 +134,7 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(work):
-    text = (Path(__file__).parents[2] / "tinyshakespeare/input.txt").read_bytes()[:LENGTH]
+    text = (ROOT / "tinyshakespeare/input.txt").read_bytes()[:LENGTH]
     (work / "validation").write_bytes(text[-6401:])
     (work / "text").write_bytes(text)
     return work / "text"
@@ -143,7 +143,7 @@ def data(work):
 def native(out, data, *options):
     """Runs train_tiny; the rows of its log."""
     again = [] if "--resume" in options else ["--overwrite"]
-    run = subprocess.run([os.path.join(BIN, "train_tiny"), "--out", out, "--data", data,
+    run = subprocess.run([TRAIN, "--out", out, "--data", data,
                           "--threads", "1", *again, *options], stdout=subprocess.PIPE,
                          stderr=subprocess.STDOUT)
     assert run.returncode == 0, run.stdout.decode()
@@ -153,7 +153,7 @@ def native(out, data, *options):
 
 def score(folder, data):
     """What generate makes of the text to validate on."""
-    out = subprocess.run([os.path.join(BIN, "generate"), folder, "--score",
+    out = subprocess.run([GENERATE, folder, "--score",
                           data.parent / "validation"], stdout=subprocess.PIPE,
                          stderr=subprocess.STDOUT).stdout.decode()
     assert out.startswith("nll"), out

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 from browser import COLOURS
+from harness import GENERATE, ROOT, TRAIN
 
 HERE = Path(__file__).parent
-BIN = os.path.abspath(os.environ.get("BIN") or ".")
-PLAIN = (HERE.parents[1] / "LICENSE").read_bytes()
+PLAIN = (ROOT / "LICENSE").read_bytes()
 PAGE_TOKENS = 20000
 TINY = ("--width 16 --layers 3 --heads 2 --context 16 --hidden 24 --steps 20 --batch 8 --lr 0.02 "
         "--min-lr 0.02 --warmup 3 --threads 1").split()
@@ -121,7 +121,7 @@ def make(tmp_path_factory):
 
     def make(model, name, text):
         if not (work / model).exists():
-            run(os.path.join(BIN, "train_tiny"), "--data", data, "--out", work / model, *TINY,
+            run(TRAIN, "--data", data, "--out", work / model, *TINY,
                 *MODELS[model].split())
         folder = tmp_path_factory.mktemp("text")
         path = os.path.join(os.fsencode(folder), name)
@@ -129,7 +129,7 @@ def make(tmp_path_factory):
         with open(path, "wb") as file:
             file.write(text)
         page, routes = folder / "page.html", folder / "routes.csv"
-        run(os.path.join(BIN, "generate"), work / model, "--score", name, "--page", page,
+        run(GENERATE, work / model, "--score", name, "--page", page,
             "--routes", routes, cwd=folder)
         return page, Routes(routes, text, PAGE_TOKENS)
     return make
