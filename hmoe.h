@@ -290,6 +290,9 @@ typedef struct hmoe_model {
                                          what attention and the experts add to the residual stream,
                                          in training only. Do not change it between hmoe_forward
                                          and hmoe_backward */
+    const char *tokenizer;            /* set by the caller, not owned: the text of a tokenizer.json
+                                         that hmoe_save writes. NULL: hmoe_save writes one for bytes
+                                         if config.vocab_size is not 0, else none */
     hmoe_losses losses;               /* of the last hmoe_forward that had targets */
     double grad_norm;                 /* of all gradients, before the last clipping */
 
@@ -300,6 +303,7 @@ typedef struct hmoe_model {
     double flops;          /* spent in training: 6 * activated * tokens, and attention */
     double seconds;        /* kept for the caller: time spent in training */
     double best_val_loss;  /* kept for the caller: lowest so far; at first DBL_MAX */
+    uint64_t best_of;      /* kept for the caller: what it was measured on; at first 0 */
     int optimizer;         /* kept for the caller: which optimizer; at first 0 */
 
     /* Internal. */
@@ -447,7 +451,7 @@ double hmoe_activated(const hmoe_model *m);
 #ifndef HMOE_NO_FILES
 
 /* Writes model.safetensors and config.json into the directory `dir`, and the tokenizer's
-   files if config.vocab is set. training = 1 also writes training.safetensors, from which
+   files if there is one. training = 1 also writes training.safetensors, from which
    a run resumes to the bit (but without the gradients of an unfinished accumulation).
    Makes the directory if needed, but not its parents. Other files in it stay. Two
    processes must not save into one directory. */
@@ -465,6 +469,11 @@ void hmoe_discard(hmoe_model *m, const char *dir, int training);
 /* Makes a model from a directory. training = 1 reads training.safetensors, to resume a
    run; training = 0 reads model.safetensors. *m and max_B are as for hmoe_create. */
 hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training);
+
+/* The same with a configuration of the caller's: that of hmoe_load_config with changes that
+   leave the tensors as they are, such as T, K, top_p or loss_coef. NULL: config.json's. */
+hmoe_status hmoe_load_as(hmoe_model *m, const hmoe_config *config, const char *dir, int max_B,
+                         int training);
 
 /* Reads config.json only. */
 hmoe_status hmoe_load_config(hmoe_config *config, const char *dir, char *message);
@@ -3538,23 +3547,30 @@ static int hmoe__byte_character(int byte) {
 }
 
 /* A BPE without merges: every byte is a token. */
-static hmoe_status hmoe__save_tokenizer(hmoe_model *m, const char *dir) {
+static void hmoe__write_byte_tokenizer(FILE *f, const hmoe_config *c) {
     static const char level[] = "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, "
                                 "\"trim_offsets\": false, \"use_regex\": false}";
-    const hmoe_config *c = &m->config;
-    hmoe__output out;
-    HMOE__TRY(hmoe__open_output(&out, dir, "tokenizer.json", m->message));
-    fprintf(out.file, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n"
+    fprintf(f, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n"
             "  \"added_tokens\": [],\n  \"normalizer\": null,\n  \"pre_tokenizer\": %s,\n"
             "  \"post_processor\": null,\n  \"decoder\": %s,\n", level, level);
     fputs("  \"model\": {\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null,\n"
           "    \"continuing_subword_prefix\": null, \"end_of_word_suffix\": null,\n"
-          "    \"fuse_unk\": false, \"byte_fallback\": false, \"merges\": [], \"vocab\": {",
-          out.file);
+          "    \"fuse_unk\": false, \"byte_fallback\": false, \"merges\": [], \"vocab\": {", f);
     for (int i = 0; i < c->vocab_size; i++)
-        fprintf(out.file, "%s\"\\u%04x\": %d", i ? ", " : "",
+        fprintf(f, "%s\"\\u%04x\": %d", i ? ", " : "",
                 (unsigned)hmoe__byte_character(c->vocab[i]), i);
-    fputs("}}\n}\n", out.file);
+    fputs("}}\n}\n", f);
+}
+
+static int hmoe__has_tokenizer(const hmoe_model *m) {
+    return m->tokenizer || m->config.vocab_size;
+}
+
+static hmoe_status hmoe__save_tokenizer(hmoe_model *m, const char *dir) {
+    hmoe__output out;
+    HMOE__TRY(hmoe__open_output(&out, dir, "tokenizer.json", m->message));
+    if (m->tokenizer) fputs(m->tokenizer, out.file);
+    else hmoe__write_byte_tokenizer(out.file, &m->config);
     HMOE__TRY(hmoe__close_output(&out, HMOE_OK, m->message));
     HMOE__TRY(hmoe__open_output(&out, dir, "tokenizer_config.json", m->message));
     fputs("{\n  \"tokenizer_class\": \"PreTrainedTokenizerFast\"\n}\n", out.file);
@@ -3577,7 +3593,8 @@ static int hmoe__write_header(FILE *f, hmoe_model *m, size_t arrays, size_t size
         hmoe__write_double(f, m->seconds);
         fputs("\",\"best_val_loss\":\"", f);
         hmoe__write_double(f, m->best_val_loss);
-        fprintf(f, "\",\"optimizer\":\"%d\"", m->optimizer);
+        fprintf(f, "\",\"best_of\":\"%llu\",\"optimizer\":\"%d\"", (unsigned long long)m->best_of,
+                m->optimizer);
     }
     fputs("}", f);
     for (size_t i = 0; i < arrays * m->tensor_count; i++) {
@@ -3644,7 +3661,7 @@ static hmoe_status hmoe__save_tensors(hmoe_model *m, const char *dir, const char
 static int hmoe__files(const hmoe_model *m, int training, const char *names[5]) {
     int n = 0;
     names[n++] = "model.safetensors";
-    if (m->config.vocab_size) names[n++] = "tokenizer.json", names[n++] = "tokenizer_config.json";
+    if (hmoe__has_tokenizer(m)) names[n++] = "tokenizer.json", names[n++] = "tokenizer_config.json";
     if (training) names[n++] = "training.safetensors";
     names[n++] = "config.json";
     return n;
@@ -3662,7 +3679,7 @@ static hmoe_status hmoe__write_files(hmoe_model *m, const char *dir, int trainin
     if (training)
         HMOE__TRY(hmoe__save_tensors(m, dir, "training.safetensors", 3, sizeof(hmoe_real)));
     HMOE__TRY(hmoe__save_tensors(m, dir, "model.safetensors", 1, sizeof(float)));
-    if (m->config.vocab_size) HMOE__TRY(hmoe__save_tokenizer(m, dir));
+    if (hmoe__has_tokenizer(m)) HMOE__TRY(hmoe__save_tokenizer(m, dir));
     return hmoe__save_config(m, dir);
 }
 
@@ -4123,13 +4140,20 @@ static const char *hmoe__check_places(const hmoe_model *m, hmoe__input *in, char
     return at == in->data_bytes ? NULL : "does not end where the file does";
 }
 
-static void hmoe__read_state(hmoe__reader *r, hmoe_model *m) {
-    const char *seed = hmoe__member(r, "seed", 1);
+static uint64_t hmoe__get_uint64(hmoe__reader *r, const char *name, int needed) {
+    const char *digits = hmoe__member(r, name, needed);
+    uint64_t number = 0;
     char *end = NULL;
     errno = 0;
-    if (seed) m->seed = strtoull(seed, &end, 10);
-    if (seed && (errno || !isdigit((unsigned char)*seed) || *end != '"'))
-        hmoe__wrong(r, "seed", "must be a whole number of 64 bits");
+    if (digits) number = strtoull(digits, &end, 10);
+    if (digits && (errno || !isdigit((unsigned char)*digits) || *end != '"'))
+        hmoe__wrong(r, name, "must be a whole number of 64 bits");
+    return number;
+}
+
+static void hmoe__read_state(hmoe__reader *r, hmoe_model *m) {
+    m->seed = hmoe__get_uint64(r, "seed", 1);
+    m->best_of = hmoe__get_uint64(r, "best_of", 0);   /* older files lack it */
     m->step = (int64_t)hmoe__get_whole(r, "step", 1e15);
     m->tokens = (int64_t)hmoe__get_whole(r, "tokens", 1e15);
     hmoe__get_double(r, "flops", 1, &m->flops);
@@ -4297,18 +4321,23 @@ static const char *hmoe__weights_file(int training) {
     return training ? "training.safetensors" : "model.safetensors";
 }
 
-/* Reads config.json, and checks that the weights' file is large enough for it. */
-static hmoe_status hmoe__check_directory(hmoe_model *m, const char *dir, int training) {
+/* Checks that the weights' file is large enough for m->config. */
+static hmoe_status hmoe__check_size(hmoe_model *m, const char *dir, int training) {
     size_t size = training ? 3 * sizeof(hmoe_real) : sizeof(float);
     char path[HMOE__PATH_SIZE];
     FILE *file = NULL;
     int64_t bytes = 0;
-    HMOE__TRY(hmoe_load_config(&m->config, dir, m->message));
+    HMOE__TRY(hmoe_check_config(&m->config, m->message));
     HMOE__TRY(hmoe__path(path, dir, hmoe__weights_file(training), "", m->message));
     HMOE__TRY(hmoe__open_input(&file, &bytes, path, m->message));
     fclose(file);
     return hmoe__check_bytes((double)bytes, hmoe__least_bytes(&m->config, size), path,
                              m->message);
+}
+
+static hmoe_status hmoe__check_directory(hmoe_model *m, const char *dir, int training) {
+    HMOE__TRY(hmoe_load_config(&m->config, dir, m->message));
+    return hmoe__check_size(m, dir, training);
 }
 
 static hmoe_status hmoe__read_checkpoint(hmoe_model *m, const char *dir, int training) {
@@ -4321,14 +4350,22 @@ static hmoe_status hmoe__read_checkpoint(hmoe_model *m, const char *dir, int tra
     return status;
 }
 
-hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training) {
+hmoe_status hmoe_load_as(hmoe_model *m, const hmoe_config *given, const char *dir, int max_B,
+                         int training) {
     hmoe_config config;
-    hmoe_status status = hmoe__by_first_process(m, hmoe__check_directory, dir, training);
+    hmoe_status status;
+    if (given) m->config = *given;
+    status = hmoe__by_first_process(m, given ? hmoe__check_size : hmoe__check_directory, dir,
+                                    training);
     config = m->config;
     if (!status) status = hmoe__build(m, &config, 0, max_B, training, 0);
     HMOE__TRY(hmoe__free_on_failure(m, status));
     status = hmoe__by_first_process(m, hmoe__read_checkpoint, dir, training);
     return hmoe__free_on_failure(m, status);
+}
+
+hmoe_status hmoe_load(hmoe_model *m, const char *dir, int max_B, int training) {
+    return hmoe_load_as(m, NULL, dir, max_B, training);
 }
 
 #endif /* HMOE_NO_FILES */

@@ -246,7 +246,7 @@ hmoe_status hmoe_export_mixtral(hmoe_model *m, const char *dir, size_t *params) 
     for (int e = 0; e < config.E; e++) config.H[e] = hmoe__widest(&m->config);
     config.noisy_gating = 0, config.balance = HMOE_BALANCE_OFF;
     memset(&wide, 0, sizeof wide);
-    wide.backend = m->backend;
+    wide.backend = m->backend, wide.tokenizer = m->tokenizer;
     status = hmoe__free_on_failure(&wide, hmoe__build(&wide, &config, 0, 0, 0, 0));
     if (!status) {
         status = hmoe__copy_padded(&wide, m);

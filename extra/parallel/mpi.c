@@ -422,6 +422,23 @@ static int same_files(const char *a, const char *b, const char *name) {
     return x == y;
 }
 
+/* With a configuration of the caller's, which the first process alone can compare with files. */
+static void load_as_another(both *p, const char *dir, int D) {
+    hmoe_config c = p->one.config;
+    c.K = 3, c.loss_coef[HMOE_Z] = 0.5;
+    hmoe_free(&p->part), hmoe_leave(&p->parallel), hmoe_mpi_free(&p->wire);
+    join(p, D, HMOE_CONTIGUOUS);
+    check_ok(p, hmoe_load_as(&p->part, &c, dir, 2, 1), &p->part);
+    each_tensor(p, p->part.params, p->one.params, near);
+    CHECK(p->part.config.K == 3 && p->part.config.loss_coef[HMOE_Z] == 0.5);
+    CHECK_INT(p->part.step, 12);
+    hmoe_free(&p->part);
+    c.H[0]++, c.H[1]--;
+    all_say(&p->part, hmoe_load_as(&p->part, &c, dir, 2, 1), HMOE_BAD_FILE, "another shape");
+    c.K = 9;
+    all_say(&p->part, hmoe_load_as(&p->part, &c, dir, 2, 1), HMOE_BAD_ARGUMENT, "K is 9");
+}
+
 /* Many processes write the same bytes as one. Many, in any groups, read what one wrote. */
 static void one_checkpoint(void) {
     hmoe_config c = config_of("modse", 8, HMOE_TOP_K);
@@ -436,6 +453,7 @@ static void one_checkpoint(void) {
     each_tensor(&p, p.part.exp_avg_sq, p.one.exp_avg_sq, take);
     p.one.step = p.part.step = 12, p.one.tokens = p.part.tokens = 345;
     p.one.best_val_loss = p.part.best_val_loss = 2.5, p.one.optimizer = p.part.optimizer = 1;
+    p.one.best_of = p.part.best_of = 99;
     if (rank == 0) check_ok(&p, hmoe_save(&p.one, one, 1), &p.one);
     p.part.seconds = rank;                               /* the first one's counts */
     check_ok(&p, hmoe_save(&p.part, many, 1), &p.part);
@@ -464,6 +482,8 @@ static void one_checkpoint(void) {
         CHECK_INT(p.part.seed, 5);
         CHECK_INT(p.part.optimizer, 1);
         CHECK(p.part.best_val_loss == 2.5);
+        CHECK_INT(p.part.best_of, 99);
+        load_as_another(&p, one, D);
     }
     unmake(&p);
 }

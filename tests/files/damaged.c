@@ -150,6 +150,7 @@ static void make_checkpoints(void) {
     fill(model.exp_avg, model.param_count, 1);
     fill(model.exp_avg_sq, model.param_count, 1);
     model.seed = 12345, model.step = 7, model.tokens = 99, model.optimizer = 1;
+    model.best_of = 1234567890123456;
     model.flops = 123456789, model.seconds = 1.5, model.best_val_loss = 2.5;
     CHECK_INT(hmoe_save(&model, "", 1), HMOE_OK);
     model_bytes = memory_live;
@@ -273,6 +274,8 @@ static void check_loaded(hmoe_model *m, const checkpoint *c) {
         CHECK(m->flops == number_of(first, "flops"));
         CHECK(m->seconds == number_of(first, "seconds"));
         CHECK(m->best_val_loss == number_of(first, "best_val_loss"));
+        CHECK(isnan(number_of(first, "best_of")) ? m->best_of == 0
+              : (double)m->best_of == number_of(first, "best_of"));
     }
     if (m->max_tokens == 0) return;
     status = hmoe_forward(m, HMOE_EVALUATE, tokens, tokens, 1, m->config.T < 2 ? 1 : 2);
@@ -723,7 +726,8 @@ static void numbers_in_metadata(void) {
     static const struct { const char *key; double high; int whole; } keys[] = {
         { "step", 1e15, 1 }, { "tokens", 1e15, 1 }, { "optimizer", 1e6, 1 },
         { "flops", 1.7e308, 0 }, { "seconds", 1.7e308, 0 }, { "best_val_loss", 1.7e308, 0 },
-        { "seed", 0, 1 } };
+        { "seed", 0, 1 }, { "best_of", 0, 1 } };
+    enum { KEYS = sizeof keys / sizeof *keys };
     static const struct { const char *member, *says; } strange[] = {
         { "\"%s\":\" 1\"", "must be a number in quotes: it is \" 1\"" },
         { "\"%s\":\"1 \"", "must be a number in quotes" },
@@ -732,19 +736,19 @@ static void numbers_in_metadata(void) {
         { "\"%s\":\"5\",\"%s\":\"5\"", "comes twice" }, { "\"no_%s\":\"5\"", "is missing" } };
     enum { STRANGE = sizeof strange / sizeof *strange };
     tensors t = list_tensors(3, 0, 1, 0);
-    for (int k = 0; k < 7; k++)
+    for (int k = 0; k < KEYS; k++)
         for (int i = -STRANGE; i < NUMBERS; i++) {
             const char *key = keys[k].key, *text = i < 0 ? "" : numbers[i].text;
             char metadata[600] = "", member[100], says[100];
             int right = i >= 0 && fits(i, 0, keys[k].high, keys[k].whole);
-            if (k == 6 && i >= 0)              /* a seed is all digits, and has 64 bits */
+            if (k >= 6 && i >= 0)              /* a seed is all digits, and has 64 bits */
                 right = !numbers[i].never && strspn(text, "0123456789") == strlen(text)
                         && (strlen(text) < 20 || strcmp(text, "18446744073709551615") <= 0);
-            if (k == 2 && i == -1) right = 1;  /* the optimizer may be missing */
+            if ((k == 2 || k == 7) && i == -1) right = 1;   /* may be missing */
             sprintf(member, i < 0 ? strange[i + STRANGE].member : "\"%s\":\"%s\"", key,
                     i < 0 ? key : text);
             sprintf(says, "%s %s", key, i < 0 ? strange[i + STRANGE].says : "");
-            for (int j = 0; j < 7; j++) {
+            for (int j = 0; j < KEYS; j++) {
                 if (j) strcat(metadata, ",");
                 if (j == k) strcat(metadata, member);
                 else sprintf(metadata + strlen(metadata), "\"%s\":\"5\"", keys[j].key);

@@ -212,11 +212,12 @@ static void resumed_is_never_stopped(void) {
         train(&straight, 1, 6);
         train(&first, 1, 3);
         first.seconds = 12.5;
-        first.best_val_loss = 1.75;
+        first.best_val_loss = 1.75, first.best_of = 0xfedcba9876543210;
         CHECK_INT(hmoe_save(&first, path("run", ""), 1), HMOE_OK);
         memset(&second, 0, sizeof second);
         CHECK_INT(hmoe_load(&second, path("run", ""), 3, 1), HMOE_OK);
         CHECK(second.seconds == 12.5 && second.best_val_loss == 1.75);
+        CHECK(second.best_of == 0xfedcba9876543210);
         second.losses = first.losses;              /* those of the last pass are not state */
         second.grad_norm = first.grad_norm;
         CHECK(same_bits(&first, &second));
@@ -247,7 +248,7 @@ static void save_load_save(void) {
         }
         create_run(&a, &c, 99);
         train(&a, 1, 2);
-        CHECK(a.best_val_loss > 1e300);            /* not measured yet; that too is kept */
+        CHECK(a.best_val_loss > 1e300 && a.best_of == 0);  /* not measured yet; that too is kept */
         CHECK_INT(hmoe_save(&a, path("a", ""), 1), HMOE_OK);
         memset(&b, 0, sizeof b);
         CHECK_INT(hmoe_load(&b, path("a", ""), 3, 1), HMOE_OK);
@@ -267,6 +268,90 @@ static void save_load_save(void) {
         hmoe_free(&b);
         CHECK(remove_checkpoint("a"));
         CHECK(remove_checkpoint("b"));
+    }
+}
+
+/* A configuration that was changed after it was read: the model is the one that hmoe_create makes
+   of it, with the weights of the file. One that has other tensors is refused. */
+static void loaded_as_another(void) {
+    static const char *const says[] = { "another shape", ".safetensors: ", "is missing",
+                                        "is not a tensor", "config.json describes a model of more",
+                                        "experts per token K is 9", "number of layers L is 5000" };
+    hmoe_config c = run_config(HMOE_TOP_K, 0), read;
+    hmoe_model a, b, other;
+    create_run(&a, &c, 5);
+    train(&a, 1, 2);
+    CHECK_INT(hmoe_save(&a, path("a", ""), 1), HMOE_OK);
+    for (int training = 0; training < 2; training++) {
+        CHECK_INT(hmoe_load_config(&read, path("a", ""), NULL), HMOE_OK);
+        read.T = 32, read.K = 3, read.gate = HMOE_GATE_RAW, read.rms_norm_eps = 0.01;
+        read.loss_coef[HMOE_Z] = 0.5, read.rope_theta = 500;
+        memset(&b, 0, sizeof b);
+        CHECK_INT(hmoe_load_as(&b, &read, path("a", ""), 3, training), HMOE_OK);
+        CHECK(b.config.T == 32 && b.config.K == 3 && b.step == 2 * training);
+        if (training) {
+            size_t bytes = a.param_count * sizeof *a.params;
+            create_run(&other, &read, 5);
+            memcpy(other.params, a.params, bytes);
+            memcpy(other.exp_avg, a.exp_avg, bytes), memcpy(other.exp_avg_sq, a.exp_avg_sq, bytes);
+            other.step = a.step, other.tokens = a.tokens, other.flops = a.flops;
+            train(&other, 3, 4), train(&b, 3, 4);
+            CHECK(same_bits(&other, &b));
+            hmoe_free(&other);
+        }
+        hmoe_free(&b);
+        for (int i = 0; i < 7; i++) {
+            hmoe_load_config(&read, path("a", ""), NULL);
+            if (i == 0) read.H[0]++, read.H[1]--;
+            else if (i == 1) read.noisy_gating = 1;
+            else if (i == 2) read.balance = HMOE_BALANCE_TOKENS;
+            else if (i == 3) read.L = 1;
+            else if (i == 4) read.C = 1 << 16;
+            else if (i == 5) read.K = 9;
+            else read.L = 5000;
+            CHECK_INT(hmoe_load_as(&b, &read, path("a", ""), 3, training),
+                      i >= 5 ? HMOE_BAD_ARGUMENT : HMOE_BAD_FILE);
+            if (!CHECK(strstr(b.message, says[i]) != NULL)) puts(b.message);
+            CHECK(!b.params && !b.tensors);
+        }
+    }
+    hmoe_free(&a);
+    CHECK(remove_checkpoint("a"));
+}
+
+static int holds(const char *file, const char *right) {
+    char text[200];
+    FILE *f = fopen(file, "rb");
+    size_t n = f ? fread(text, 1, sizeof text - 1, f) : 0;
+    if (f) fclose(f);
+    text[n] = 0;
+    return f && !strcmp(text, right);
+}
+
+/* The caller's tokenizer.json is saved as it is, with a vocabulary of bytes or without one. */
+static void tokenizer_of_the_caller(void) {
+    static const char text[] = "{ \"model\": \"50% of \u00e9\" }";
+    for (int bytes = 0; bytes < 2; bytes++) {
+        hmoe_config c = run_config(HMOE_TOP_K, 0);
+        hmoe_model m;
+        c.vocab_size = bytes ? c.V : 0;
+        for (int k = 0; k < c.vocab_size; k++) c.vocab[k] = (unsigned char)k;
+        create_run(&m, &c, 5);
+        m.tokenizer = text;
+        CHECK_INT(hmoe_prepare(&m, path("a", ""), 1), HMOE_OK);
+        CHECK(holds(path("a", "tokenizer.json.tmp"), text));
+        hmoe_discard(&m, path("a", ""), 1);
+        CHECK(rmdir(path("a", "")) == 0);
+        CHECK_INT(hmoe_save(&m, path("a", ""), 1), HMOE_OK);
+        CHECK(holds(path("a", "tokenizer.json"), text));
+        CHECK(access(path("a", "tokenizer_config.json"), F_OK) == 0);
+        CHECK(remove_checkpoint("a"));
+        m.tokenizer = NULL;
+        CHECK_INT(hmoe_save(&m, path("a", ""), 0), HMOE_OK);
+        CHECK_INT(access(path("a", "tokenizer.json"), F_OK) == 0, bytes);
+        CHECK(!holds(path("a", "tokenizer.json"), text));
+        hmoe_free(&m);
+        CHECK(remove_checkpoint("a"));
     }
 }
 
@@ -365,6 +450,8 @@ int main(void) {
     TEST(same_bits_for_one_seed_only);
     TEST(resumed_is_never_stopped);
     TEST(save_load_save);
+    TEST(loaded_as_another);
+    TEST(tokenizer_of_the_caller);
     TEST(mixtral_or_not);
     TEST(overfits_one_batch);
     remove_checkpoint("run");                      /* what a failed test may have left */
