@@ -19,6 +19,8 @@
 #include <omp.h>
 #endif
 
+enum { CLI_PATH_SIZE = 1024 };
+
 /* --- the platform ---------------------------------------------------------------------------- */
 
 #ifdef _WIN32
@@ -54,6 +56,12 @@ static inline void cli_catch_interrupts(int on) {
 static inline int cli_is_same(const char *a, const char *b) {
     struct stat x, y;
     return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+/* A path from the root. whole: [2 CLI_PATH_SIZE] */
+static inline const char *cli_whole_path(char *whole, const char *path) {
+    if (*path == '/' || !getcwd(whole, CLI_PATH_SIZE)) return path;
+    return strncat(strcat(whole, "/"), path, CLI_PATH_SIZE - 2);
 }
 
 /* Is this open file still the one behind that name? */
@@ -235,7 +243,9 @@ static inline int cli_set(const cli_option *o, const char *text) {
 static inline const char *cli_name_of(const cli_option *o, double value) {
     static char text[64];
     const char *word = o->what;
-    snprintf(text, sizeof text, "%.15g", value);
+    int digits = 15;
+    do snprintf(text, sizeof text, "%.*g", digits, value);
+    while (digits++ < 17 && strtod(text, NULL) != value);
     if (o->kind == CLI_IS_FLAG) snprintf(text, sizeof text, "%s", value != 0 ? "it" : "none");
     if (o->kind != CLI_IS_WORD) return text;
     for (int i = (int)value; i > 0; i--) word += strcspn(word, "|") + 1;
@@ -342,8 +352,6 @@ static inline int cli_parse(int argc, char **argv, cli_option *options, int n, c
 
 /* --- files ----------------------------------------------------------------------------------- */
 
-enum { CLI_PATH_SIZE = 1024 };
-
 static inline const char *cli_path(char *path, const char *dir, const char *name) {
     int n = snprintf(path, CLI_PATH_SIZE, "%s/%s", dir, name);
     if (n >= CLI_PATH_SIZE) cli_fail(2, "%.120s...: this path is too long", path);
@@ -360,7 +368,7 @@ static inline void cli_lock(const char *dir) {
                  owner);
 }
 
-/* A whole file, as bytes. */
+/* A whole file, as bytes, with a 0 after them. */
 static inline unsigned char *cli_read(const char *path, size_t *size, const char *hint) {
     size_t room = 1 << 16, n = 0, got;
     unsigned char *bytes = (unsigned char *)cli_alloc(room);
@@ -374,6 +382,7 @@ static inline unsigned char *cli_read(const char *path, size_t *size, const char
     }
     if (!f || ferror(f)) cli_fail(1, "cannot read %s: %s%s", path, strerror(errno), hint);
     fclose(f);
+    bytes[n] = 0;
     *size = n;
     return bytes;
 }

@@ -1,6 +1,7 @@
 /* generate.c - writes text with a trained model, or measures how well it predicts a text.
 
        generate out/best --prompt "ROMEO:" -n 300           continue a prompt
+       generate out/best --prompt-file part.txt             the same with a file
        generate out/best --score my.txt                     mean cross-entropy of a file
        generate out/best --score my.txt --page see.html     show the experts of each byte
        generate out/best --export-mixtral for-python        the same model, for transformers
@@ -8,28 +9,30 @@
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
 #include "cli.h"
-#include "extra/run/text.h"
+#include "extra/run/prompt.h"
 #include "extra/cuda_tiles/tiles.h"
 #include "extra/interop/export.h"
 #include "extra/parallel/devices.h"
 #include "extra/router_page/page.h"
 
 static struct settings {
-    const char *prompt, *score, *export_to, *routes, *page;
+    const char *score, *export_to, *routes, *page;
     int n, devices, show_tiles;
+    prompt prompt;
+    tokenizer words;
     text_sampling sampling;
     cli_backend backend;
 } set;
 
 static cli_option options[] = {
-    CLI_TEXT("--prompt", &set.prompt, "TEXT", NULL, "start of the text, else a newline"),
-    CLI_INT("-n", &set.n, 0, 1e9, "500", "bytes to write"),
+    PROMPT_OPTIONS(set.prompt),
+    CLI_INT("-n", &set.n, 0, 1e9, "500", "tokens to write"),
     CLI_REAL("--temperature", &set.sampling.temperature, 0, INFINITY, "0.8",
-             "0: take the likeliest byte; 1: the model's own odds"),
+             "0: take the likeliest token; 1: the model's own odds"),
     CLI_INT("--top-k", &set.sampling.top_k, 0, 1e9, "0",
-            "draw from the N likeliest bytes only; 0: from all"),
+            "draw from the N likeliest tokens only; 0: from all"),
     CLI_REAL("--top-p", &set.sampling.top_p, 1e-9, 1, "1",
-             "draw from the fewest bytes whose probabilities sum to this"),
+             "draw from the fewest tokens whose probabilities sum to this"),
     CLI_SEED("--seed", &set.sampling.seed, "1337", "seed of all random numbers"),
     CLI_TEXT("--score", &set.score, "FILE", NULL, "print the loss on this text instead of writing"),
     CLI_TEXT("--routes", &set.routes, "CSV", NULL,
@@ -59,8 +62,8 @@ static const char *read_options(int argc, char **argv) {
     if (words == 0) cli_fail(2, "which model? Give its directory, such as out/best");
     if (words > 1)
         cli_fail(2, "%.120s: unexpected word, the directory is %.120s", argv[2], argv[1]);
-    if (set.export_to && (set.score || set.prompt))
-        cli_fail(2, "--export-mixtral: cannot go with --score or --prompt");
+    const char *with = set.score ? "--score" : prompt_check(&set.prompt);
+    if (set.export_to && with) cli_fail(2, "--export-mixtral: cannot go with %s", with);
     if (set.backend.cuda && !set.score)
         cli_fail(2, "--backend cuda: is only for --score, the cpu writes text");
     for (size_t i = 0; i < sizeof with_score / sizeof *with_score; i++)
@@ -80,38 +83,47 @@ static void put(int byte) {
     if (fflush(stdout)) cli_fail(1, "cannot write to standard output: %s", strerror(errno));
 }
 
-/* The prompt, then n bytes, each shown as soon as it is known. */
+static void put_number(int token) {
+    printf("%d", token);
+    put(' ');
+}
+
+static const hmoe_config *config_of_words;
+static void put_bytes(int token) { tokenizer_put(&set.words, config_of_words, token, put); }
+
+/* The prompt, then n tokens, each shown as soon as it is known. */
 static void speak(hmoe_model *m) {
-    size_t n = set.prompt ? strlen(set.prompt) : 0;
-    unsigned char *prompt = (unsigned char *)cli_alloc(n + 1);
-    if (n == 0) *prompt = text_start(&m->config);
-    else {
-        memcpy(prompt, set.prompt, n);
-        text_to_tokens(&m->config, prompt, n, "--prompt");
-        for (size_t i = 0; i < n; i++) put(set.prompt[i]);
-    }
-    if (text_write(m, prompt, n ? n : 1, set.n, &set.sampling, put)) cli_fail(1, "%s", m->message);
+    prompt *p = &set.prompt;
+    void (*show)(int token) = p->numbers ? put_number : put_bytes;
+    config_of_words = &m->config;
+    prompt_read(p, &m->config);
+    for (size_t i = 0; i < p->n; i++) show(p->token[i]);
+    if (text_write(m, p->token, p->n ? p->n : 1, set.n, &set.sampling, show))
+        cli_fail(1, "%s", m->message);
     if (isatty(STDOUT_FILENO)) put('\n');   /* elsewhere these are the model's bytes alone */
-    free(prompt);
+    free(p->token);
 }
 
 /* --- what the router did with each token: --routes and --page -------------------------------- */
 
 static struct report {
-    const unsigned char *text;        /* tokens */
+    text_tokens text;
     cli_output routes;
     page page;
 } report;
 
-/* A row for a token in a layer. Positions count the file's bytes from 0. nll is that of the byte
-   after this one, which these experts helped to predict. entropy is that of the model's softmax
-   for the same byte: the nll that it expected. Blanks separate the experts, their widths and gates
+/* A row for a token in a layer. Positions count the file's tokens from 0. A token is shown as its
+   byte, or as its number if the model's tokens are no bytes. nll is that of the token after this
+   one, which these experts helped to predict. entropy is that of the model's softmax for the same
+   token: the nll that it expected. Blanks separate the experts, their widths and gates
    (by falling P + b), and all of P. */
 static void write_row(const hmoe_config *c, size_t at, double nll, double entropy, int layer,
                       const hmoe_route *r) {
     FILE *f = report.routes.file;
-    fprintf(f, "%lu,%d,%.6f,%.6f,%d", (unsigned long)at, c->vocab[report.text[at]], nll, entropy,
-            layer);
+    int token;
+    text_get(&report.text, at, 1, &token);
+    if (c->vocab_size) token = c->vocab[token];
+    fprintf(f, "%lu,%d,%.6f,%.6f,%d", (unsigned long)at, token, nll, entropy, layer);
     for (int i = 0; i < r->count; i++) fprintf(f, "%c%d", i ? ' ' : ',', r->expert[i]);
     for (int i = 0; i < r->count; i++) fprintf(f, "%c%d", i ? ' ' : ',', c->H[r->expert[i]]);
     for (int i = 0; i < r->count; i++) fprintf(f, "%c%.6f", i ? ' ' : ',', r->gate[i]);
@@ -141,7 +153,7 @@ static void look(hmoe_model *m, size_t first, size_t n) {
     hmoe_route route;
     if (hmoe_get_token_losses(m, nll) || hmoe_get_logits(m, logits)) cli_fail(1, "%s", m->message);
     for (size_t t = 0; t < n; t++) entropy[t] = entropy_of(logits + t * (size_t)c->V, c->V);
-    if (set.page) page_tokens(&report.page, m, report.text, first, n, nll, entropy);
+    if (set.page) page_tokens(&report.page, m, report.text.bytes, first, n, nll, entropy);
     for (size_t t = 0; t < n && set.routes; t++)
         for (int l = 0; l < c->L; l++) {
             if (hmoe_get_route(m, l, (int)t, &route)) cli_fail(1, "%s", m->message);
@@ -153,37 +165,27 @@ static void look(hmoe_model *m, size_t first, size_t n) {
 }
 
 static void score(hmoe_model *m, const char *dir, int batch) {
-    size_t n;
     double nll;
-    unsigned char *text = cli_read(set.score, &n, "");
-    if (n < 2) cli_fail(1, "%s has %lu bytes: a text to score needs at least 2", set.score,
-                        (unsigned long)n);
-    text_to_tokens(&m->config, text, n, set.score);
-    report.text = text;
-    if (set.show_tiles) tiles_draw(m, text, n, batch);
+    text_tokens *text = &report.text;
+    *text = text_read(&m->config, set.score);
+    if ((set.page || set.show_tiles) && !text->bytes)
+        cli_fail(2, "--%s: needs a model whose tokens are bytes", set.page ? "page" : "show-tiles");
+    if (set.show_tiles) tiles_draw(m, text->bytes, text->n, batch);
     if (set.routes) {
         cli_open(&report.routes, set.routes);
-        fputs("position,byte,nll,entropy,layer,experts,widths,gates,P\n", report.routes.file);
+        fprintf(report.routes.file, "position,%s,nll,entropy,layer,experts,widths,gates,P\n",
+                text->bytes ? "byte" : "token");
     }
-    if (set.page) page_begin(&report.page, set.page, &m->config, dir, set.score, n - 1);
+    if (set.page) page_begin(&report.page, set.page, &m->config, dir, set.score, text->n - 1);
     hmoe_reset_usage(m);
-    if (text_loss(m, text, n, 0, batch, set.routes || set.page ? look : NULL, &nll))
+    if (text_loss(m, text, 0, text->n, 0, batch, set.routes || set.page ? look : NULL, &nll))
         cli_fail(1, "%s", m->message);
-    if (set.page) page_end(&report.page, &m->config, text);
+    if (set.page) page_end(&report.page, &m->config, text->bytes);
     if (set.routes) cli_close(&report.routes);
-    printf("nll %.6f nats/token over %lu tokens\n", nll, (unsigned long)(n - 1));
+    printf("nll %.6f nats/token over %lu tokens\n", nll, (unsigned long)(text->n - 1));
     if (set.page) page_tell(&report.page);
     if (set.devices) devices_show(m, set.devices);
-    free(text);
-}
-
-/* A config.json of another program has no vocab: then token i is byte i. */
-static void name_bytes(hmoe_config *c, const char *dir) {
-    if (c->V > 256)
-        cli_fail(1, "%s: its config.json has no vocab and %d tokens, which are no bytes: it reads "
-                 "and writes no text here", dir, c->V);
-    for (int i = 0; i < c->V; i++) c->vocab[i] = (unsigned char)i;
-    c->vocab_size = c->V;
+    free(text->bytes);
 }
 
 int main(int argc, char **argv) {
@@ -197,7 +199,8 @@ int main(int argc, char **argv) {
     int batch = config.T < 1024 ? 1024 / config.T : 1;
     if (!set.score) batch = 0;                       /* no room for whole sequences */
     if (hmoe_load_mixtral(&model, dir, batch)) cli_fail(1, "%s", model.message);
-    if (!model.config.vocab_size && !set.export_to) name_bytes(&model.config, dir);
+    tokenizer_of_model(&set.words, &model.config, dir);
+    if (!model.config.vocab_size) model.tokenizer = set.words.json;
     if (set.export_to) export_mixtral(&model, dir, set.export_to);
     else if (set.score) score(&model, dir, batch);
     else speak(&model);

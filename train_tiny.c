@@ -5,7 +5,8 @@
        train_tiny --help                           all options
 
    A run's directory holds its latest state (training.safetensors) and weights (model.safetensors),
-   best/ with the weights that did best on the validation text, and log.csv with a row per step.
+   best/ with the weights that did best on the validation text, log.csv with a row per step, and
+   recipe.txt with the options that --resume uses.
    Ctrl-C finishes the step, saves, and says how to go on. Every random number depends on the seed
    and on its purpose alone, so a run that was stopped and resumed ends with the same bits as an
    uninterrupted one. Read from main(), at the end, upwards. */
@@ -13,22 +14,23 @@
 #include "hmoe.h"
 #include "extra/muon/hmoe_muon.h"
 #include "cli.h"
-#include "extra/run/text.h"
+#include "extra/run/corpus.h"
 #include "extra/run/display.h"
 #include "extra/run/log.h"
 #include "extra/run/losses.h"
 #include "extra/run/overwrite.h"
 #include "extra/run/resume.h"
 
-enum { BATCHES = 1, SAMPLES };   /* the purposes of random numbers */
+enum { BATCHES = 1, SAMPLES, BEST_OF };   /* the purposes of random numbers */
 
 static struct settings {
-    const char *data, *out, *sizes;
+    const char *out, *sizes;
     int resume, overwrite, steps, stop_at, batch, accum, warmup;
-    int eval_every, eval_tokens, save_every;
+    int eval_every, eval_tokens, final_tokens, save_every;
     int hidden, routing, gate, balance, optimizer;
     double min_lr, dropout;
     uint64_t seed;
+    corpus corpus;
     hmoe_config model;
     hmoe_adamw adamw;
     hmoe_muon muon;
@@ -37,15 +39,14 @@ static struct settings {
 } set;
 
 static const cli_option rows[] = {
-    CLI_TEXT("--data", &set.data, "FILE", "tinyshakespeare/input.txt",
-             "text; its last tenth is for validation"),
+    CORPUS_OPTIONS(set.corpus),
     CLI_TEXT("--out", &set.out, "DIR", "out", "directory of the run"),
     CLI_FLAG("--resume", &set.resume, "continue the run in --out, up to --steps"),
     CLI_FLAG("--overwrite", &set.overwrite, "replace the run in --out at the new one's first save"),
     CLI_INT("--width", &set.model.C, 2, 1 << 20, "128", "model width"),
     CLI_INT("--layers", &set.model.L, 1, 1024, "4", "layers"),
     CLI_INT("--heads", &set.model.NH, 1, 1 << 19, "4", "attention heads"),
-    CLI_INT("--context", &set.model.T, 1, 1 << 20, "64", "longest sequence, in bytes"),
+    CLI_INT("--context", &set.model.T, 1, 1 << 20, "64", "longest sequence, in tokens"),
     CLI_INT("--experts", &set.model.E, 1, 256, "8", "experts per layer; 1: a dense model"),
     CLI_INT("--hidden", &set.hidden, 1, 1 << 20, "172", "mean width of an expert"),
     CLI_TEXT("--sizes", &set.sizes, "RULE", "arithmetic", "expert widths: homogeneous, arithmetic,"
@@ -78,7 +79,8 @@ static const cli_option rows[] = {
     CLI_REAL("--dropout", &set.dropout, 0, 0.9, "0", "dropout rate"),
     CLI_REAL("--clip", &set.adamw.clip, 0, INFINITY, "1", "largest gradient norm, 0: no limit"),
     CLI_INT("--eval-every", &set.eval_every, 1, 1e9, "250", "steps between evaluations"),
-    CLI_INT("--eval-tokens", &set.eval_tokens, 1, 1e9, "32768", "bytes in an evaluation"),
+    CLI_INT("--eval-tokens", &set.eval_tokens, 1, 1e9, "32768", "tokens in an evaluation"),
+    CLI_INT("--final-tokens", &set.final_tokens, 1, 1e9, "all", "tokens in the last evaluation"),
     CLI_INT("--save-every", &set.save_every, 1, 1e9, "250", "steps between saves"),
     CLI_SEED("--seed", &set.seed, "1337", "seed of all random numbers"),
     CLI_PEERS(set.peers)
@@ -90,8 +92,6 @@ static int is_given(const char *name) { return cli_given(options, name) != NULL;
 
 typedef struct run {
     hmoe_model model;
-    unsigned char *text;              /* tokens: n_train to learn from, then n_val to validate */
-    size_t n_train, n_val;
     int *inputs, *targets;            /* [batch, T], this process's part of a micro-batch: */
     int batch, first;                 /*   sequences first .. first + batch - 1 */
     overwrite directory;
@@ -102,44 +102,57 @@ typedef struct run {
 
 /* --- the command line ------------------------------------------------------------------------ */
 
-/* Copies the options that describe a model into its configuration. */
+/* Checks options that must fit together, after --resume has added those of the recipe. */
+static void check_options(void) {
+    if (set.warmup < 0) set.warmup = (set.steps + 2) / 3;
+    corpus_check(&set.corpus, options);
+    if (set.backend.cuda && set.optimizer)
+        cli_fail(2, "--optimizer muon: runs on the cpu only, leave out --backend cuda");
+    if (set.min_lr > set.adamw.lr)
+        cli_fail(2, "--min-lr %.9g: is above --lr, %.9g", set.min_lr, set.adamw.lr);
+    if (set.batch % cli_ranks)
+        cli_fail(2, "--batch %d: must be a multiple of the %d processes", set.batch, cli_ranks);
+}
+
+static void check_model(const hmoe_config *c) {
+    char why[HMOE_MESSAGE_SIZE];
+    if (hmoe_check_config(c, why))
+        cli_fail(2, "%s\n(C: --width, NH: --heads, T: --context, E: --experts, K: --k)", why);
+    int most = HMOE_MAX_TOKENS / c->T / (c->routing == HMOE_TOP_P ? c->E : c->K);
+    if (set.batch > most)
+        cli_fail(2, "--batch %d: it can be at most %d with --context %d", set.batch, most, c->T);
+}
+
+/* Copies the options that describe a new model into its configuration. */
 static void configure_model(void) {
     char why[HMOE_MESSAGE_SIZE];
     hmoe_config *c = &set.model;
+    check_options();
     if (!is_given("--k") && c->E < c->K) c->K = c->E;
     c->balance = (hmoe_balance)set.balance;
     c->routing = set.routing ? HMOE_TOP_P : HMOE_TOP_K;
-    losses_set_exceptions(options, c);
     if (is_given("--gate")) c->gate = set.gate ? HMOE_GATE_RAW : HMOE_GATE_NORM;
-    if (set.resume) return;                          /* the directory has the rest */
-    if (is_given("--budget") && !set.routing)
-        cli_fail(2, "--budget: works with --routing topp only, topk always takes --k experts");
-    c->V = 256;                                      /* at most; the text will tell */
     if (hmoe_expert_sizes(c->H, c->E, (long long)c->E * set.hidden, set.sizes, why))
         cli_fail(2, "--sizes %.120s --experts %d --hidden %d: %s", set.sizes, c->E, set.hidden,
                  why);
-    if (hmoe_check_config(c, why))
-        cli_fail(2, "%s\n(C: --width, NH: --heads, T: --context, E: --experts, K: --k)", why);
-    int most = HMOE_MAX_TOKENS / c->T / (set.routing ? c->E : c->K);
-    if (set.batch > most)
-        cli_fail(2, "--batch %d: it can be at most %d with --context %d", set.batch, most, c->T);
+    losses_set_exceptions(options, c);
+    if (c->budget > 0 && c->routing == HMOE_TOP_K)
+        cli_fail(2, "--budget: works with --routing topp only, topk always takes --k experts");
+    c->V = 256;                  /* at most; the text will tell */
+    check_model(c);
 }
 
 static void read_options(int argc, char **argv) {
     set.model = hmoe_default_config();
     set.muon = hmoe_default_muon();
+    set.warmup = -1;                                 /* unless it is given */
     losses_add_options(options, rows, ROWS, "--balance-rate", set.model.loss_coef);
     int words = cli_parse(argc, argv, options, OPTIONS, "usage: train_tiny [options]\n"
                           "Trains a heterogeneous mixture of experts on the bytes of a text.");
     if (words) cli_fail(2, "%.120s: unexpected word (--help lists the options)", argv[1]);
     if (set.resume && set.overwrite)
         cli_fail(2, "--overwrite and --resume: give only one of them");
-    if (set.backend.cuda && set.optimizer)
-        cli_fail(2, "--optimizer muon: runs on the cpu only, leave out --backend cuda");
-    if (set.min_lr > set.adamw.lr)
-        cli_fail(2, "--min-lr %.9g: is above --lr, %.9g", set.min_lr, set.adamw.lr);
-    if (!is_given("--warmup")) set.warmup = (set.steps + 2) / 3;
-    configure_model();
+    if (!set.resume) configure_model();
 }
 
 /* --- files ----------------------------------------------------------------------------------- */
@@ -167,57 +180,73 @@ static void save(run *r, int best) {
     hmoe_status status = HMOE_OK;
     if (best) status = hmoe_prepare(m, best_dir, 0);
     if (!status && (status = hmoe_prepare(m, dir, 1))) hmoe_discard(m, best_dir, 0);
+    if (!status) resume_write(dir, options, OPTIONS, set.corpus.size, set.corpus.hash);
     if (!status && best && (status = hmoe_commit(m, best_dir, 0))) hmoe_discard(m, dir, 1);
     if (!status) status = hmoe_commit(m, dir, 1);
     if (status) cli_fail(1, "step %lld is not saved: %s", (long long)m->step, m->message);
     if (dir != r->directory.dir) overwrite_commit(&r->directory, &r->log);
 }
 
-/* The bytes, as tokens. Their vocabulary is the model's. */
-static void read_text(run *r) {
-    hmoe_config *c = set.resume ? &r->model.config : &set.model;
-    size_t n, least = (((size_t)c->T + 1) * 10 + 8) / 9;    /* then 9n/10 is at least T + 1 */
-    if (least < 11) least = 11;                             /* and n/10 at least 2 */
-    r->text = cli_read_once(set.data, &n, is_given("--data") ? "" : "\n(`make data` fetches it)");
-    r->n_train = n / 10 * 9 + n % 10 * 9 / 10;
-    r->n_val = n - r->n_train;
-    if (n < least)
-        cli_fail(1, "%s has %lu bytes: it needs at least %lu for --context %d", set.data,
-                 (unsigned long)n, (unsigned long)least, c->T);
-    if (!set.resume) hmoe_byte_vocab(c, r->text, n, NULL);
-    text_to_tokens(c, r->text, n, set.data);
-}
-
 /* --- training -------------------------------------------------------------------------------- */
 
-static void introduce(const run *r) {
+static void introduce(const run *r, const char *program) {
     const hmoe_model *m = &r->model;
+    const corpus *x = &set.corpus;
     display_model(m);
-    printf("text     %s: %lu bytes to learn from, %lu to validate on\n", set.data,
-           (unsigned long)r->n_train, (unsigned long)r->n_val);
-    printf("run      in %s, from step %lld to %d, each of %d x %d x %d tokens\n", set.out,
-           (long long)m->step, set.steps, set.accum, set.batch, m->config.T);
+    printf("text     %s: %lu tokens to learn from, %lu to validate on\n", x->train.path,
+           (unsigned long)x->n_train, (unsigned long)x->n_val);
+    printf("run      in %s, from step %lld to %d, each of %d x %d x %d tokens; once it is saved,\n"
+           "         this continues it: ", set.out, (long long)m->step, set.steps, set.accum,
+           set.batch, m->config.T);
+    resume_print_command(program, set.out);
     cli_introduce(&set.peers, m);
+}
+
+/* Makes a new model, with weights from the seed or from another model. */
+static void create(run *r) {
+    hmoe_model *m = &r->model;
+    corpus_load(&set.corpus, m, &set.model, 1, NULL,
+                is_given("--data") ? "" : "\n(`make data` fetches it)");
+    if (hmoe_create(m, &set.model, set.seed, set.batch / cli_ranks, 1))
+        cli_fail(1, "%s", m->message);
+    m->optimizer = set.optimizer;
+}
+
+static double rate_at(int64_t step) {
+    return hmoe_learning_rate(step, set.warmup, set.steps, set.adamw.lr, set.min_lr);
+}
+
+/* Loads the run in --out. Its recipe holds, but for the options that are given now. */
+static void load(run *r) {
+    hmoe_model *m = &r->model;
+    resume_recipe was;
+    hmoe_config c = resume_options(m, set.out, options, OPTIONS, &was);
+    check_options();
+    check_model(&c);
+    m->backend = cli_start_backend(&set.backend);
+    if (hmoe_load_as(m, &c, set.out, set.batch / cli_ranks, 1)) cli_fail(1, "%s", m->message);
+    resume_compare_state(options, m, set.out);
+    corpus_load(&set.corpus, m, &c, 0, set.out, "");
+    resume_compare_text(&was, set.corpus.size, set.corpus.hash, set.corpus.train.path);
+    resume_tell_rate(&was, m->step, set.steps, rate_at(m->step + 1));
 }
 
 /* Creates or loads the model, and allocates its batches. */
 static void start(run *r) {
     hmoe_model *m = &r->model;
-    r->batch = set.batch / cli_ranks;
-    r->first = r->batch * cli_rank;
     overwrite_enter(&r->directory, set.out, set.resume, set.overwrite);
-    if (set.resume) {
-        if (hmoe_load(m, set.out, r->batch, 1)) cli_fail(1, "%s", m->message);
-        if (m->optimizer > 1) cli_fail(1, "%s: this program lacks the run's optimizer", set.out);
-        resume_compare(m, options, set.out);
-    }
-    read_text(r);
-    if (!set.resume) {
-        if (hmoe_create(m, &set.model, set.seed, r->batch, 1)) cli_fail(1, "%s", m->message);
-        m->optimizer = set.optimizer;
-    }
+    if (set.resume) load(r);
+    else create(r);
     if (m->optimizer && hmoe_muon_create(&set.muon, m)) cli_fail(1, "%s", m->message);
     m->dropout = set.dropout;
+    uint64_t of = hmoe_random(set.corpus.hash, BEST_OF, text_windows(m, set.eval_tokens), 0);
+    if (m->best_of && m->best_of != of) {
+        m->best_val_loss = DBL_MAX;
+        printf("changed  best/ starts anew: its loss is of another text or other windows\n");
+    }
+    m->best_of = of;
+    r->batch = set.batch / cli_ranks;
+    r->first = r->batch * cli_rank;
     size_t tokens = (size_t)r->batch * (size_t)m->config.T;
     r->inputs = (int *)cli_alloc(2 * tokens * sizeof *r->inputs);
     r->targets = r->inputs + tokens;
@@ -231,11 +260,9 @@ static void fill_batch(run *r, int64_t step, int a) {
     for (int b = 0; b < r->batch; b++) {
         uint64_t s = (uint64_t)a * (uint64_t)set.batch + (uint64_t)(r->first + b);
         uint64_t draw = hmoe_random(r->model.seed, BATCHES, (uint64_t)step, s);
-        const unsigned char *x = r->text + draw % (r->n_train - T);
-        for (size_t t = 0; t < T; t++) {
-            r->inputs[(size_t)b * T + t] = x[t];
-            r->targets[(size_t)b * T + t] = x[t + 1];
-        }
+        size_t at = draw % (set.corpus.n_train - T);
+        text_get(&set.corpus.train, at, T, r->inputs + (size_t)b * T);
+        text_get(&set.corpus.train, at + 1, T, r->targets + (size_t)b * T);
     }
 }
 
@@ -258,7 +285,7 @@ static double train_step(run *r, hmoe_losses *mean) {
         mean->ce += part * m->losses.ce;
         for (int i = 0; i < HMOE_LOSS_TERMS; i++) mean->term[i] += part * m->losses.term[i];
     }
-    adamw.lr = hmoe_learning_rate(step, set.warmup, set.steps, adamw.lr, set.min_lr);
+    adamw.lr = rate_at(step);
     if (set.adamw.lr > 0) muon.lr *= adamw.lr / set.adamw.lr;
     if (!status && m->optimizer) status = hmoe_muon_update(&muon, m);
     if (!status) status = hmoe_update(m, &adamw);
@@ -267,25 +294,25 @@ static double train_step(run *r, hmoe_losses *mean) {
     return adamw.lr;
 }
 
+static void show(int token) {
+    tokenizer_put(&set.corpus.words, &set.model, token, display_sample);
+}
+
 /* The loss on evenly spaced windows of the validation text, the same each time; how the experts
    were used there; and a sample. Returns whether this is the lowest loss so far. */
 static int evaluate(run *r, double *loss) {
     hmoe_model *m = &r->model;
-    unsigned char first = text_start(&m->config);
+    const corpus *x = &set.corpus;
+    int first = text_start(&m->config);
     text_sampling how = { 0.8, 1.0, 0, hmoe_random(m->seed, SAMPLES, (uint64_t)m->step, 0) };
-    const unsigned char *text = r->text + r->n_train;
-    size_t windows = (size_t)(set.eval_tokens / m->config.T);
     hmoe_reset_usage(m);
-    hmoe_status status = text_loss(m, text, r->n_val, windows ? windows : 1, set.batch, NULL, loss);
+    hmoe_status status = text_loss(m, &x->val, x->val_start, x->n_val,
+                                   text_windows(m, set.eval_tokens), set.batch, NULL, loss);
     if (status || !isfinite(*loss)) give_up(r, status, m->step);
     int best = *loss < m->best_val_loss;
     if (best) m->best_val_loss = *loss;
-    printf("step %lld: validation loss %.6f%s; ", (long long)m->step, *loss,
-           best ? ", lowest yet" : "");
-    printf("%.0f activated, %.2f TFLOPs so far\n", hmoe_activated(m), m->flops / 1e12);
-    display_experts(m);
-    display_collapse(m);
-    status = text_write(m, &first, 1, 200, &how, display_sample);
+    display_evaluation(m, *loss, *loss * x->tokens_per_byte, best);
+    status = text_write(m, &first, 1, 200, &how, show);
     display_sample('\n');
     if (status) give_up(r, status, m->step);
     fflush(stdout);
@@ -320,16 +347,21 @@ static int train(run *r) {
     return m->step >= set.steps;
 }
 
-/* The last line: the whole validation text. The seconds are all of this program's, and those that
-   the run had spent in training steps before it was resumed. */
+/* The last line: the whole validation text, or --final-tokens of it. The seconds are all of this
+   program's, and those that the run had spent in training steps before it was resumed. */
 static void finish(run *r) {
     hmoe_model *m = &r->model;
+    const corpus *x = &set.corpus;
     double loss, speed = m->step ? (double)m->tokens / m->seconds : 0;
+    size_t windows = text_windows(m, set.final_tokens);
     cli_catch_interrupts(0);
-    if (text_loss(m, r->text + r->n_train, r->n_val, 0, set.batch, NULL, &loss))
+    text_seconds_a_line = 10;
+    if (text_loss(m, &x->val, x->val_start, x->n_val, windows, set.batch, NULL, &loss))
         cli_fail(1, "%s", m->message);
+    if (x->tokens_per_byte > 0) printf("val_loss %.6f nats/byte\n", loss * x->tokens_per_byte);
     printf("final: val_loss %.6f nats/token over %lu tokens, %.0f tok/s, %.1f s\n", loss,
-           (unsigned long)(r->n_val - 1), speed, r->start.seconds + cli_seconds() - r->began);
+           (unsigned long)text_measured(m, x->n_val, windows), speed,
+           r->start.seconds + cli_seconds() - r->began);
 }
 
 int main(int argc, char **argv) {
@@ -338,12 +370,15 @@ int main(int argc, char **argv) {
     r.began = cli_seconds();
     read_options(argc, argv);
     cli_join(&set.peers, &r.model, options, OPTIONS);
-    r.model.backend = cli_start_backend(&set.backend);
+    if (!set.resume) r.model.backend = cli_start_backend(&set.backend);
     start(&r);
-    introduce(&r);
+    introduce(&r, argv[0]);
     if (set.resume && r.model.step >= set.steps) finish(&r);
     else if (train(&r)) finish(&r);
-    else resume_tell(argv[0], options, r.model.step);
+    else {
+        printf("stopped after step %lld; to go on: ", (long long)r.model.step);
+        resume_print_command(argv[0], set.out);
+    }
     if (fflush(stdout) || ferror(stdout)) cli_fail(1, "cannot write to standard output");
     return 0;
 }

@@ -22,6 +22,7 @@ static inline void cli_join(cli_peers *p, hmoe_model *m, const cli_option *optio
 static inline unsigned char *cli_read_once(const char *path, size_t *size, const char *hint) {
     return cli_read(path, size, hint);
 }
+static inline void cli_share(void *bytes, size_t size) { (void)bytes, (void)size; }
 static inline void cli_introduce_peers(const cli_peers *p, const hmoe_model *m) {
     (void)p, (void)m;
 }
@@ -85,7 +86,8 @@ static inline void cli_same_options(const cli_option *options, int n) {
     for (const cli_option *o = options; o < options + n; o++) {
         int other = cli_ranks, least;
         memset(mine, 0, sizeof mine);
-        if (o->kind == CLI_IS_TEXT) snprintf(mine, sizeof mine, "%s", *(const char **)o->value);
+        const char *text = o->kind == CLI_IS_TEXT ? *(const char **)o->value : NULL;
+        if (o->kind == CLI_IS_TEXT) snprintf(mine, sizeof mine, "%s", text ? text : "none");
         else if (o->kind == CLI_IS_SEED)
             snprintf(mine, sizeof mine, "%llu", (unsigned long long)*(const uint64_t *)o->value);
         else snprintf(mine, sizeof mine, "%s", cli_name_of(o, cli_get(o)));
@@ -123,15 +125,10 @@ static inline void cli_place(cli_peers *p) {
 /* Joins the other processes, to train m with them. */
 static inline void cli_join(cli_peers *p, hmoe_model *m, const cli_option *options, int n) {
     char why[HMOE_MESSAGE_SIZE];
-    const int *batch = NULL;
     cli_same_options(options, n);
-    for (const cli_option *o = options; o < options + n; o++) {
-        if (!strcmp(o->name, "--batch")) batch = (const int *)o->value;
+    for (const cli_option *o = options; o < options + n; o++)
         if (!strcmp(o->name, "--backend") && *(const int *)o->value)
             cli_fail(2, "--backend cuda: several processes compute on the cpu only");
-    }
-    if (batch && *batch % cli_ranks)
-        cli_fail(2, "--batch %d: must be a multiple of the %d processes", *batch, cli_ranks);
     if (p->expert_ranks && cli_ranks % p->expert_ranks)
         cli_fail(2, "--expert-ranks %d: there are %d processes, which is no multiple of it",
                  p->expert_ranks, cli_ranks);
@@ -146,10 +143,14 @@ static inline void cli_join(cli_peers *p, hmoe_model *m, const cli_option *optio
 static inline unsigned char *cli_read_once(const char *path, size_t *size, const char *hint) {
     unsigned char *bytes = cli_rank ? NULL : cli_read(path, size, hint);
     hmoe_broadcast(cli_joined, size, sizeof *size);
-    if (cli_rank) bytes = (unsigned char *)cli_alloc(*size);
+    if (cli_rank) bytes = (unsigned char *)cli_alloc(*size + 1);
     hmoe_broadcast(cli_joined, bytes, *size);
+    bytes[*size] = 0;
     return bytes;
 }
+
+/* Gives all processes what the first one has. */
+static inline void cli_share(void *bytes, size_t size) { hmoe_broadcast(cli_joined, bytes, size); }
 
 static inline void cli_introduce_peers(const cli_peers *p, const hmoe_model *m) {
     int D = p->wire.expert_ranks;

@@ -128,6 +128,17 @@ static inline void display_collapse(const hmoe_model *m) {
                  "help: start anew with one of them)", alone, less, more);
 }
 
+/* An evaluation: the loss per token and, unless it is 0, per byte; and the experts' work there. */
+static inline void display_evaluation(const hmoe_model *m, double loss, double byte_loss,
+                                      int best) {
+    printf("step %lld: validation loss %.6f", (long long)m->step, loss);
+    if (byte_loss > 0) printf(" (%.6f a byte)", byte_loss);
+    printf("%s; %.0f activated, %.2f TFLOPs so far\n", best ? ", lowest yet" : "",
+           hmoe_activated(m), m->flops / 1e12);
+    display_experts(m);
+    display_collapse(m);
+}
+
 static inline void display_sample(int byte) {
     static int inside;
     if (!inside) printf("  | ");

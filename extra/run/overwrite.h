@@ -36,7 +36,7 @@ typedef struct overwrite {
 /* All files of a run. config.json is removed first: a directory without it is not a model. */
 static const char *const overwrite_files[] = {
     "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-    "training.safetensors", "log.csv", "best", NULL
+    "training.safetensors", "log.csv", "recipe.txt", "best", NULL
 };
 
 static inline int overwrite_has(const char *dir, const char *name) {

@@ -1,61 +1,256 @@
-/* resume.h - --resume: compares the options with the run in --out, and prints the command that
-   continues a run. */
+/* resume.h - --resume: continues a run with the recipe that its directory holds.
+
+   recipe.txt has a line for each option that decides what the next step does: its name and its
+   value. --resume uses them. An option on the command line replaces one, and a line says so. The
+   options that shape the model are not in it: they are in config.json and cannot change. */
 #ifndef RESUME_H
 #define RESUME_H
 
 #include "cli.h"
 
-/* The value in a run's directory for the option of that name. */
+static const char resume_shape[] = " --width --layers --heads --experts --hidden --sizes --routing "
+                                   "--gate --noisy --budget --balance --context --seed --optimizer ";
+static const char resume_forgotten[] = " --out --resume --overwrite --stop-at --threads --init "
+                                       "--upcycle --slim --tokenizer --expert-ranks --place ";
+
+static inline int resume_is_in(const char *list, const char *name) {
+    char word[64];
+    snprintf(word, sizeof word, " %s ", name);
+    return strstr(list, word) != NULL;
+}
+
+/* Is it a line of recipe.txt? */
+static inline int resume_keeps(const cli_option *o) {
+    return !resume_is_in(resume_shape, o->name) && !resume_is_in(resume_forgotten, o->name);
+}
+
+/* --- options that shape the model ------------------------------------------------------------- */
+
 typedef struct resume_value {
     const char *name;
     double value;
 } resume_value;
 
-/* Ends the program if an option differs from the run's value. */
-static inline void resume_compare_value(const cli_option *o, double in_run, const char *dir) {
-    if (!o->given || cli_get(o) == in_run) return;
-    cli_fail(2, "%s%s%.120s: the run in %s has %s", o->name, *o->given ? " " : "", o->given, dir,
-             cli_name_of(o, in_run));
-}
-
-static inline void resume_compare_sizes(const cli_option *o, const hmoe_config *c,
-                                        const char *dir) {
-    int H[HMOE_MAX_EXPERTS];
-    long long total = (long long)hmoe__total_width(c);
-    if (!o->given) return;
-    if (hmoe_expert_sizes(H, c->E, total, o->given, NULL) == HMOE_OK
-        && !memcmp(H, c->H, (size_t)c->E * sizeof *H)) return;
-    cli_fail(2, "--sizes %.120s: the run in %s has %d experts of widths %d, ..., %d", o->given, dir,
-             c->E, c->H[0], c->H[c->E - 1]);
-}
-
-static inline void resume_compare(const hmoe_model *m, const cli_option *options, const char *dir) {
-    const hmoe_config *c = &m->config;
+/* Ends the program if the options describe another model than the one in dir. `free`: names of
+   options that may differ. */
+static inline void resume_compare(const cli_option *options, const hmoe_config *c, const char *dir,
+                                  const char *free) {
     const resume_value values[] = {
         { "--width", c->C }, { "--layers", c->L }, { "--heads", c->NH }, { "--context", c->T },
         { "--experts", c->E }, { "--hidden", floor(hmoe__total_width(c) / c->E) },
-        { "--routing", c->routing == HMOE_TOP_P }, { "--k", c->K },
-        { "--gate", c->gate == HMOE_GATE_RAW }, { "--noisy", c->noisy_gating },
-        { "--budget", c->budget }, { "--balance", c->balance },
-        { "--optimizer", m->optimizer },
+        { "--routing", c->routing == HMOE_TOP_P }, { "--gate", c->gate == HMOE_GATE_RAW },
+        { "--noisy", c->noisy_gating }, { "--budget", c->budget }, { "--balance", c->balance },
     };
-    for (size_t i = 0; i < sizeof values / sizeof *values; i++)
-        resume_compare_value(cli_find(options, values[i].name), values[i].value, dir);
-    for (int i = 0; i < HMOE_LOSS_TERMS; i++) {
-        char name[32];
-        snprintf(name, sizeof name, "--%s", hmoe_loss_terms[i].name);
-        resume_compare_value(cli_find(options, name), c->loss_coef[i], dir);
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+        const cli_option *o = cli_find(options, values[i].name);
+        if (!o->given || resume_is_in(free, o->name) || cli_get(o) == values[i].value) continue;
+        cli_fail(2, "%s%s%.120s: the model in %s has %s", o->name, *o->given ? " " : "", o->given,
+                 dir, cli_name_of(o, values[i].value));
     }
-    /* config.json has these two only if they are used */
-    if (!hmoe__is_mixtral(c)) resume_compare_value(cli_find(options, "--p"), c->top_p, dir);
-    if (c->balance)
-        resume_compare_value(cli_find(options, "--balance-rate"), c->balance_rate, dir);
-    resume_compare_sizes(cli_find(options, "--sizes"), c, dir);
+    int H[HMOE_MAX_EXPERTS];
+    const char *sizes = cli_given(options, "--sizes");
+    long long total = (long long)hmoe__total_width(c);
+    if (sizes && !resume_is_in(free, "--sizes")
+        && (hmoe_expert_sizes(H, c->E, total, sizes, NULL)
+            || memcmp(H, c->H, (size_t)c->E * sizeof *H)))
+        cli_fail(2, "--sizes %.120s: the model in %s has %d experts of widths %d, ..., %d", sizes,
+                 dir, c->E, c->H[0], c->H[c->E - 1]);
+}
+
+/* The same for what training.safetensors holds. */
+static inline void resume_compare_state(const cli_option *options, const hmoe_model *m,
+                                        const char *dir) {
     const cli_option *seed = cli_find(options, "--seed");
+    const cli_option *optimizer = cli_find(options, "--optimizer");
+    if (m->optimizer > 1) cli_fail(1, "%s: this program lacks the run's optimizer", dir);
     if (seed->given && *(const uint64_t *)seed->value != m->seed)
         cli_fail(2, "--seed %s: the run in %s has %llu", seed->given, dir,
                  (unsigned long long)m->seed);
+    if (optimizer->given && cli_get(optimizer) != m->optimizer)
+        cli_fail(2, "--optimizer %s: the run in %s has %s", optimizer->given, dir,
+                 cli_name_of(optimizer, m->optimizer));
 }
+
+/* --- recipe.txt ------------------------------------------------------------------------------- */
+
+/* The value of an option, as the command line would have it. */
+static inline const char *resume_value_of(const cli_option *o) {
+    if (o->kind != CLI_IS_TEXT) return cli_name_of(o, cli_get(o));
+    return *(const char **)o->value ? *(const char **)o->value : "none";
+}
+
+static inline const cli_option *resume_find_loss(const cli_option *options, int i) {
+    char name[32];
+    snprintf(name, sizeof name, "--%s", hmoe_loss_terms[i].name);
+    return cli_find(options, name);
+}
+
+/* Takes the parts of the recipe that config.json holds. */
+static inline void resume_use_config(const cli_option *options, const hmoe_config *c) {
+    *(int *)cli_find(options, "--k")->value = c->K;
+    *(double *)cli_find(options, "--p")->value = c->top_p;
+    *(double *)cli_find(options, "--balance-rate")->value = c->balance_rate;
+    for (int i = 0; i < HMOE_LOSS_TERMS; i++)
+        *(double *)resume_find_loss(options, i)->value = c->loss_coef[i];
+}
+
+/* Puts them into a configuration. */
+static inline void resume_change_config(hmoe_config *c, const cli_option *options) {
+    c->K = *(int *)cli_find(options, "--k")->value;
+    c->top_p = cli_get(cli_find(options, "--p"));
+    c->balance_rate = cli_get(cli_find(options, "--balance-rate"));
+    for (int i = 0; i < HMOE_LOSS_TERMS; i++)
+        c->loss_coef[i] = cli_get(resume_find_loss(options, i));
+}
+
+/* A text in one line: \n for a newline, \\ for a backslash. */
+static inline void resume_write_text(FILE *f, const char *text) {
+    for (; *text; text++)
+        if (*text == '\n') fputs("\\n", f);
+        else if (*text == '\\') fputs("\\\\", f);
+        else putc(*text, f);
+}
+
+/* Reads it back, in place. */
+static inline char *resume_read_text(char *text) {
+    char *to = text;
+    for (const char *from = text; *from; from++) {
+        if (*from == '\\') *to++ = *++from == 'n' ? '\n' : '\\';
+        else *to++ = *from;
+    }
+    *to = 0;
+    return text;
+}
+
+/* The recipe of a run before it is continued. */
+typedef struct resume_recipe {
+    int is_there;          /* 0: an older version made the run, without recipe.txt */
+    double size;           /* of the text, in bytes or tokens */
+    uint64_t hash;
+    int steps, warmup;     /* the schedule */
+    double lr, min_lr;
+    int text_is_given;     /* the command line names a text */
+} resume_recipe;
+
+/* Writes recipe.txt. Names of files become whole paths, for a later start elsewhere. */
+static inline void resume_write(const char *dir, const cli_option *options, int n, double size,
+                                uint64_t hash) {
+    char path[CLI_PATH_SIZE], whole[2 * CLI_PATH_SIZE];
+    cli_output out;
+    if (cli_rank > 0) return;
+    cli_open(&out, cli_path(path, dir, "recipe.txt"));
+    fputs("# The options of this run that --resume uses, if the command line has no others.\n",
+          out.file);
+    for (const cli_option *o = options; o < options + n; o++) {
+        const char *file = o->kind == CLI_IS_TEXT ? *(const char **)o->value : NULL;
+        int is_number = o->kind == CLI_IS_INT || o->kind == CLI_IS_REAL;
+        if (!resume_keeps(o) || (o->kind == CLI_IS_TEXT && !file)
+            || (is_number && cli_get(o) < o->low)) continue;        /* its default is a word */
+        fprintf(out.file, "%s ", o->name + 2);
+        resume_write_text(out.file, file ? cli_whole_path(whole, file) : resume_value_of(o));
+        putc('\n', out.file);
+    }
+    fprintf(out.file, "text-size %.0f\ntext-hash %016llx\n", size,
+            (unsigned long long)hash);
+    cli_close(&out);
+}
+
+/* Uses a line of recipe.txt. Returns whether it is right. */
+static inline int resume_use_line(const cli_option *options, int n, char *line,
+                                  resume_recipe *was) {
+    char *value = strchr(line, ' '), *end;
+    if (!value) return 0;
+    *value++ = 0;
+    resume_read_text(value);
+    if (!strcmp(line, "text-size")) {
+        was->size = strtod(value, &end);
+        return !*end && was->size >= 0;
+    }
+    if (!strcmp(line, "text-hash")) {
+        was->hash = strtoull(value, &end, 16);
+        return !*end && end - value == 16;
+    }
+    for (const cli_option *o = options; o < options + n; o++)
+        if (!strcmp(o->name + 2, line)) return resume_keeps(o) && cli_set(o, value);
+    return 0;
+}
+
+/* Sets the options to the values in recipe.txt, whose text must then stay in memory. */
+static inline void resume_use_recipe(hmoe_model *m, const char *dir, const cli_option *options,
+                                     int n, resume_recipe *was) {
+    char path[CLI_PATH_SIZE];
+    size_t size;
+    int number = 1;
+    cli_path(path, dir, "recipe.txt");
+    was->is_there = cli_sum(m, cli_rank == 0 && access(path, F_OK) == 0) > 0;
+    if (!was->is_there) {
+        cli_warn("%s has no recipe.txt: options that are not given now have their defaults", dir);
+        return;
+    }
+    char *line = (char *)cli_read_once(path, &size, "");
+    for (char *end; (end = strchr(line, '\n')) != NULL; line = end + 1, number++) {
+        *end = 0;
+        if (*line && *line != '#' && !resume_use_line(options, n, line, was))
+            cli_fail(1, "%s, line %d: \"%.120s\" is no option of a run, or has a wrong value\n"
+                     "(without this file, give all options again)", path, number, line);
+    }
+}
+
+/* Then sets those on the command line again, and says what changes. */
+static inline void resume_use_given(const cli_option *options, int n) {
+    char before[CLI_PATH_SIZE];
+    for (const cli_option *o = options; o < options + n; o++) {
+        if (!o->given || !resume_keeps(o)) continue;
+        snprintf(before, sizeof before, "%s", resume_value_of(o));
+        cli_set(o, o->given);
+        if (!strcmp(before, resume_value_of(o)) || cli_is_same(before, resume_value_of(o))) continue;
+        printf("changed  %s %s -> %s, as given now\n", o->name + 2, before, resume_value_of(o));
+    }
+}
+
+/* All of this: sets the options of a run that goes on, and returns the run's configuration. */
+static inline hmoe_config resume_options(hmoe_model *m, const char *dir, const cli_option *options,
+                                         int n, resume_recipe *was) {
+    hmoe_config c;
+    char why[HMOE_MESSAGE_SIZE];
+    memset(&c, 0, sizeof c);
+    memset(was, 0, sizeof *was);
+    if (cli_rank == 0 && hmoe_load_config(&c, dir, why)) cli_fail(1, "%s", why);
+    cli_share(&c, sizeof c);
+    resume_compare(options, &c, dir, "");
+    resume_use_config(options, &c);
+    resume_use_recipe(m, dir, options, n, was);
+    was->steps = (int)cli_get(cli_find(options, "--steps"));
+    was->warmup = (int)cli_get(cli_find(options, "--warmup"));
+    was->lr = cli_get(cli_find(options, "--lr"));
+    was->min_lr = cli_get(cli_find(options, "--min-lr"));
+    was->text_is_given = cli_given(options, "--data") || cli_given(options, "--tokens");
+    resume_use_given(options, n);
+    resume_change_config(&c, options);
+    return c;
+}
+
+/* Compares the text with that of the recipe. */
+static inline void resume_compare_text(const resume_recipe *was, double size, uint64_t hash,
+                                       const char *path) {
+    if (!was->is_there || (was->size == size && was->hash == hash)) return;
+    if (!was->text_is_given)
+        cli_fail(1, "%s has changed since the run was saved: its size was %.0f and is %.0f\n"
+                 "(--data, or --tokens, with its name goes on with it as it is)", path, was->size,
+                 size);
+    printf("changed  the text: %s has other contents, as given now\n", path);
+}
+
+/* Says how another schedule moves the learning rate. */
+static inline void resume_tell_rate(const resume_recipe *was, int64_t step, int64_t steps,
+                                    double next) {
+    double before = hmoe_learning_rate(step, was->warmup, was->steps, was->lr, was->min_lr);
+    double then = hmoe_learning_rate(step + 1, was->warmup, was->steps, was->lr, was->min_lr);
+    if (was->is_there && step < steps && next != then)
+        printf("changed  learning rate %.9g -> %.9g at the next step\n", before, next);
+}
+
+/* --- the command that continues --------------------------------------------------------------- */
 
 /* Prints a word for a shell, in quotes if it needs them. */
 static inline void resume_print_word(const char *word) {
@@ -71,14 +266,11 @@ static inline void resume_print_word(const char *word) {
     putchar('\'');
 }
 
-/* The last line of a run that was stopped. */
-static inline void resume_tell(const char *program, const cli_option *options, int64_t step) {
-    printf("stopped after step %lld; with your other options, this is how to go on: %s",
-           (long long)step, cli_launcher());
+static inline void resume_print_command(const char *program, const char *dir) {
+    printf("%s", cli_launcher());
     resume_print_word(program);
     printf(" --resume --out ");
-    resume_print_word(*(const char **)cli_find(options, "--out")->value);
-    if (cli_given(options, "--steps")) printf(" --steps %s", cli_given(options, "--steps"));
+    resume_print_word(dir);
     putchar('\n');
 }
 

@@ -61,6 +61,10 @@ static inline int cli_is_same(const char *a, const char *b) {
            && x.dwVolumeSerialNumber == y.dwVolumeSerialNumber;
 }
 
+static inline const char *cli_whole_path(char *whole, const char *path) {
+    return _fullpath(whole, path, 2 * CLI_PATH_SIZE) ? whole : path;
+}
+
 static inline int cli_is_at(FILE *f, const char *path) {
     (void)f;
     return access(path, F_OK) == 0;                /* an open file stays where it is */
