@@ -16,6 +16,7 @@
 #include "cli.h"
 #include "extra/run/corpus.h"
 #include "extra/run/display.h"
+#include "extra/run/init.h"
 #include "extra/run/log.h"
 #include "extra/run/losses.h"
 #include "extra/run/overwrite.h"
@@ -31,6 +32,7 @@ static struct settings {
     double min_lr, dropout;
     uint64_t seed;
     corpus corpus;
+    init init;
     hmoe_config model;
     hmoe_adamw adamw;
     hmoe_muon muon;
@@ -43,6 +45,7 @@ static const cli_option rows[] = {
     CLI_TEXT("--out", &set.out, "DIR", "out", "directory of the run"),
     CLI_FLAG("--resume", &set.resume, "continue the run in --out, up to --steps"),
     CLI_FLAG("--overwrite", &set.overwrite, "replace the run in --out at the new one's first save"),
+    INIT_OPTIONS(set.init),
     CLI_INT("--width", &set.model.C, 2, 1 << 20, "128", "model width"),
     CLI_INT("--layers", &set.model.L, 1, 1024, "4", "layers"),
     CLI_INT("--heads", &set.model.NH, 1, 1 << 19, "4", "attention heads"),
@@ -126,19 +129,23 @@ static void check_model(const hmoe_config *c) {
 /* Copies the options that describe a new model into its configuration. */
 static void configure_model(void) {
     char why[HMOE_MESSAGE_SIZE];
-    hmoe_config *c = &set.model;
+    hmoe_config *c = &set.model, from;
     check_options();
     if (!is_given("--k") && c->E < c->K) c->K = c->E;
     c->balance = (hmoe_balance)set.balance;
     c->routing = set.routing ? HMOE_TOP_P : HMOE_TOP_K;
     if (is_given("--gate")) c->gate = set.gate ? HMOE_GATE_RAW : HMOE_GATE_NORM;
-    if (hmoe_expert_sizes(c->H, c->E, (long long)c->E * set.hidden, set.sizes, why))
+    if (set.init.from) {
+        from = init_load_config(&set.init);
+        resume_compare(options, &from, set.init.from, init_may_differ(&set.init));
+        init_configure(&set.init, options, c, &from);
+    } else if (hmoe_expert_sizes(c->H, c->E, (long long)c->E * set.hidden, set.sizes, why))
         cli_fail(2, "--sizes %.120s --experts %d --hidden %d: %s", set.sizes, c->E, set.hidden,
                  why);
     losses_set_exceptions(options, c);
     if (c->budget > 0 && c->routing == HMOE_TOP_K)
         cli_fail(2, "--budget: works with --routing topp only, topk always takes --k experts");
-    c->V = 256;                  /* at most; the text will tell */
+    if (!set.init.from) c->V = 256;                  /* at most; the text will tell */
     check_model(c);
 }
 
@@ -152,6 +159,7 @@ static void read_options(int argc, char **argv) {
     if (words) cli_fail(2, "%.120s: unexpected word (--help lists the options)", argv[1]);
     if (set.resume && set.overwrite)
         cli_fail(2, "--overwrite and --resume: give only one of them");
+    init_check(&set.init, options);
     if (!set.resume) configure_model();
 }
 
@@ -205,10 +213,11 @@ static void introduce(const run *r, const char *program) {
 /* Makes a new model, with weights from the seed or from another model. */
 static void create(run *r) {
     hmoe_model *m = &r->model;
-    corpus_load(&set.corpus, m, &set.model, 1, NULL,
+    corpus_load(&set.corpus, m, &set.model, !set.init.from, set.init.from,
                 is_given("--data") ? "" : "\n(`make data` fetches it)");
     if (hmoe_create(m, &set.model, set.seed, set.batch / cli_ranks, 1))
         cli_fail(1, "%s", m->message);
+    if (set.init.from) init_copy(&set.init, m);
     m->optimizer = set.optimizer;
 }
 
