@@ -294,6 +294,7 @@ static double train_step(run *r, hmoe_losses *mean) {
         mean->ce += part * m->losses.ce;
         for (int i = 0; i < HMOE_LOSS_TERMS; i++) mean->term[i] += part * m->losses.term[i];
     }
+    if (!status && m->step == r->start.step) display_untrained(m);
     adamw.lr = rate_at(step);
     if (set.adamw.lr > 0) muon.lr *= adamw.lr / set.adamw.lr;
     if (!status && m->optimizer) status = hmoe_muon_update(&muon, m);

@@ -11,7 +11,8 @@ FLOAT_TESTS += $(patsubst %,$(BUILD)/tests/%,model/reproducible model/extremes f
 	files/damaged)
 TESTS = $(DOUBLE_TESTS) $(FLOAT_TESTS) $(BUILD)/tests/model/against_naive_float \
 	$(BUILD)/tests/model/against_naive_plain
-SCRIPTS = tests/programs/house.sh tests/programs/header.sh tests/programs/programs.sh tests/cuda/cuda.sh
+SCRIPTS = tests/programs/house.sh tests/programs/header.sh tests/programs/programs.sh tests/programs/runs.sh \
+	tests/cuda/cuda.sh
 BENCH = $(BUILD)/tests/programs/bench
 USED = $(HEADERS) $(wildcard tests/*.h tests/*/*.h) $(BUILD)/flags
 

@@ -139,6 +139,27 @@ static inline void display_evaluation(const hmoe_model *m, double loss, double b
     display_collapse(m);
 }
 
+/* Warns if tensors have no gradient after the first step's backward pass, or one that is less than
+   the rounding of all gradients: then nothing will ever train them. An expert's tensors may have
+   none because no token chose it yet. A router of one expert has nothing to learn. */
+static inline void display_untrained(hmoe_model *m) {
+    double rounding = 1e-7 * sqrt(cli_sum(m, m->backend->squared_norm(m->grads, m->param_count)));
+    const hmoe_tensor *first = NULL;
+    int count = 0;
+    for (size_t i = 0; i < m->tensor_count; i++) {
+        const hmoe_tensor *t = &m->tensors[i];
+        size_t n = (size_t)t->rows * t->cols;
+        if (t->state || t->expert >= 0 || (m->config.E == 1 && t->rows == 1)) continue;
+        if (sqrt(cli_sum(m, m->backend->squared_norm(m->grads + t->offset, n))) > rounding) continue;
+        if (!first) first = t;
+        count++;
+    }
+    if (first)
+        cli_warn("with these options nothing trains %d of the model's tensors, such as %s: its "
+                 "gradient is 0\n(a router needs --k above 1, --gate raw, or a loss of its own such "
+                 "as --pp; attention needs --context above 1)", count, first->name);
+}
+
 static inline void display_sample(int byte) {
     static int inside;
     if (!inside) printf("  | ");

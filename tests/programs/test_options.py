@@ -66,9 +66,10 @@ def ends(program, arguments, statuses, culprits=()):
     """Asserts what must be so of a run, which it returns. One that fails names a culprit."""
     run = Run(program, arguments)
     assert run.status in statuses, str(run)
-    if run.status == 0:   # nothing on standard error but warnings, each with a hint or without
-        warnings = rb"(train_tiny: warning: [^\n]+\n(\([^\n]+\)\n)?)*"
-        assert re.fullmatch(warnings, run.error), str(run)
+    # before anything else there may be warnings, each with a hint or without
+    run.error = re.sub(rb"\A(train_tiny: warning: [^\n]+\n(\([^\n]+\)\n)?)*", b"", run.error)
+    if run.status == 0:
+        assert not run.error, str(run)
         return run
     assert re.fullmatch(rb"%s: [^\n]*\n(\([^\n]*\n)?" % program.name.encode(), run.error), str(run)
     assert len(run.error) < 2500, str(run)
@@ -94,6 +95,14 @@ def here():
         assert os.path.getsize("text") == 2150
         for out in ("run", "older", "mixtral"):
             ends(TRAIN, train(out=out, experts=3 if out == "older" else 2), [0])
+        for name, ids in (("tokens", "0001020305" * 200), ("tokens2", "0102000304" * 200)):
+            with open(name, "wb") as f:
+                f.write(b"".join(bytes([int(c), 0]) for c in ids))
+        with open("pieces", "w") as f:
+            f.write('{"model": {"vocab": {"a": 39}}}')
+        for out, more in (("dense", "--experts 1"), ("equal", "--hidden 4 --sizes 1,1"),
+                          ("run2", "--seed 2")):
+            ends(TRAIN, train(out=out) + more.split(), [0])
         yield
 
 
@@ -227,7 +236,7 @@ def impossible(name, value):
         return ["--hidden", "memory"]
     if name == "--min-lr" and n > 0.002:
         return ["--min-lr"]
-    if name in ("--lr", "--weight-decay") and n > 100:
+    if name in ("--lr", "--weight-decay", "--muon-lr") and n > 100:
         return ["lr"]
     return [name] if value in ("cuda", "bf16") else []
 
@@ -242,10 +251,20 @@ def too_long(name, value):
     return n > most.get(name, float("inf"))
 
 
+# What an option needs beside it. Some of MODEL would be in the way.
+TOGETHER = {"--budget": ["--routing", "topp"], "--balance-rate": ["--balance", "tokens"],
+            "--p": ["--routing", "topp"], "--muon-lr": ["--optimizer", "muon"],
+            "--upcycle": ["--init", "dense"], "--slim": ["--init", "equal"],
+            "--tokens-val": ["--tokens", "tokens"], "--tokenizer": ["--tokens", "tokens"]}
+NOT_WITH = {"--tokens": "--data", "--tokens-val": "--data", "--tokenizer": "--data",
+            "--upcycle": "--experts"}
+
+
 def train(option=None, value=None, **more):
     """The arguments of a run of a moment, but for one option."""
     arguments = dict(MODEL)
     arguments.pop(option, None)
+    arguments.pop(NOT_WITH.get(option), None)
     arguments.update(("--" + k.replace("_", "-"), v) for k, v in more.items())
     given = [str(x) for pair in arguments.items() for x in pair if x is not None]
     if option:
@@ -262,6 +281,9 @@ def glue(arguments):
 WITH_SCORE = ("--routes", "--page", "--devices")
 SIZES = ("1,5",)                                           # those of values_of that are two ratios
 WRONG_TEXTS = {"--data": ["cannot read", "is a directory", "bytes"], "--score": ["cannot read"],
+               "--tokens": ["cannot open", "too long", "--tokens"], "--init": ["cannot open", "path"],
+               "--tokens-val": ["cannot open", "too long"], "--prompt-file": ["cannot read"],
+               "--tokenizer": ["cannot open", "too long"], "--slim": ["--slim", "--hidden"],
                "--out": ["cannot", "--out", "too long"], "--routes": ["cannot write", "too long"],
                "--page": ["cannot write", "too long"],
                "--export-mixtral": ["cannot", "too long", "is the model", "holds a run"]}
@@ -271,7 +293,7 @@ def right_end(o, value):
     """The statuses that a run may have, and what its message may name."""
     if o.kind == "text":     # any text is a value; what may then be wrong is known of each
         return ([0 if value in SIZES else 2] if o.name == "--sizes"
-                else [1] if o.name in ("--data", "--score")         # there are no such files
+                else [1] if o.name in ("--data", "--score", "--prompt-file")    # there are no such
                 else [0, 1, 2]), WRONG_TEXTS.get(o.name, [o.name])
     if not o.accepts(value):
         return [2], [o.name]
@@ -300,11 +322,9 @@ def try_values(o, older, turns):
         later = good and too_long(o.name, value)           # that it is accepted is seen at once
         if o.program == TRAIN:
             more = {"data": "nothing"} if later else {}
-            if o.name == "--budget":
-                more["routing"] = "topp"
             if o.name != "--out":
                 more["out"] = older
-            arguments = train(o.name, value, **more)
+            arguments = train(o.name, **more)[:-1] + TOGETHER.get(o.name, []) + [o.name, value]
         else:
             more = ["--score", "text"] if o.name in WITH_SCORE else ["-n", "2"]
             arguments = ["none" if later else "run", "--threads", "1", *more, o.name, value]
@@ -365,9 +385,11 @@ TWO = {"--data": ("text", "other"), "--out": ("out1", "out2"), "--width": (4, 8)
        "--score": ("text", "other"), "--export-mixtral": ("m1", "m2"), "--stop-at": (1, 2),
        "--devices": (1, 2),
        "--routes": ("r1", "r2"), "--page": ("p1", "p2"), "--budget": (.1, 1),
-       "--balance": ("off", "work"), "--balance-rate": (0, 1)}
-TOGETHER = {"--budget": ["--routing", "topp"], "--balance-rate": ["--balance", "tokens"],
-            "--p": ["--routing", "topp"], "--muon-lr": ["--optimizer", "muon"]}
+       "--balance": ("off", "work"), "--balance-rate": (0, 1), "--final-tokens": (4, 40),
+       "--tokens": ("tokens", "tokens2"), "--tokens-val": ("tokens", "tokens2"),
+       "--init": ("run", "run2"), "--upcycle": (2, 3), "--slim": ("1,2", "1,1"),
+       "--tokenizer": ("run/tokenizer.json", "pieces"), "--prompt-file": ("text", "other")}
+TWO_OF_GENERATE = {"--tokens": ("1 2", "3")}
 
 
 def outcome(program, arguments, made):
@@ -388,9 +410,10 @@ def outcome(program, arguments, made):
 
 @each([o for o in WITH_VALUE if o.name not in ("--backend", "--precision", "--routes", "--page")])
 def test_the_last_of_two_counts(o):
-    a, b = map(str, TWO[o.name])
+    two = TWO_OF_GENERATE if repr(o) == "generate --tokens" else TWO
+    a, b = map(str, two[o.name])
     if o.program == TRAIN:
-        base = train(out="twice", steps=5, eval_every=2, lr=.05, warmup=1, ent=0)
+        base = train(o.name, out="twice", steps=5, eval_every=2, lr=.05, warmup=1, ent=0)[:-1]
         if o.name in ("--gate", "--k"):
             base += ["--experts", "3"]
         made = ["twice"] if o.name != "--out" else ["out1", "out2"]
@@ -402,7 +425,7 @@ def test_the_last_of_two_counts(o):
             base = base[:3] + ["--score", "text"]
         if o.name == "--export-mixtral":
             base, made = ["mixtral"], ["m1", "m2"]
-    base += TOGETHER.get(o.name, [])
+    base += TOGETHER.get(o.name, []) if o.program == TRAIN else []
     first = outcome(o.program, base + [o.name, a], made)
     second = outcome(o.program, base + [o.name, b], made)
     # (the place of a moment's save is not to be seen afterwards)
@@ -500,7 +523,7 @@ def cost(line, named):
     "--hidden 1 --experts 256 --sizes 1,2", "--lr 0.1 --min-lr 0.2", "--width 2000 --layers 30",
     "--width 2000 --layers 9",                             # each array fits, not all of them
     "--precision bf16", "--optimizer muon --backend cuda", "--resume --batch 16777216",
-    "--resume --width 8", "--resume --seed 3", "--resume --k 1"])
+    "--resume --width 8", "--resume --seed 3", "--resume --k 4"])
 def test_impossible_together_is_refused_at_once(case):
     older, words = state("older"), case.split()
     line = train(out="older", experts=3 if "--resume" in words else 2) + words
