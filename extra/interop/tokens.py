@@ -1,14 +1,12 @@
-"""tokens.py - makes files of tokens for train_tiny --tokens: trains a byte-level BPE on a text and
-encodes it, or encodes with a tokenizer.json that is there.
+"""tokens.py - makes files of tokens for train_tiny --tokens.
 
-    python3 extra/interop/tokens.py my.txt tokens/ --vocab 512      tokens/train.bin val.bin tokenizer.json
-    python3 extra/interop/tokens.py my.txt tokens/ --tokenizer run/tokenizer.json
-    python3 extra/interop/tokens.py --encode "To be" --tokenizer run/tokenizer.json    numbers, to print
+    tokens.py my.txt DIR 512               train a byte-level BPE of 512 tokens, and encode
+    tokens.py my.txt DIR tokenizer.json    encode with a tokenizer that is there
+    tokens.py - tokenizer.json             print the tokens of the text on standard input
 
-The first nine tenths of the text are for training, as train_tiny itself divides a text. It needs
-the package tokenizers, which extra/requirements.txt lists."""
+DIR receives train.bin, the first nine tenths of the text, val.bin and tokenizer.json. It needs the
+package tokenizers."""
 
-import argparse
 import sys
 from array import array
 from pathlib import Path
@@ -26,42 +24,32 @@ def train(text, vocab):
     return tokenizer
 
 
-def write(path, ids):
+def write(path, ids, text):
     """Numbers of 16 bits, the lowest byte first."""
-    if max(ids) > 65535:
+    if max(ids, default=0) > 65535:
         sys.exit("%s: token %d does not fit into 16 bits" % (path, max(ids)))
     numbers = array("H", ids)
     if sys.byteorder == "big":
         numbers.byteswap()
     path.write_bytes(numbers.tobytes())
+    print("%s: %d tokens for %d bytes" % (path, len(ids), len(text.encode())))
 
 
-def main():
-    options = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    options.add_argument("text", type=Path, nargs="?")
-    options.add_argument("out", type=Path, nargs="?")
-    options.add_argument("--vocab", type=int, default=512, help="tokens of a new tokenizer")
-    options.add_argument("--tokenizer", help="a tokenizer.json that is there")
-    options.add_argument("--encode", help="print the tokens of this text")
-    given = options.parse_args()
-    old = Tokenizer.from_file(given.tokenizer) if given.tokenizer else None
-    if given.encode is not None:
-        if not old:
-            options.error("--encode needs --tokenizer")
-        print(*old.encode(given.encode).ids)
+def main(words):
+    if len(words) == 2 and words[0] == "-":
+        print(*Tokenizer.from_file(words[1]).encode(sys.stdin.read()).ids)
         return
-    if not given.out:
-        options.error("needs a text and a directory")
-    raw = given.text.read_bytes()
+    if len(words) != 3:
+        sys.exit(__doc__)
+    raw, out = Path(words[0]).read_bytes(), Path(words[1])
     first = len(raw) * 9 // 10
     parts = [part.decode("utf-8", "replace") for part in (raw[:first], raw[first:])]
-    tokenizer = old or train(parts[0], given.vocab)
-    given.out.mkdir(parents=True, exist_ok=True)
+    tokenizer = train(parts[0], int(words[2])) if words[2].isdigit() else \
+        Tokenizer.from_file(words[2])
+    out.mkdir(parents=True, exist_ok=True)
     for name, part in zip(("train.bin", "val.bin"), parts):
-        ids = tokenizer.encode(part).ids
-        write(given.out / name, ids)
-        print("%s: %d tokens for %d bytes" % (given.out / name, len(ids), len(part.encode())))
-    tokenizer.save(str(given.out / "tokenizer.json"))
+        write(out / name, tokenizer.encode(part).ids, part)
+    tokenizer.save(str(out / "tokenizer.json"))
 
 
-main()
+main(sys.argv[1:])
