@@ -56,15 +56,13 @@ static const cli_option rows[] = {
              "\n                             geometric, hybrid, modse, or ratios: 9,11,13,15"),
     CLI_WORD("--routing", &set.routing, "topk|topp", "topk", "choice of experts"),
     CLI_INT("--k", &set.model.K, 1, 256, "2; 1 if --experts is 1", "topk: experts per token"),
-    CLI_REAL("--p", &set.model.top_p, 1e-9, 1, "0.57",
-             "topp: take experts until their P add up to this"),
+    CLI_REAL("--p", &set.model.top_p, 1e-9, 1, "0.57", "topp: experts until their P sum to this"),
     CLI_WORD("--gate", &set.gate, "norm|raw", "norm; raw if k is 1",
              "divide the gates by their sum (norm) or not (raw)"),
     CLI_FLAG("--noisy", &set.model.noisy_gating, "add noise to the router's logits in training"),
     CLI_REAL("--budget", &set.model.budget, 1e-9, 1, "off",
              "topp: adjust p so that tokens use this share of the width"),
-    CLI_WORD("--balance", &set.balance, "off|tokens|work", "off",
-             "load that a bias on the choice equalises"),
+    CLI_WORD("--balance", &set.balance, "off|tokens|work", "off", "load that a bias equalises"),
     CLI_REAL("--balance-rate", &set.model.balance_rate, 0, 1, "0.001", "change of a bias per step"),
     CLI_INT("--steps", &set.steps, 0, 1e9, "2000", "steps of the run, with those before --resume"),
     CLI_INT("--stop-at", &set.stop_at, 1, 1e9, "none", "stop and save after this step"),
@@ -76,8 +74,7 @@ static const cli_option rows[] = {
     CLI_REAL("--weight-decay", &set.adamw.weight_decay, 0, INFINITY, "0.1", "decay of matrices"),
     CLI_REAL("--beta1", &set.adamw.beta1, 0, 0.999999, "0.9", "decay of AdamW's first moment"),
     CLI_REAL("--beta2", &set.adamw.beta2, 0, 0.999999, "0.99", "decay of AdamW's second moment"),
-    CLI_WORD("--optimizer", &set.optimizer, "adamw|muon", "adamw",
-             "optimizer of attention's and experts' matrices"),
+    CLI_WORD("--optimizer", &set.optimizer, "adamw|muon", "adamw", "optimizer of most matrices"),
     CLI_REAL("--muon-lr", &set.muon.lr, 0, INFINITY, "0.02", "Muon's peak learning rate"),
     CLI_REAL("--dropout", &set.dropout, 0, 0.9, "0", "dropout rate"),
     CLI_REAL("--clip", &set.adamw.clip, 0, INFINITY, "1", "largest gradient norm, 0: no limit"),
@@ -221,10 +218,6 @@ static void create(run *r) {
     m->optimizer = set.optimizer;
 }
 
-static double rate_at(int64_t step) {
-    return hmoe_learning_rate(step, set.warmup, set.steps, set.adamw.lr, set.min_lr);
-}
-
 /* Loads the run in --out. Its recipe holds, but for the options that are given now. */
 static void load(run *r) {
     hmoe_model *m = &r->model;
@@ -237,7 +230,7 @@ static void load(run *r) {
     resume_compare_state(options, m, set.out);
     corpus_load(&set.corpus, m, &c, 0, set.out, "");
     resume_compare_text(&was, set.corpus.size, set.corpus.hash, set.corpus.train.path);
-    resume_tell_rate(&was, m->step, set.steps, rate_at(m->step + 1));
+    resume_tell_rate(&was, m->step, options);
 }
 
 /* Creates or loads the model, and allocates its batches. */
@@ -248,12 +241,7 @@ static void start(run *r) {
     else create(r);
     if (m->optimizer && hmoe_muon_create(&set.muon, m)) cli_fail(1, "%s", m->message);
     m->dropout = set.dropout;
-    uint64_t of = hmoe_random(set.corpus.hash, BEST_OF, text_windows(m, set.eval_tokens), 0);
-    if (m->best_of && m->best_of != of) {
-        m->best_val_loss = DBL_MAX;
-        printf("changed  best/ starts anew: its loss is of another text or other windows\n");
-    }
-    m->best_of = of;
+    resume_best(m, hmoe_random(set.corpus.hash, BEST_OF, text_windows(m, set.eval_tokens), 0));
     r->batch = set.batch / cli_ranks;
     r->first = r->batch * cli_rank;
     size_t tokens = (size_t)r->batch * (size_t)m->config.T;
@@ -269,9 +257,9 @@ static void fill_batch(run *r, int64_t step, int a) {
     for (int b = 0; b < r->batch; b++) {
         uint64_t s = (uint64_t)a * (uint64_t)set.batch + (uint64_t)(r->first + b);
         uint64_t draw = hmoe_random(r->model.seed, BATCHES, (uint64_t)step, s);
-        size_t at = draw % (set.corpus.n_train - T);
-        text_get(&set.corpus.train, at, T, r->inputs + (size_t)b * T);
-        text_get(&set.corpus.train, at + 1, T, r->targets + (size_t)b * T);
+        size_t at = draw % (set.corpus.n_train - T), to = (size_t)b * T;
+        text_get(&set.corpus.train, at, T, r->inputs + to);
+        text_get(&set.corpus.train, at + 1, T, r->targets + to);
     }
 }
 
@@ -295,7 +283,7 @@ static double train_step(run *r, hmoe_losses *mean) {
         for (int i = 0; i < HMOE_LOSS_TERMS; i++) mean->term[i] += part * m->losses.term[i];
     }
     if (!status && m->step == r->start.step) display_untrained(m);
-    adamw.lr = rate_at(step);
+    adamw.lr = hmoe_learning_rate(step, set.warmup, set.steps, adamw.lr, set.min_lr);
     if (set.adamw.lr > 0) muon.lr *= adamw.lr / set.adamw.lr;
     if (!status && m->optimizer) status = hmoe_muon_update(&muon, m);
     if (!status) status = hmoe_update(m, &adamw);

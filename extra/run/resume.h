@@ -208,6 +208,18 @@ static inline void resume_use_given(const cli_option *options, int n) {
     }
 }
 
+/* The schedule of the options, as they are now. */
+static inline void resume_use_schedule(resume_recipe *r, const cli_option *options) {
+    r->steps = (int)cli_get(cli_find(options, "--steps"));
+    r->warmup = (int)cli_get(cli_find(options, "--warmup"));
+    r->lr = cli_get(cli_find(options, "--lr"));
+    r->min_lr = cli_get(cli_find(options, "--min-lr"));
+}
+
+static inline double resume_rate(const resume_recipe *r, int64_t step) {
+    return hmoe_learning_rate(step, r->warmup, r->steps, r->lr, r->min_lr);
+}
+
 /* All of this: sets the options of a run that goes on, and returns the run's configuration. */
 static inline hmoe_config resume_options(hmoe_model *m, const char *dir, const cli_option *options,
                                          int n, resume_recipe *was) {
@@ -220,10 +232,7 @@ static inline hmoe_config resume_options(hmoe_model *m, const char *dir, const c
     resume_compare(options, &c, dir, "");
     resume_use_config(options, &c);
     resume_use_recipe(m, dir, options, n, was);
-    was->steps = (int)cli_get(cli_find(options, "--steps"));
-    was->warmup = (int)cli_get(cli_find(options, "--warmup"));
-    was->lr = cli_get(cli_find(options, "--lr"));
-    was->min_lr = cli_get(cli_find(options, "--min-lr"));
+    resume_use_schedule(was, options);
     was->text_is_given = cli_given(options, "--data") || cli_given(options, "--tokens");
     resume_use_given(options, n);
     resume_change_config(&c, options);
@@ -242,12 +251,23 @@ static inline void resume_compare_text(const resume_recipe *was, double size, ui
 }
 
 /* Says how another schedule moves the learning rate. */
-static inline void resume_tell_rate(const resume_recipe *was, int64_t step, int64_t steps,
-                                    double next) {
-    double before = hmoe_learning_rate(step, was->warmup, was->steps, was->lr, was->min_lr);
-    double then = hmoe_learning_rate(step + 1, was->warmup, was->steps, was->lr, was->min_lr);
-    if (was->is_there && step < steps && next != then)
-        printf("changed  learning rate %.9g -> %.9g at the next step\n", before, next);
+static inline void resume_tell_rate(const resume_recipe *was, int64_t step,
+                                    const cli_option *options) {
+    resume_recipe is = *was;
+    resume_use_schedule(&is, options);
+    double next = resume_rate(&is, step + 1);
+    if (was->is_there && step < is.steps && next != resume_rate(was, step + 1))
+        printf("changed  learning rate %.9g -> %.9g at the next step\n", resume_rate(was, step),
+               next);
+}
+
+/* best_of: what validation losses are now measured on. */
+static inline void resume_best(hmoe_model *m, uint64_t best_of) {
+    if (m->best_of && m->best_of != best_of) {
+        m->best_val_loss = DBL_MAX;
+        printf("changed  best/ starts anew: its loss is of another text or other windows\n");
+    }
+    m->best_of = best_of;
 }
 
 /* --- the command that continues --------------------------------------------------------------- */
