@@ -239,6 +239,7 @@ static void start(run *r) {
     overwrite_enter(&r->directory, set.out, set.resume, set.overwrite);
     if (set.resume) load(r);
     else create(r);
+    set.model = m->config;
     if (m->optimizer && hmoe_muon_create(&set.muon, m)) cli_fail(1, "%s", m->message);
     m->dropout = set.dropout;
     resume_best(m, hmoe_random(set.corpus.hash, BEST_OF, text_windows(m, set.eval_tokens), 0));

@@ -18,6 +18,7 @@ resume() { "$train_tiny" --resume --threads 1 --out "$out" "$@"; }
 score() { "$generate" "$1" --threads 1 --score "${2:-text}" | sed 's/^nll \([0-9.]*\) .*/\1/'; }
 rows() { tail -n +2 "$1" | cut -d , -f 1-2,4-; }                    # of a log, without its seconds
 ends() { tail -n 1 "$1/log.csv" | cut -d , -f "$2"; }               # a column of the last row
+sample() { sed -n '/^step 12: /,$p' stdout | grep '^  | '; }
 warns() {         # warns PATTERN COMMAND...: it ends well, with one warning
     pattern=$1; shift
     "$@" >stdout 2>stderr && [ "$(grep -c warning stderr)" = 1 ] && grep -q "warning: .*$pattern" stderr
@@ -30,12 +31,15 @@ for how in "" "--accum 2" "--dropout 0.3" "--optimizer muon --muon-lr 0.01" "--b
     "--clip 0.01 --weight-decay 1" "--routing topp --p 0.7 --ent 0.001 --z 0.01" "--noisy --lb 0.02" \
     "--balance work --balance-rate 0.02" "--save-every 3 --eval-every 4"; do
     out=whole; check "whole $how" gives 0 "^final: " train --steps 12 $how
+    sample >whole-sample
     out=cut; check "cut $how" gives 0 "^stopped after step 7; to go on: " train --steps 12 --stop-at 7 $how
-    check "resumed without an option $how" gives 0 "^final: " resume
+    check "resumed without an option $how" gives 0 "^final: .* over 299 tokens" resume
     check "the same weights $how" cmp whole/model.safetensors cut/model.safetensors
     check "the same best $how" cmp whole/best/model.safetensors cut/best/model.safetensors
     rows whole/log.csv >whole-rows; rows cut/log.csv >cut-rows
     check "the same log $how" cmp whole-rows cut-rows
+    sample >cut-sample
+    check "the same text at the end $how" cmp whole-sample cut-sample
 done
 out=whole; train --steps 20 >said 2>stderr
 out=cut
