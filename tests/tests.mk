@@ -39,7 +39,8 @@ test: all
 # The sanitizers' build has its own directory, so that the programs here stay the fast ones. The
 # longest test comes first: beside it all others run, if JOBS is above 1.
 SANITIZED = $(BUILD)/sanitized
-FULL_TESTS += tests/model/top_p.sh tests/programs/test_options.py tests/files/test_crashes.py
+FULL_TESTS += tests/model/top_p.sh tests/programs/test_terminal.py tests/programs/test_options.py \
+	tests/files/test_crashes.py
 
 test-full: all
 	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) BIN=$(SANITIZED)/ all
