@@ -36,10 +36,11 @@ worker() {
         case $word in *=*) export "${word?}"; continue ;; esac
         number=$((number + 1))
         mkdir "$here/$number" 2>/dev/null || continue
-        status=0
+        status=0 began=$(date +%s)
         run "$word" >"$here/$number/log" 2>&1 &
         trap 'kill $!; exit 1' TERM
         wait $! || status=$?
+        echo "$(($(date +%s) - began)) s  $word" >"$here/$number/seconds"
         echo $status >"$here/$number/status"
     done
 }
@@ -63,5 +64,6 @@ for test in "$@"; do
     add "$test" result
 done
 wait
+[ $number -lt 9 ] || { echo "the slowest:"; cat "$here"/*/seconds | sort -rn | head -n 12; }
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]
