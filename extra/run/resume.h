@@ -115,7 +115,7 @@ static inline void resume_write_text(FILE *f, const char *text) {
 static inline char *resume_read_text(char *text) {
     char *to = text;
     for (const char *from = text; *from; from++) {
-        if (*from == '\\') *to++ = *++from == 'n' ? '\n' : '\\';
+        if (*from == '\\' && from[1]) *to++ = *++from == 'n' ? '\n' : *from;
         else *to++ = *from;
     }
     *to = 0;
@@ -188,11 +188,14 @@ static inline void resume_use_recipe(hmoe_model *m, const char *dir, const cli_o
         return;
     }
     char *line = (char *)cli_read_once(path, &size, "");
-    for (char *end; (end = strchr(line, '\n')) != NULL; line = end + 1, number++) {
+    for (int more = 1; more; number++) {
+        char *end = line + strcspn(line, "\n");
+        more = *end == '\n';
         *end = 0;
         if (*line && *line != '#' && !resume_use_line(options, n, line, was))
             cli_fail(1, "%s, line %d: \"%.120s\" is no option of a run, or has a wrong value\n"
                      "(without this file, give all options again)", path, number, line);
+        line = end + 1;
     }
 }
 

@@ -124,6 +124,10 @@ for edit in "lr" "lr_0.1" "lr nan" "lr 0,1" "lr 1 " "width 16" "out other" "text
     sed "s/^lr .*/$edit/" recipe >cut/recipe.txt
     check "recipe.txt, $edit" gives 1 "cut/recipe.txt, line 13: \"${edit%% *}\" is no option" resume
 done
+{ cat recipe; printf 'lr x'; } >cut/recipe.txt
+check "recipe.txt, a last line without its end" gives 1 "cut/recipe.txt, line [0-9]*: \"lr\"" resume
+sed 's/^data .*/&\\/' recipe >cut/recipe.txt
+check "recipe.txt, a backslash at a line's end" gives 1 "cannot read .*text" resume
 sed '/^clip/d' recipe >cut/recipe.txt
 check "a line less: the default" gives 0 "^stopped" resume --stop-at 7
 rm cut/recipe.txt
