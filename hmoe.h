@@ -954,18 +954,16 @@ static void hmoe__dispatch(const hmoe_routes *routes, int N, int E) {
 /* Fills an array of HMOE_SUMS(E) doubles: see hmoe_sums. */
 static void hmoe__router_sums(double *array, const hmoe_routes *routes, int N, int E) {
     hmoe_sums sums = hmoe_sums_in(array, E);
-    double entropy = 0, lse2 = 0;
+    *sums.entropy = *sums.lse2 = 0;
     for (int e = 0; e < E; e++) {
         sums.count[e] = routes->expert_start[e + 1] - routes->expert_start[e];
         sums.P[e] = 0;
     }
     for (int t = 0; t < N; t++) {
         for (int e = 0; e < E; e++) sums.P[e] += routes->P[(size_t)t * E + e];
-        entropy += routes->entropy[t];
-        lse2 += (double)routes->lse[t] * routes->lse[t];
+        *sums.entropy += routes->entropy[t];
+        *sums.lse2 += (double)routes->lse[t] * routes->lse[t];
     }
-    *sums.entropy = entropy;
-    *sums.lse2 = lse2;
     *sums.rows = routes->expert_start[E];
 }
 
@@ -983,10 +981,9 @@ static void hmoe__router_backward(const hmoe_routes *routes, const hmoe_real *dg
                                   double d_lse2, int norm, int N, int E) {
     HMOE__PARALLEL_FOR(N)
     for (int t = 0; t < N; t++) {
-        const hmoe_real *P = routes->P + (size_t)t * E;
-        const int *row = routes->row + (size_t)t * routes->slots;
-        const int *S = routes->expert + (size_t)t * routes->slots;
-        const hmoe_real *g = routes->gate + (size_t)t * routes->slots;
+        size_t at = (size_t)t * routes->slots;
+        const int *row = routes->row + at, *S = routes->expert + at;
+        const hmoe_real *P = routes->P + (size_t)t * E, *g = routes->gate + at;
         hmoe_real *r = routes->logits + (size_t)t * E, dP[HMOE_MAX_EXPERTS];
         hmoe_real dg_g = 0, P_chosen = 0, dP_P = 0, lse = routes->lse[t];
         for (int e = 0; e < E; e++) dP[e] = dP_all[e];
@@ -1589,9 +1586,8 @@ static void hmoe__moe_block_forward(hmoe_model *m, int l, int N) {
     hmoe__buffers *b = m->buffers;
     hmoe_linear list[HMOE_MAX_EXPERTS];
     const int *start = ly->routes.expert_start, *token = ly->routes.row_token;
-    int C = c->C;
     be->rmsnorm_forward(ly->n2, ly->rrms2, ly->x2, m->params + ly->w_norm2,
-                        c->rms_norm_eps, N, C);
+                        c->rms_norm_eps, N, c->C);
     hmoe__router_forward(m, l, N);
     if (!hmoe__remote_experts_forward(m, l)) {
         hmoe__up_list(list, m, ly, m->params, ly->n2, ly->u, token);
@@ -1599,10 +1595,10 @@ static void hmoe__moe_block_forward(hmoe_model *m, int l, int N) {
         hmoe__down_list(list, m, ly, m->params, b->h, b->rows, NULL);
         be->linear_forward(list, c->E);                                 /* rows = h W2^T */
     }
-    be->combine_forward((ly + 1)->x, ly->x2, b->rows, &ly->routes, N, C);
+    be->combine_forward((ly + 1)->x, ly->x2, b->rows, &ly->routes, N, c->C);
     if (m->dropout > 0 && m->mode == HMOE_TRAIN)
         be->dropout_forward((ly + 1)->x, ly->x2, m->dropout, hmoe__dropout_key(m, l, 1),
-                            hmoe__first_number(m), N, C);
+                            hmoe__first_number(m), N, c->C);
 }
 
 /* All layers, from tokens to logits. */
@@ -1625,13 +1621,11 @@ hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens,
                          const int *targets, int B, int T) {
     const hmoe_backend *be = m->backend;
     hmoe__buffers *b = m->buffers;
-    int rows[2] = { 0, 0 }, N;
     m->message[0] = 0;
     m->has_results = 0;
     hmoe_status status = hmoe__check_batch(m, mode, tokens, targets, B, T);
-    if (!status) rows[1] = m->all_tokens = B * T;
-    HMOE__TRY(hmoe__common_status(m, status, rows[1]));
-    N = rows[1];
+    int N = m->all_tokens = status ? 0 : B * T, rows[2] = { 0, N };
+    HMOE__TRY(hmoe__common_status(m, status, N));
     be->upload(b->all_rows, rows, sizeof rows);
     be->upload(b->tokens, tokens, (size_t)N * sizeof *tokens);
     if (targets) be->upload(b->targets, targets, (size_t)N * sizeof *targets);
@@ -1655,6 +1649,16 @@ static void hmoe__dense_backward(hmoe_model *m, hmoe_real *dx, size_t w, hmoe_re
     hmoe_linear weight = hmoe__dense(x, m->grads + w, dy, in, out, rows, NULL);
     m->backend->linear_backward_input(&input, 1);
     m->backend->linear_backward_weight(&weight, 1);
+}
+
+/* The gradient of what a block adds to the residual stream: dx, through dropout's mask.
+   block: 0 attention, 1 experts */
+static hmoe_real *hmoe__block_gradient(hmoe_model *m, int l, int block, int N) {
+    hmoe__buffers *b = m->buffers;
+    if (m->dropout <= 0) return b->dx;
+    m->backend->dropout_backward(b->dn, b->dx, m->dropout, hmoe__dropout_key(m, l, block),
+                                 hmoe__first_number(m), N, m->config.C);
+    return b->dn;
 }
 
 /* Adds to the gradients of the router's weights, and to dn. */
@@ -1683,12 +1687,7 @@ static void hmoe__moe_block_backward(hmoe_model *m, int l, int N, double scale) 
     hmoe__buffers *b = m->buffers;
     hmoe_linear list[HMOE_MAX_EXPERTS];
     const int *start = ly->routes.expert_start, *token = ly->routes.row_token;
-    hmoe_real *dy = b->dx;
-    if (m->dropout > 0) {
-        dy = b->dn;
-        be->dropout_backward(dy, b->dx, m->dropout, hmoe__dropout_key(m, l, 1),
-                             hmoe__first_number(m), N, c->C);
-    }
+    hmoe_real *dy = hmoe__block_gradient(m, l, 1, N);
     if (!hmoe__remote_experts_backward(m, l, dy)) {
         hmoe__down_list(list, m, ly, m->params, b->dh, dy, token);
         be->linear_backward_input(list, c->E);  /* dh = dy W2, without the gate */
@@ -1712,12 +1711,7 @@ static void hmoe__attention_block_backward(hmoe_model *m, int l, int B, int T) {
     hmoe__layer *ly = &m->layers[l];
     hmoe__buffers *b = m->buffers;
     int C = m->config.C, NH = m->config.NH, N = B * T;
-    hmoe_real *dy = b->dx;
-    if (m->dropout > 0) {
-        dy = b->dn;
-        be->dropout_backward(dy, b->dx, m->dropout, hmoe__dropout_key(m, l, 0),
-                             hmoe__first_number(m), N, C);
-    }
+    hmoe_real *dy = hmoe__block_gradient(m, l, 0, N);
     hmoe__dense_backward(m, b->dout, ly->w_o, dy, ly->out, C, C, 0);
     be->attention_backward(b->dqkv, b->datt, b->dout, ly->out, ly->att, ly->qkv, B, T, NH,
                            C / NH);
@@ -1804,8 +1798,7 @@ static hmoe_status hmoe__gradient_norm(hmoe_model *m) {
 static void hmoe__update_tensors(hmoe_model *m, size_t i, size_t j, hmoe_rates *rates,
                                  double decay) {
     const hmoe_tensor *t = &m->tensors[i];
-    size_t at = t->offset,
-           end = j < m->tensor_count ? m->tensors[j].offset : m->param_count;
+    size_t at = t->offset, end = j < m->tensor_count ? m->tensors[j].offset : m->param_count;
     rates->decay = (hmoe_real)(t->dims == 2 ? decay : 0);
     if (t->frozen) m->backend->zero(m->grads + at, (end - at) * sizeof *m->grads);
     else
