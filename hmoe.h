@@ -72,6 +72,7 @@ SYMBOLS, the same everywhere
    B, T, N = B * T    sequences in a batch, tokens in a sequence, tokens in the batch
    C, V, L            width of the model, size of the vocabulary, number of layers
    NH, hs             attention heads, size of one head (C = NH * hs)
+   NKV, KV            heads of keys and values; KV = NKV * hs. NKV is NH unless heads share them
    E, K, H[e]         experts in a layer, experts per token, hidden width of expert e
    r, P, lse          router logits [N, E], their softmax, the log of its denominator
    S[t], g[t][e]      the experts chosen for token t; their gates: weights of their outputs
@@ -109,7 +110,7 @@ THREADS AND REPRODUCIBILITY
 LIMITS
 
    HMOE_MAX_* below limit the sizes. Attention stores B * NH * T * T numbers, in training
-   for each layer. A key/value cache stores 2 * L * T * C numbers. Texts are read and
+   for each layer. A key/value cache stores 2 * L * T * KV numbers. Texts are read and
    written with the decimal point of LC_NUMERIC, so leave that at "C" (its value if
    setlocale() is never called). A thread needs 360 KB of stack: set OMP_STACKSIZE=1M if
    the system gives less.
@@ -200,6 +201,7 @@ typedef struct hmoe_config {
     int C;                    /* model width, a multiple of NH; C / NH is even (RoPE) */
     int L;                    /* layers */
     int NH;                   /* attention heads */
+    int NKV;                  /* heads of keys and values, a divisor of NH; 0: NH */
     int E;                    /* experts per layer, 1 .. HMOE_MAX_EXPERTS; 1: dense */
     int K;                    /* experts per token under Top-K, 1 .. E */
     int H[HMOE_MAX_EXPERTS];  /* [E] hidden width of each expert, the same in every layer
@@ -384,8 +386,8 @@ double hmoe_normal(uint64_t seed, uint64_t what, uint64_t i,
 
 typedef struct hmoe_cache {
     int64_t position;          /* tokens so far; set it to 0 to start another sequence */
-    int L, T, C;               /* of the model that it was made for */
-    hmoe_real *keys, *values;  /* [L, T, C], at position mod T; keys are rotated */
+    int L, T, C, KV;           /* of the model that it was made for */
+    hmoe_real *keys, *values;  /* [L, T, KV], at position mod T; keys are rotated */
     hmoe_real *angles;         /* [2, hs/2], for RoPE at this position */
 } hmoe_cache;
 hmoe_status hmoe_cache_create(hmoe_cache *cache, hmoe_model *m);
@@ -604,12 +606,12 @@ typedef struct hmoe_backend {
                              const hmoe_real *x, const hmoe_real *w,
                              const hmoe_real *rrms, int N, int C);
     void (*rope)(hmoe_real *qkv, const hmoe_real *angles, int direction, int B, int T,
-                 int NH, int hs);
+                 int NH, int NKV, int hs);
     void (*attention_forward)(hmoe_real *out, hmoe_real *att, const hmoe_real *qkv, int B,
-                              int T, int NH, int hs);
+                              int T, int NH, int NKV, int hs);
     void (*attention_backward)(hmoe_real *dqkv, hmoe_real *datt, const hmoe_real *dout,
                                const hmoe_real *out, hmoe_real *att, const hmoe_real *qkv,
-                               int B, int T, int NH, int hs);
+                               int B, int T, int NH, int NKV, int hs);
     void (*cross_entropy_forward)(hmoe_real *ce, const hmoe_real *logits,
                                   const int *targets, int N, int V);
     void (*cross_entropy_backward)(hmoe_real *logits, const int *targets, double scale,
@@ -1334,13 +1336,13 @@ static void hmoe__rope_row(hmoe_real *x, const hmoe_real *angles, int direction,
     }
 }
 
-/* qkv: [N, 3C], q | k | v, in place   angles: [T, 2, hs/2] */
+/* qkv: [N, C + 2 KV], q | k | v, in place   angles: [T, 2, hs/2] */
 static void hmoe__rope(hmoe_real *qkv, const hmoe_real *angles, int direction, int B,
-                       int T, int NH, int hs) {
+                       int T, int NH, int NKV, int hs) {
     HMOE__PARALLEL_FOR(B * T)
-    for (int t = 0; t < B * T; t++)   /* q and k are neighbours: 2 NH heads */
-        hmoe__rope_row(qkv + (size_t)t * 3 * NH * hs, angles + (size_t)(t % T) * hs,
-                       direction, 2 * NH, hs);
+    for (int t = 0; t < B * T; t++)   /* q and k are neighbours: NH + NKV heads */
+        hmoe__rope_row(qkv + (size_t)t * (NH + 2 * NKV) * hs, angles + (size_t)(t % T) * hs,
+                       direction, NH + NKV, hs);
 }
 
 /* Fills the angles [2, hs/2] of one position. */
@@ -1355,7 +1357,9 @@ static void hmoe__rope_angles(hmoe_real *angles, int64_t position, int hs, doubl
 /* Causal attention (Vaswani et al. 2017), per sequence and head:
      att[i][j] = softmax over j <= i of (q_i . k_j / sqrt(hs)),
      out_i     = sum over j of att[i][j] v_j
-   out: [N, C]   att: [B, NH, T, T], kept for the backward pass   qkv: [N, 3C]
+   Head h of the queries uses head h / (NH / NKV) of the keys and values. If NKV < NH, several
+   heads share them (grouped-query attention, Ainslie et al. 2023).
+   out: [N, C]   att: [B, NH, T, T], kept for the backward pass   qkv: [N, C + 2 KV]
    Queries are computed in blocks of 32, each against the keys up to the end of the block.
    Inside the block, later keys get the probability 0. */
 enum { HMOE__QUERIES = 32 };
@@ -1369,13 +1373,13 @@ static void hmoe__causal_softmax(hmoe_real *p_i, int i, int end, hmoe_real scale
 }
 
 static void hmoe__attention_forward(hmoe_real *out, hmoe_real *att, const hmoe_real *qkv,
-                                    int B, int T, int NH, int hs) {
-    size_t C = (size_t)NH * hs, row = 3 * C;
+                                    int B, int T, int NH, int NKV, int hs) {
+    size_t C = (size_t)NH * hs, KV = (size_t)NKV * hs, row = C + 2 * KV;
     hmoe_real scale = 1 / hmoe__sqrt((hmoe_real)hs);
     HMOE__PARALLEL_FOR(B * NH)
     for (int head = 0; head < B * NH; head++) {
-        const hmoe_real *q = qkv + head / NH * (T * row) + head % NH * hs;
-        const hmoe_real *k = q + C, *v = k + C;
+        const hmoe_real *start = qkv + head / NH * (T * row), *q = start + head % NH * hs;
+        const hmoe_real *k = start + C + head % NH / (NH / NKV) * hs, *v = k + KV;
         hmoe_real *o = out + head / NH * (T * C) + head % NH * hs;
         for (int i0 = 0; i0 < T; i0 += HMOE__QUERIES) {
             int end = i0 + HMOE__QUERIES < T ? i0 + HMOE__QUERIES : T, n = end - i0;
@@ -1394,41 +1398,46 @@ static void hmoe__attention_forward(hmoe_real *out, hmoe_real *att, const hmoe_r
      dv_j += p_j dout_i
      ds_j  = p_j (dp_j - sum over j of p_j dp_j)    the softmax; the sum is dout_i . out_i
      dq_i += ds_j k_j / sqrt(hs),   dk_j += ds_j q_i / sqrt(hs)
-   Overwrites dqkv [N, 3C].   dout, out: [N, C]   datt: [B * NH, 32, T] dp, then ds / sqrt(hs) */
+   Heads that share k and v add to the same dk and dv, so one thread computes them.
+   Overwrites dqkv.   dout, out: [N, C]   datt: [B * NH, 32, T] dp, then ds / sqrt(hs) */
 static void hmoe__attention_backward(hmoe_real *dqkv, hmoe_real *datt,
                                      const hmoe_real *dout, const hmoe_real *out,
                                      hmoe_real *att, const hmoe_real *qkv, int B, int T,
-                                     int NH, int hs) {
-    size_t C = (size_t)NH * hs, row = 3 * C;
+                                     int NH, int NKV, int hs) {
+    size_t C = (size_t)NH * hs, KV = (size_t)NKV * hs, row = C + 2 * KV;
     hmoe_real scale = 1 / hmoe__sqrt((hmoe_real)hs);
-    HMOE__PARALLEL_FOR(B * NH)
-    for (int head = 0; head < B * NH; head++) {
-        size_t at = head / NH * (T * row) + head % NH * hs;
-        size_t at_out = head / NH * (T * C) + head % NH * hs;
-        const hmoe_real *q = qkv + at, *k = q + C, *v = k + C;
-        hmoe_real *dq = dqkv + at, *dk = dq + C, *dv = dk + C;
-        hmoe_real *ds = datt + (size_t)head * HMOE__QUERIES * T;
+    int group = NH / NKV;
+    HMOE__PARALLEL_FOR(B * NKV)
+    for (int kv = 0; kv < B * NKV; kv++) {
+        size_t at_k = kv / NKV * (T * row) + C + kv % NKV * hs;
+        const hmoe_real *k = qkv + at_k, *v = k + KV;
+        hmoe_real *dk = dqkv + at_k, *dv = dk + KV;
         for (int t = 0; t < T; t++)
             for (int i = 0; i < hs; i++) dk[t * row + i] = dv[t * row + i] = 0;
-        for (int i0 = 0; i0 < T; i0 += HMOE__QUERIES) {
-            int end = i0 + HMOE__QUERIES < T ? i0 + HMOE__QUERIES : T, n = end - i0;
-            const hmoe_real *p = att + ((size_t)head * T + i0) * T;
-            const hmoe_real *o = out + at_out + i0 * C, *d_o = dout + at_out + i0 * C;
-            hmoe__multiply(dv, row, hmoe__transposed(p, T), hmoe__rows(d_o, C), dv, end, hs, n);
-            hmoe__multiply(ds, T, hmoe__rows(d_o, C), hmoe__transposed(v, row), NULL, n, end, hs);
-            for (int i = 0; i < n; i++) {
-                hmoe_real *ds_i = ds + (size_t)i * T, sum = 0;
-                HMOE__SIMD_SUM(sum)
-                for (int j = 0; j < hs; j++) sum += d_o[i * C + j] * o[i * C + j];
-                HMOE__SIMD
-                for (int j = 0; j < end; j++)
-                    ds_i[j] = p[(size_t)i * T + j] * (ds_i[j] - sum) * scale;
+        for (int head = kv * group; head < (kv + 1) * group; head++)
+            for (int i0 = 0; i0 < T; i0 += HMOE__QUERIES) {
+                int end = i0 + HMOE__QUERIES < T ? i0 + HMOE__QUERIES : T, n = end - i0;
+                size_t token = (size_t)(head / NH) * T + i0, at = head % NH * hs;
+                const hmoe_real *q = qkv + token * row + at, *p = att + ((size_t)head * T + i0) * T;
+                const hmoe_real *o = out + token * C + at, *d_o = dout + token * C + at;
+                hmoe_real *dq = dqkv + token * row + at;
+                hmoe_real *ds = datt + (size_t)head * HMOE__QUERIES * T;
+                hmoe__multiply(dv, row, hmoe__transposed(p, T), hmoe__rows(d_o, C), dv,
+                               end, hs, n);
+                hmoe__multiply(ds, T, hmoe__rows(d_o, C), hmoe__transposed(v, row), NULL,
+                               n, end, hs);
+                for (int i = 0; i < n; i++) {
+                    hmoe_real *ds_i = ds + (size_t)i * T, sum = 0;
+                    HMOE__SIMD_SUM(sum)
+                    for (int j = 0; j < hs; j++) sum += d_o[i * C + j] * o[i * C + j];
+                    HMOE__SIMD
+                    for (int j = 0; j < end; j++)
+                        ds_i[j] = p[(size_t)i * T + j] * (ds_i[j] - sum) * scale;
+                }
+                hmoe__multiply(dq, row, hmoe__rows(ds, T), hmoe__rows(k, row), NULL, n, hs, end);
+                hmoe__multiply(dk, row, hmoe__transposed(ds, T), hmoe__rows(q, row), dk,
+                               end, hs, n);
             }
-            hmoe__multiply(dq + i0 * row, row, hmoe__rows(ds, T), hmoe__rows(k, row),
-                           NULL, n, hs, end);
-            hmoe__multiply(dk, row, hmoe__transposed(ds, T),
-                           hmoe__rows(q + i0 * row, row), dk, end, hs, n);
-        }
     }
 }
 
@@ -1467,13 +1476,13 @@ static void hmoe__cross_entropy_backward(hmoe_real *logits, const int *targets,
 /* One layer: where its tensors start in params and grads, and its activations. There are
    L + 1 of these; the last holds only x, w_norm1, rrms1 and n1, for the final norm. */
 typedef struct hmoe__layer {
-    size_t w_norm1, w_qkv, w_o;    /* q, k, v are neighbours: one [3C, C] */
+    size_t w_norm1, w_qkv, w_o;    /* q, k, v are neighbours: one [C + 2 KV, C] */
     size_t w_norm2, w_router, w_noise, w_noise_gain;
     size_t bias, top_p;            /* state, if config has balance or budget */
     size_t w13[HMOE_MAX_EXPERTS];  /* W1 and W3 are neighbours: one [2 H[e], C] */
     size_t w2[HMOE_MAX_EXPERTS];   /* [C, H[e]] */
     hmoe_real *x, *rrms1, *n1;     /* [N, C] input; [N]; [N, C] RMSNorm(x) */
-    hmoe_real *qkv, *att, *out;    /* [N, 3C] q | k | v; [B, NH, T, T]; [N, C] */
+    hmoe_real *qkv, *att, *out;    /* [N, C + 2 KV] q | k | v; [B, NH, T, T]; [N, C] */
     hmoe_real *x2, *rrms2, *n2;    /* [N, C] x + attention; [N]; [N, C] RMSNorm(x2) */
     hmoe_real *raw;                /* [N, E] W_n n2 for noisy gating, then its gradient */
     hmoe_real *u;                  /* [rows, 2 ldh] inside the experts */
@@ -1488,7 +1497,7 @@ typedef struct hmoe__buffers {
     hmoe_real *logits, *ce;            /* [N, V], [N] */
     double *sums;                      /* [L, HMOE_SUMS(E)], see hmoe_sums */
     hmoe_real *dP_all;                 /* [L, E], see hmoe__router_backward */
-    hmoe_real *dx, *dn, *dqkv, *dout;  /* backward: [N, C], [N, C], [N, 3C], [N, C] */
+    hmoe_real *dx, *dn, *dqkv, *dout;  /* backward: [N, C], [N, C], [N, C + 2 KV], [N, C] */
     hmoe_real *datt, *dh, *dgate;      /* [B * NH, 32, T], [rows, ldh], [rows] */
     /* in CPU memory: */
     double *host_sums;                  /* [L, HMOE_SUMS(E)] sums, and [1] the mean ce */
@@ -1546,11 +1555,11 @@ static void hmoe__attention_block_forward(hmoe_model *m, int l, int B, int T,
     int C = c->C, N = B * T, hs = C / c->NH;
     be->rmsnorm_forward(ly->n1, ly->rrms1, ly->x, m->params + ly->w_norm1,
                         c->rms_norm_eps, N, C);
-    hmoe__dense_forward(m, ly->qkv, ly->n1, ly->w_qkv, C, 3 * C, NULL);
+    hmoe__dense_forward(m, ly->qkv, ly->n1, ly->w_qkv, C, C + 2 * c->NKV * hs, NULL);
     if (cache) hmoe__attention_cached(cache, c, l, ly->out, ly->att, ly->qkv);
     else {
-        be->rope(ly->qkv, m->buffers->angles, 1, B, T, c->NH, hs);
-        be->attention_forward(ly->out, ly->att, ly->qkv, B, T, c->NH, hs);
+        be->rope(ly->qkv, m->buffers->angles, 1, B, T, c->NH, c->NKV, hs);
+        be->attention_forward(ly->out, ly->att, ly->qkv, B, T, c->NH, c->NKV, hs);
     }
     hmoe__dense_forward(m, ly->x2, ly->out, ly->w_o, C, C, ly->x);
     if (m->dropout > 0 && m->mode == HMOE_TRAIN)
@@ -1710,13 +1719,13 @@ static void hmoe__attention_block_backward(hmoe_model *m, int l, int B, int T) {
     const hmoe_backend *be = m->backend;
     hmoe__layer *ly = &m->layers[l];
     hmoe__buffers *b = m->buffers;
-    int C = m->config.C, NH = m->config.NH, N = B * T;
+    int C = m->config.C, NH = m->config.NH, NKV = m->config.NKV, hs = C / NH, N = B * T;
     hmoe_real *dy = hmoe__block_gradient(m, l, 0, N);
     hmoe__dense_backward(m, b->dout, ly->w_o, dy, ly->out, C, C, 0);
     be->attention_backward(b->dqkv, b->datt, b->dout, ly->out, ly->att, ly->qkv, B, T, NH,
-                           C / NH);
-    be->rope(b->dqkv, b->angles, -1, B, T, NH, C / NH);
-    hmoe__dense_backward(m, b->dn, ly->w_qkv, b->dqkv, ly->n1, C, 3 * C, 0);
+                           NKV, hs);
+    be->rope(b->dqkv, b->angles, -1, B, T, NH, NKV, hs);
+    hmoe__dense_backward(m, b->dn, ly->w_qkv, b->dqkv, ly->n1, C, C + 2 * NKV * hs, 0);
     be->rmsnorm_backward(b->dx, m->grads + ly->w_norm1, b->dn, ly->x,
                          m->params + ly->w_norm1, ly->rrms1, N, C);
 }
@@ -2453,6 +2462,8 @@ static int hmoe__slots(const hmoe_config *c) {
     return c->routing == HMOE_TOP_K ? c->K : c->E;
 }
 
+static int hmoe__kv_heads(const hmoe_config *c) { return c->NKV ? c->NKV : c->NH; }
+
 static int hmoe__widest(const hmoe_config *c) {
     int widest = 0;
     for (int e = 0; e < c->E; e++) widest = c->H[e] > widest ? c->H[e] : widest;
@@ -2497,6 +2508,7 @@ static void hmoe__add_state(hmoe_model *m, size_t *at, int n, double value,
 static void hmoe__list_tensors(hmoe_model *m, hmoe__layer *layers) {
     const hmoe_config *c = &m->config;
     const double std = 0.02, std_out = 0.02 / sqrt(2.0 * c->L);
+    const int KV = c->C / c->NH * hmoe__kv_heads(c);
     hmoe__layer unused;
     size_t inside;   /* unused: this tensor continues the one before */
     m->tensor_count = m->param_count = 0;
@@ -2509,7 +2521,7 @@ static void hmoe__list_tensors(hmoe_model *m, hmoe__layer *layers) {
         hmoe__add_tensor(m, &ly->w_norm1, -1, c->C, 0, 1, 0, "%s.input_layernorm.weight",
                          layer);
         for (int i = 0; i < 3; i++)
-            hmoe__add_tensor(m, i ? &inside : &ly->w_qkv, -1, c->C, c->C, 0, std,
+            hmoe__add_tensor(m, i ? &inside : &ly->w_qkv, -1, i ? KV : c->C, c->C, 0, std,
                              "%s.self_attn.%c_proj.weight", layer, "qkv"[i]);
         hmoe__add_tensor(m, &ly->w_o, -1, c->C, c->C, 0, std_out, "%s.self_attn.o_proj.weight",
                          layer);
@@ -2581,6 +2593,7 @@ static double hmoe__list_activations(const hmoe_config *c, int ldh, int max_B,
     hmoe__layer unused;
     int slots = hmoe__slots(c);
     double N = max_B ? (double)max_B * c->T : 1, rows = N * slots, C = c->C, shared;
+    double qkv = C + 2 * C / c->NH * hmoe__kv_heads(c);
     for (int l = 0; l < c->L; l++)
         hmoe__arena_routes(a, layers ? &layers[l].routes : &unused.routes, slots, N, c->E);
     shared = a->used;
@@ -2590,7 +2603,7 @@ static double hmoe__list_activations(const hmoe_config *c, int ldh, int max_B,
         ly->x = hmoe__arena_reals(a, N, C);
         ly->rrms1 = hmoe__arena_reals(a, N, 1), ly->n1 = hmoe__arena_reals(a, N, C);
         if (l == c->L) break;
-        ly->qkv = hmoe__arena_reals(a, N, 3 * C), ly->att = hmoe__arena_reals(a, N * c->NH, c->T);
+        ly->qkv = hmoe__arena_reals(a, N, qkv), ly->att = hmoe__arena_reals(a, N * c->NH, c->T);
         ly->out = hmoe__arena_reals(a, N, C), ly->x2 = hmoe__arena_reals(a, N, C);
         ly->rrms2 = hmoe__arena_reals(a, N, 1), ly->n2 = hmoe__arena_reals(a, N, C);
         ly->raw = hmoe__arena_reals(a, c->noisy_gating ? N : 0, c->E);
@@ -2606,7 +2619,7 @@ static double hmoe__list_activations(const hmoe_config *c, int ldh, int max_B,
     b->dP_all = hmoe__arena_reals(a, c->L, c->E);
     if (training) {
         b->dx = hmoe__arena_reals(a, N, C), b->dn = hmoe__arena_reals(a, N, C);
-        b->dqkv = hmoe__arena_reals(a, N, 3 * C), b->dout = hmoe__arena_reals(a, N, C);
+        b->dqkv = hmoe__arena_reals(a, N, qkv), b->dout = hmoe__arena_reals(a, N, C);
         b->datt = hmoe__arena_reals(a, N * c->NH, HMOE__QUERIES);
         b->dh = hmoe__arena_reals(a, rows, ldh), b->dgate = hmoe__arena_reals(a, rows, 1);
     }
@@ -2720,6 +2733,7 @@ static hmoe_status hmoe__build(hmoe_model *m, const hmoe_config *config, uint64_
     if (params * 4 * sizeof(hmoe_real) > (double)((size_t)-1 / 4))
         return hmoe__no_memory(m->message, params * sizeof(hmoe_real), "the parameters");
     m->config = *config;
+    m->config.NKV = hmoe__kv_heads(config);
     m->config.gate = hmoe__norm_gates(config) ? HMOE_GATE_NORM : HMOE_GATE_RAW;
     m->seed = seed;
     m->max_tokens = max_B * config->T;
@@ -2776,6 +2790,7 @@ hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
         { "width C", (double)c->C, 2, HMOE_MAX_DIM },
         { "number of layers L", (double)c->L, 1, HMOE_MAX_LAYERS },
         { "number of heads NH", (double)c->NH, 1, HMOE_MAX_DIM },
+        { "heads of keys and values NKV", (double)c->NKV, 0, (double)c->NH },
         { "number of experts E", (double)c->E, 1, HMOE_MAX_EXPERTS },
         { "experts per token K", (double)c->K, 1, (double)c->E },
         { "routing", (double)c->routing, HMOE_TOP_K, HMOE_TOP_P },
@@ -2798,6 +2813,9 @@ hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
     if (c->C % c->NH || c->C / c->NH % 2)
         return HMOE__BAD(message, "width C is %d and heads NH %d: C must be NH times an even head "
                          "size", c->C, c->NH);
+    if (c->NH % hmoe__kv_heads(c))
+        return HMOE__BAD(message, "heads NH are %d and heads of keys and values NKV %d: NKV must "
+                         "divide NH", c->NH, c->NKV);
     for (int e = 0; e < c->E; e++)
         if (c->H[e] < 0 || c->H[e] > HMOE_MAX_DIM || hmoe__total_width(c) > HMOE_MAX_DIM
             || hmoe__total_width(c) < 1)
@@ -2818,8 +2836,8 @@ hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
 
 /* Activated parameters per token. widths: sum of H over all chosen experts and layers. */
 static double hmoe__activated_with(const hmoe_config *c, double widths) {
-    double C = c->C;
-    return c->L * (4 * C * C + 2 * C + c->E * C) + 2 * C + c->V * C + 3 * C * widths;
+    double C = c->C, KV = C / c->NH * hmoe__kv_heads(c);
+    return c->L * (2 * C * C + 2 * C * KV + 2 * C + c->E * C) + 2 * C + c->V * C + 3 * C * widths;
 }
 
 /* Checks and adds up the sums of a pass, from all processes. FLOPs: 6 per activated
@@ -3067,7 +3085,8 @@ static hmoe_status hmoe__synchronize(hmoe_model *m) {
 
 hmoe_status hmoe_cache_create(hmoe_cache *cache, hmoe_model *m) {
     const hmoe_config *c = &m->config;
-    double half = (double)c->L * c->T * c->C, bytes = (2 * half + c->C) * sizeof(hmoe_real);
+    int hs = c->C / c->NH, KV = c->NKV * hs;
+    double half = (double)c->L * c->T * KV, bytes = (2 * half + hs) * sizeof(hmoe_real);
     memset(cache, 0, sizeof *cache);
     m->message[0] = 0;
     if (m->backend != hmoe__cpu_backend())
@@ -3078,7 +3097,7 @@ hmoe_status hmoe_cache_create(hmoe_cache *cache, hmoe_model *m) {
     if (!cache->keys)
         status = hmoe__no_memory(m->message, bytes, "keys and values of T tokens in L layers");
     status = hmoe__common_status(m, status, 0);
-    cache->L = c->L, cache->T = c->T, cache->C = c->C;
+    cache->L = c->L, cache->T = c->T, cache->C = c->C, cache->KV = KV;
     if (status) hmoe_cache_free(cache);
     else cache->values = cache->keys + (size_t)half, cache->angles = cache->values + (size_t)half;
     return status;
@@ -3093,16 +3112,17 @@ void hmoe_cache_free(hmoe_cache *cache) {
    to the cache. */
 static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int l,
                                    hmoe_real *out, hmoe_real *att, hmoe_real *q) {
-    int C = c->C, hs = C / c->NH, seen = cache->position < c->T ? (int)cache->position + 1 : c->T;
-    size_t layer = (size_t)l * c->T * C, slot = (size_t)(cache->position % c->T) * C;
+    int C = c->C, hs = C / c->NH, KV = cache->KV, group = c->NH / c->NKV;
+    int seen = cache->position < c->T ? (int)cache->position + 1 : c->T;
+    size_t layer = (size_t)l * c->T * KV, slot = (size_t)(cache->position % c->T) * KV;
     hmoe_real scale = 1 / hmoe__sqrt((hmoe_real)hs);
-    hmoe__rope_row(q, cache->angles, 1, 2 * c->NH, hs);
-    memcpy(cache->keys + layer + slot, q + C, (size_t)C * sizeof *q);
-    memcpy(cache->values + layer + slot, q + 2 * C, (size_t)C * sizeof *q);
+    hmoe__rope_row(q, cache->angles, 1, c->NH + c->NKV, hs);
+    memcpy(cache->keys + layer + slot, q + C, (size_t)KV * sizeof *q);
+    memcpy(cache->values + layer + slot, q + C + KV, (size_t)KV * sizeof *q);
     for (int head = 0; head < c->NH; head++, out += hs, q += hs) {
-        const hmoe_real *k = cache->keys + layer + head * hs;
-        const hmoe_real *v = cache->values + layer + head * hs;
-        for (int j = 0; j < seen; j++, k += C) {
+        const hmoe_real *k = cache->keys + layer + head / group * hs;
+        const hmoe_real *v = cache->values + layer + head / group * hs;
+        for (int j = 0; j < seen; j++, k += KV) {
             hmoe_real sum = 0;
             HMOE__SIMD_SUM(sum)
             for (int i = 0; i < hs; i++) sum += q[i] * k[i];
@@ -3110,7 +3130,7 @@ static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int 
         }
         hmoe__softmax_row(att, seen, scale, NULL);
         for (int i = 0; i < hs; i++) out[i] = 0;
-        for (int j = 0; j < seen; j++, v += C)
+        for (int j = 0; j < seen; j++, v += KV)
             for (int i = 0; i < hs; i++) out[i] += att[j] * v[i];
     }
 }
@@ -3118,7 +3138,8 @@ static void hmoe__attention_cached(hmoe_cache *cache, const hmoe_config *c, int 
 hmoe_status hmoe_next(hmoe_model *m, hmoe_cache *cache, int token, hmoe_real *logits) {
     hmoe__buffers *b = m->buffers;
     const hmoe_config *c = &m->config;
-    int fits = cache->keys && cache->L == c->L && cache->T == c->T && cache->C == c->C;
+    int fits = cache->keys && cache->L == c->L && cache->T == c->T && cache->C == c->C
+               && cache->KV == c->NKV * (c->C / c->NH);
     m->message[0] = 0;
     hmoe_status status = fits ? hmoe__check_tokens(m, "token", &token, 1) : HMOE__BAD(m->message,
                          "this cache was not made for this model: call hmoe_cache_create");
@@ -3498,7 +3519,7 @@ static hmoe_status hmoe__save_config(hmoe_model *m, const char *dir) {
     fprintf(f, "{\n  \"architectures\": [\"%s\"],\n  \"model_type\": \"%s\",\n",
             mixtral ? "MixtralForCausalLM" : "HMoEForCausalLM", mixtral ? "mixtral" : "hmoe");
     fprintf(f, "  \"hidden_size\": %d,\n  \"num_hidden_layers\": %d,\n", c->C, c->L);
-    fprintf(f, "  \"num_attention_heads\": %d,\n  \"num_key_value_heads\": %d,\n", c->NH, c->NH);
+    fprintf(f, "  \"num_attention_heads\": %d,\n  \"num_key_value_heads\": %d,\n", c->NH, c->NKV);
     fprintf(f, "  \"num_local_experts\": %d,\n  \"num_experts_per_tok\": %d,\n", c->E, c->K);
     fprintf(f, "  \"intermediate_size\": %d,\n  \"vocab_size\": %d,\n", hmoe__widest(c), c->V);
     fprintf(f, "  \"max_position_embeddings\": %d,\n", c->T);
@@ -3990,8 +4011,9 @@ static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const ch
     c->C = hmoe__get_int(r, "hidden_size");
     c->L = hmoe__get_int(r, "num_hidden_layers");
     c->NH = hmoe__get_int(r, "num_attention_heads");
-    if (hmoe__get_int(r, "num_key_value_heads") != c->NH)
-        hmoe__wrong(r, "num_attention_heads", "must equal num_key_value_heads");
+    c->NKV = hmoe__get_int(r, "num_key_value_heads");
+    if (!c->NKV || c->NH % c->NKV)
+        hmoe__wrong(r, "num_key_value_heads", "must divide num_attention_heads");
     c->E = hmoe__get_int(r, "num_local_experts");
     c->K = hmoe__get_int(r, "num_experts_per_tok");
     c->V = hmoe__get_int(r, "vocab_size");

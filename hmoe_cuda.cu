@@ -634,32 +634,40 @@ void experts_up(float *h, const hmoe_linear *list, const int *, const int *, int
 
 /* ---------------------------------------------------------------------------------------------
    ATTENTION - uses the same kernel, for B * NH products of the queries, keys and values of a head.
-   Their rows are 3C apart. att is a lower triangle; tiles above the diagonal are skipped. For long
-   contexts, a fused kernel that never stores att would need less memory. */
+   Their rows are C + 2 KV apart. att is a lower triangle; tiles above the diagonal are skipped. For
+   long contexts, a fused kernel that never stores att would need less memory. */
 
-/* The matrices of all heads. That of sequence b and head n starts at x + b * batch + n * step. */
-struct Head { const float *x; size_t batch, step; int ld; };
+/* The matrices of all heads. `share` heads of queries, one after another, have the same one. */
+struct Head {
+    const float *x;
+    size_t batch, step;   /* from one sequence, and from one matrix, to the next */
+    int ld, share;
+    const float *of(size_t b, size_t head) const { return x + b * batch + head / share * step; }
+};
 
+/* If heads share the result c, their products are added up, one launch after another. */
 void attention_product(int form, int op, float scale, Head a, Head b, Head c, const float *extra,
                        int M, int N, int K, int B, int NH) {
     List list;
-    for (int done = 0; done < B * NH; done += MEMBERS) {
-        int is_bf16 = 0;
-        memset(&list, 0, offsetof(List, m));
-        list.op = op, list.causal = 1, list.scale = scale;
-        for (int i = done; i < B * NH && i < done + MEMBERS; i++) {
-            Member m = Member();
-            size_t batch = i / NH, head = i % NH;
-            is_bf16 = set_operands(&m, a.x + batch * a.batch + head * a.step, a.ld,
-                                   b.x + batch * b.batch + head * b.step, b.ld);
-            m.c = (float *)c.x + batch * c.batch + head * c.step, m.ldc = c.ld;
-            m.M = M, m.N = N, m.K = K;
-            if (extra) m.extra = (float *)extra + (size_t)i * M;
-            if (extra || form == INPUT) m.twin = twin(m.c);   /* out and ds become operands */
-            list.m[list.n++] = m;
+    int group = c.share, results = B * NH / group;
+    for (int first = 0; first < group; first++)
+        for (int done = 0; done < results; done += MEMBERS) {
+            int is_bf16 = 0;
+            memset(&list, 0, offsetof(List, m));
+            list.op = op, list.causal = 1, list.scale = scale;
+            for (int i = done; i < results && i < done + MEMBERS; i++) {
+                Member m = Member();
+                size_t at = (size_t)i * group + first, batch = at / NH, head = at % NH;
+                is_bf16 = set_operands(&m, a.of(batch, head), a.ld, b.of(batch, head), b.ld);
+                m.c = (float *)c.of(batch, head), m.ldc = c.ld;
+                m.add = first ? m.c : NULL;
+                m.M = M, m.N = N, m.K = K;
+                if (extra) m.extra = (float *)extra + at * M;
+                if (extra || form == INPUT) m.twin = twin(m.c);   /* out and ds become operands */
+                list.m[list.n++] = m;
+            }
+            multiply_list(list, form, is_bf16);
         }
-        multiply_list(list, form, is_bf16);
-    }
 }
 
 /* Row i of a head becomes softmax(scale * scores) over j <= i, then 0. One warp per row. */
@@ -676,11 +684,12 @@ __global__ void softmax_causal(float *att, bf16 *twin, float scale, size_t rows,
     }
 }
 
-void attention_forward(float *out, float *att, const float *qkv, int B, int T, int NH, int hs) {
-    size_t C = (size_t)NH * hs, TT = (size_t)T * T;
-    Head q = { qkv, T * 3 * C, (size_t)hs, (int)(3 * C) }, k = q, v = q;
-    Head p = { att, NH * TT, TT, T }, o = { out, T * C, (size_t)hs, (int)C };
-    k.x += C, v.x += 2 * C;
+void attention_forward(float *out, float *att, const float *qkv, int B, int T, int NH, int NKV,
+                       int hs) {
+    size_t C = (size_t)NH * hs, KV = (size_t)NKV * hs, row = C + 2 * KV, TT = (size_t)T * T;
+    Head q = { qkv, T * row, (size_t)hs, (int)row, 1 }, k = q, v;
+    Head p = { att, NH * TT, TT, T, 1 }, o = { out, T * C, (size_t)hs, (int)C, 1 };
+    k.x += C, k.share = NH / NKV, v = k, v.x += KV;
     attention_product(FORWARD, STORE, 1, q, k, p, NULL, T, T, hs, B, NH);
     LAUNCH_WARPS(softmax_causal, (size_t)B * NH * T, att, twin(att), 1 / sqrtf((float)hs),
                  (size_t)B * NH * T, T);
@@ -706,12 +715,13 @@ __global__ void attention_dots(float *D, const float *dout, bf16 *twin, const fl
 
 /* dv = p^T dout;  ds = p (dout v^T - D) / sqrt(hs), in place of p;  dq = ds k;  dk = ds^T q */
 void attention_backward(float *dqkv, float *datt, const float *dout, const float *out, float *att,
-                        const float *qkv, int B, int T, int NH, int hs) {
-    size_t C = (size_t)NH * hs, TT = (size_t)T * T, rows = (size_t)B * NH * T;
-    Head q = { qkv, T * 3 * C, (size_t)hs, (int)(3 * C) }, k = q, v = q, dq = q, dk, dv;
-    Head p = { att, NH * TT, TT, T }, d_o = { dout, T * C, (size_t)hs, (int)C };
-    k.x += C, v.x += 2 * C;
-    dq.x = dqkv, dk = dv = dq, dk.x += C, dv.x += 2 * C;
+                        const float *qkv, int B, int T, int NH, int NKV, int hs) {
+    size_t C = (size_t)NH * hs, KV = (size_t)NKV * hs, row = C + 2 * KV, TT = (size_t)T * T;
+    size_t rows = (size_t)B * NH * T;
+    Head q = { qkv, T * row, (size_t)hs, (int)row, 1 }, k = q, v, dq = q, dk, dv;
+    Head p = { att, NH * TT, TT, T, 1 }, d_o = { dout, T * C, (size_t)hs, (int)C, 1 };
+    k.x += C, k.share = NH / NKV, v = k, v.x += KV;
+    dk = k, dv = v, dq.x = dqkv, dk.x = dqkv + C, dv.x = dk.x + KV;
     LAUNCH_WARPS(attention_dots, rows, datt, dout, twin(dout), out, B, T, NH, hs);
     attention_product(WEIGHT, STORE, 1, p, d_o, dv, NULL, T, hs, T, B, NH);
     attention_product(FORWARD, SOFTMAX_BACKWARD, 1 / sqrtf((float)hs), d_o, v, p, datt, T, T, hs,
@@ -803,20 +813,21 @@ void rmsnorm_backward(float *dx, float *dw, float *dy, const float *x, const flo
 
 /* One thread rotates one pair of q or k. v is only copied to the twin. */
 __global__ void rope_kernel(float *qkv, bf16 *twin, const float *angles, int direction,
-                            size_t pairs, int T, int NH, int hs) {
+                            size_t pairs, int T, int NH, int NKV, int hs) {
+    int heads = NH + 2 * NKV;
     EACH(pair, pairs) {
-        int i = pair % (hs / 2), head = pair / (hs / 2) % (3 * NH);
-        size_t t = pair / (hs / 2) / (3 * NH), at = (t * 3 * NH + head) * hs + i;
+        int i = pair % (hs / 2), head = pair / (hs / 2) % heads;
+        size_t t = pair / (hs / 2) / heads, at = (t * heads + head) * hs + i;
         const float *angle = angles + t % T * hs + i;
         float a = qkv[at], b = qkv[at + hs / 2], c = 1, s = 0;
-        if (head < 2 * NH) c = angle[0], s = direction * angle[hs / 2];
+        if (head < NH + NKV) c = angle[0], s = direction * angle[hs / 2];
         put(qkv, twin, at, a * c - b * s);
         put(qkv, twin, at + hs / 2, b * c + a * s);
     }
 }
-void rope(float *qkv, const float *angles, int direction, int B, int T, int NH, int hs) {
-    size_t pairs = (size_t)B * T * 3 * NH * (hs / 2);
-    LAUNCH(rope_kernel, pairs, qkv, twin(qkv), angles, direction, pairs, T, NH, hs);
+void rope(float *qkv, const float *angles, int direction, int B, int T, int NH, int NKV, int hs) {
+    size_t pairs = (size_t)B * T * (NH + 2 * NKV) * (hs / 2);
+    LAUNCH(rope_kernel, pairs, qkv, twin(qkv), angles, direction, pairs, T, NH, NKV, hs);
 }
 
 struct Widths { int H[HMOE_MAX_EXPERTS]; };

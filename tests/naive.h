@@ -123,35 +123,36 @@ static inline void naive_gates(double *gates, const double *P, const double *b, 
 }
 
 /* Causal attention of one sequence. A token sees at most `window` tokens, of which it is the last.
-   x and out: [T, C]. */
+   Keys and values have NKV heads, and head h of the NH heads of queries uses the one at the same
+   part of the way, h / NH.   x and out: [T, C]   wq, wo: [C, C]   wk, wv: [KV, C] */
 static inline void naive_attention(double *out, const double *x, const double *wq,
                                    const double *wk, const double *wv, const double *wo,
                                    const hmoe_config *c, int T, int window) {
-    int C = c->C, hs = C / c->NH;
-    double *q = naive_array((size_t)T * C), *k = naive_array((size_t)T * C);
-    double *v = naive_array((size_t)T * C), *mix = naive_array(C), *a = naive_array(T);
+    int C = c->C, NH = c->NH, hs = C / NH, NKV = c->NKV ? c->NKV : NH, KV = NKV * hs;
+    double *q = naive_array((size_t)T * C), *k = naive_array((size_t)T * KV);
+    double *v = naive_array((size_t)T * KV), *mix = naive_array(C), *a = naive_array(T);
     for (int t = 0; t < T; t++) {
         naive_linear(q + t * C, wq, x + t * C, C, C);
-        naive_linear(k + t * C, wk, x + t * C, C, C);
-        naive_linear(v + t * C, wv, x + t * C, C, C);
-        for (int head = 0; head < C; head += hs) {
-            naive_rope(q + t * C + head, t, hs, c->rope_theta);
-            naive_rope(k + t * C + head, t, hs, c->rope_theta);
-        }
+        naive_linear(k + t * KV, wk, x + t * C, KV, C);
+        naive_linear(v + t * KV, wv, x + t * C, KV, C);
+        for (int h = 0; h < NH; h++) naive_rope(q + t * C + h * hs, t, hs, c->rope_theta);
+        for (int h = 0; h < NKV; h++) naive_rope(k + t * KV + h * hs, t, hs, c->rope_theta);
     }
     for (int t = 0; t < T; t++) {
         int first = t - window + 1 > 0 ? t - window + 1 : 0;
-        for (int head = 0; head < C; head += hs) {
+        for (int h = 0; h < NH; h++) {
+            const double *q_h = q + t * C + h * hs, *k_h = k + h * NKV / NH * hs;
+            const double *v_h = v + h * NKV / NH * hs;
             double sum = 0;
             for (int s = first; s <= t; s++) {
                 double score = 0;
-                for (int i = head; i < head + hs; i++) score += q[t * C + i] * k[s * C + i];
+                for (int i = 0; i < hs; i++) score += q_h[i] * k_h[s * KV + i];
                 a[s] = exp(score / sqrt((double)hs));
                 sum += a[s];
             }
-            for (int i = head; i < head + hs; i++) {
-                mix[i] = 0;
-                for (int s = first; s <= t; s++) mix[i] += a[s] / sum * v[s * C + i];
+            for (int i = 0; i < hs; i++) {
+                mix[h * hs + i] = 0;
+                for (int s = first; s <= t; s++) mix[h * hs + i] += a[s] / sum * v_h[s * KV + i];
             }
         }
         naive_linear(out + t * C, wo, mix, C, C);

@@ -97,7 +97,7 @@ static void steps_are_orthogonal(void) {
     hmoe_muon muon = hmoe_default_muon();
     hmoe_model m;
     hmoe_real *before, *g;
-    c.C = 32, c.NH = 4;
+    c.C = 32, c.NH = 4, c.NKV = 2;                               /* W_k and W_v are [16, 32] */
     for (int e = 0; e < c.E; e++) c.H[e] = 16 * (e + 1);
     small_create(&m, &c, 1);
     hmoe_tensor *frozen = &m.tensors[m.tensor_count - 3];   /* the last W2; then norm and head */

@@ -390,13 +390,14 @@ static void rmsnorm_overflows() {
 
 static void rope() {
     for (int hs : { 2, 8, 10, 64 }) {
-        int B = pick(1, 3), T = pick(1, 40), NH = pick(1, 3), row = 3 * NH * hs;
+        int B = pick(1, 3), T = pick(1, 40), NKV = pick(1, 3), NH = NKV * pick(1, 3);
+        int row = (NH + 2 * NKV) * hs;
         clear();
         float *angles = room<float>((size_t)T * hs), *x = numbers((size_t)B * T * row, 1);
         for (int t = 0; t < T; t++) hmoe__rope_angles(angles + t * hs, t, hs, 10000);
         for (int direction = 1; direction >= -1; direction -= 2) {
             ready();
-            both(&hmoe_backend::rope, x, angles, direction, B, T, NH, hs);
+            both(&hmoe_backend::rope, x, angles, direction, B, T, NH, NKV, hs);
             fetch();
             twin_is_fresh(x, 0, B * T, row, row);
             close(x, (size_t)B * T * row, 1e-6);
@@ -424,26 +425,26 @@ static void embedding() {
 
 /* In bf16, att and the gradient of the scores are rounded on their way to the second products: 2^-9
    of each, of which a bit more is left in the sums. */
-static void attention_case(int B, int T, int NH, int hs) {
-    size_t C = (size_t)NH * hs, N = (size_t)B * T;
+static void attention_case(int B, int T, int NH, int NKV, int hs) {
+    size_t C = (size_t)NH * hs, row = C + 2 * (size_t)NKV * hs, N = (size_t)B * T;
     const double forward = precision ? 4e-3 : 4e-6, backward = precision ? 1.5e-2 : 1e-5;
-    CASE("B %d, T %d, NH %d, hs %d", B, T, NH, hs);
+    CASE("B %d, T %d, NH %d, NKV %d, hs %d", B, T, NH, NKV, hs);
     clear();
-    float *qkv = factors(N * 3 * C, 1), *att = room<float>((size_t)B * NH * T * T);
-    float *out = room<float>(N * C), *dout = factors(N * C, 1), *dqkv = room<float>(N * 3 * C);
+    float *qkv = factors(N * row, 1), *att = room<float>((size_t)B * NH * T * T);
+    float *out = room<float>(N * C), *dout = factors(N * C, 1), *dqkv = room<float>(N * row);
     float *datt = room<float>((size_t)B * NH * HMOE__QUERIES * T);
     ready();
-    both(&hmoe_backend::attention_forward, out, att, qkv, B, T, NH, hs);
+    both(&hmoe_backend::attention_forward, out, att, qkv, B, T, NH, NKV, hs);
     fetch();
     twin_is_fresh(out, 0, (int)N, (int)C, (int)C);
     close(out, N * C, forward);
-    for (size_t row = 0; row < (size_t)B * NH * T; row++)
-        close(att + row * T, row % T + 1, precision ? 1e-5 : 4e-6);
+    for (size_t i = 0; i < (size_t)B * NH * T; i++)
+        close(att + i * T, i % T + 1, precision ? 1e-5 : 4e-6);
     looked_at(att, (size_t)B * NH * T * T * 4);
     rest_is_untouched();
-    both(&hmoe_backend::attention_backward, dqkv, datt, dout, out, att, qkv, B, T, NH, hs);
+    both(&hmoe_backend::attention_backward, dqkv, datt, dout, out, att, qkv, B, T, NH, NKV, hs);
     fetch();
-    close(dqkv, N * 3 * C, backward);
+    close(dqkv, N * row, backward);
     looked_at(out, N * C * 4);
     looked_at(att, (size_t)B * NH * T * T * 4);
     looked_at(datt, (size_t)B * NH * HMOE__QUERIES * T * 4);
@@ -451,14 +452,17 @@ static void attention_case(int B, int T, int NH, int hs) {
 }
 
 static void attention() {
-    attention_case(2, effort ? 70 : 67, 1, 10);
+    attention_case(2, effort ? 70 : 67, 2, 1, 10);   /* two heads share keys and values */
     if (!effort) return;
-    attention_case(1, 1, 1, 8), attention_case(3, 5, 2, 2), attention_case(2, 33, 3, 32);
-    attention_case(1, 64, 2, 64), attention_case(1, 130, 1, 16);
+    attention_case(1, 1, 1, 1, 8), attention_case(3, 5, 2, 2, 2), attention_case(2, 33, 3, 3, 32);
+    attention_case(1, 64, 2, 1, 64), attention_case(1, 130, 1, 1, 16);
+    attention_case(2, 9, 6, 2, 8);
     if (effort != LONG) return;
-    for (int i = 0; i < 12; i++)
-        attention_case(pick(1, 3), pick(1, 70), pick(1, 4), 2 * pick(1, 32));
-    attention_case(90, 4, 3, 4);    /* more heads than one list takes */
+    for (int i = 0; i < 12; i++) {
+        int NKV = pick(1, 3);
+        attention_case(pick(1, 3), pick(1, 70), NKV * pick(1, 3), NKV, 2 * pick(1, 32));
+    }
+    attention_case(90, 4, 6, 3, 4);    /* more heads than one list takes */
 }
 
 static void cross_entropy() {
@@ -776,7 +780,7 @@ static hmoe_config tiny(int variant) {
     c.loss_coef[HMOE_LB] = 0.05, c.loss_coef[HMOE_PP] = 0.02, c.loss_coef[HMOE_ENT] = 0.01, c.loss_coef[HMOE_Z] = 0.01;
     if (variant == 1) c.routing = HMOE_TOP_P, c.top_p = 0.7, c.noisy_gating = 1;
     if (variant == 2) hmoe_expert_sizes(c.H, c.E, 63, "modse", NULL), c.noisy_gating = 1;
-    if (variant == 3) c.K = 1, c.NH = 3, c.C = 18;
+    if (variant == 3) c.K = 1, c.NH = 3, c.NKV = 1, c.C = 18;
     if (variant == 4) c.E = c.K = 1;
     if (variant == 5) steer(&c, 3);
     if (variant == 6) c.routing = HMOE_TOP_P, steer(&c, 11);

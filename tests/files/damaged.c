@@ -190,7 +190,7 @@ static double number_of(const file *f, const char *key) {
 static void check_config(const hmoe_config *c, const file *f) {
     const struct { const char *key; double loaded; } keys[] = {
         { "hidden_size", c->C }, { "num_hidden_layers", c->L }, { "num_attention_heads", c->NH },
-        { "num_key_value_heads", c->NH }, { "num_local_experts", c->E },
+        { "num_key_value_heads", c->NKV }, { "num_local_experts", c->E },
         { "num_experts_per_tok", c->K }, { "vocab_size", c->V }, { "intermediate_size", 2 },
         { "max_position_embeddings", c->T }, { "rms_norm_eps", c->rms_norm_eps },
         { "rope_theta", c->rope_theta }, { "top_p", c->top_p },
@@ -621,7 +621,11 @@ static void values_in_config(void) {
         words[] = "must be \"off\", \"tokens\" or \"work\"";
     static const struct { const char *key, *value, *says; } cases[] = {
         { "model_type", "\"bert\"", strange },     { "model_type", "[\n1]", strange },
-        { "num_attention_heads", "2", "must equal num_key_value_heads" },
+        { "num_attention_heads", "2", "width C is 2 and heads NH 2: C must be NH times an even "
+          "head size" },
+        { "num_key_value_heads", "2", "must divide num_attention_heads" },
+        { "num_key_value_heads", "0", "must divide num_attention_heads" },
+        { "num_key_value_heads", "null", number },
         { "num_experts_per_tok", "3", "experts per token K is 3: must be from 1 to 2" },
         { "hidden_size", "11111111112222222222333333333344444444445", "must be a whole number in "
           "its range" },

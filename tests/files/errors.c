@@ -147,6 +147,9 @@ static void bad_configurations(void) {
     REFUSE((c.C = 6, c.NH = 2), "6");              /* a head of 3, odd */
     REFUSE(c.NH = 0, "NH");
     REFUSE(c.NH = -2, "-2");
+    REFUSE(c.NKV = -1, "-1");
+    REFUSE(c.NKV = 4, "NKV is 4: must be from 0 to 2");   /* more than NH */
+    REFUSE((c.C = 16, c.NH = 4, c.NKV = 3), "must divide NH");
     REFUSE(c.L = 0, "L");
     REFUSE(c.L = -1, "-1");
     REFUSE(c.L = HMOE_MAX_LAYERS + 1, "1025");
@@ -465,10 +468,11 @@ static void calls_out_of_order(void) {
 }
 
 static void indices_out_of_range(void) {
-    hmoe_model m;
+    hmoe_model m, shared;
     hmoe_route route;
     hmoe_usage usage;
     make_model(&m);                                /* L 2, E 4, V 5 */
+    hmoe_config other = m.config;
     REFUSED(hmoe_get_route(&m, 0, 0, &route), "forward");
     CHECK_INT(hmoe_forward(&m, HMOE_EVALUATE, tokens6, NULL, 1, 3), HMOE_OK);
     REFUSED(hmoe_get_route(&m, 2, 0, &route), "2");
@@ -482,6 +486,12 @@ static void indices_out_of_range(void) {
     hmoe_cache_free(&cache);
     hmoe_cache_free(&cache);
     REFUSED(hmoe_next(&m, &cache, 0, numbers), "cache");
+    other.NKV = 1;                                 /* a smaller cache than this model's */
+    small_create(&shared, &other, 0);
+    CHECK_INT(hmoe_cache_create(&cache, &shared), HMOE_OK);
+    REFUSED(hmoe_next(&m, &cache, 0, numbers), "cache");
+    hmoe_cache_free(&cache);
+    hmoe_free(&shared);
     hmoe_get_usage(&m, 2, &usage);
     CHECK_INT(usage.tokens, 0);
     hmoe_get_usage(&m, -1, &usage);

@@ -125,11 +125,11 @@ static int memory_message_is_good(const hmoe_model *m, hmoe_status status) {
    model that config.json describes, or by the batch and context asked for. */
 
 static double memory_params(const hmoe_config *c) {
-    double widths = 0;
+    double widths = 0, shared = c->NKV ? (double)c->NKV / c->NH : 1;   /* of keys and values */
     for (int e = 0; e < c->E; e++) widths += c->H[e];
     return 2.0 * c->V * c->C + c->C
-           + c->L * (4.0 * c->C * c->C + 2.0 * c->C + (double)c->E * c->C + 3 * widths * c->C
-                     + (c->noisy_gating ? c->E * (c->C + 1.0) : 0));
+           + c->L * (2.0 * c->C * c->C * (1 + shared) + 2.0 * c->C + (double)c->E * c->C
+                     + 3 * widths * c->C + (c->noisy_gating ? c->E * (c->C + 1.0) : 0));
 }
 
 static double memory_justified(double files, int max_B, int training) {

@@ -210,12 +210,13 @@ static void check_forward(hmoe_model *m, hmoe_mode mode, int B, int T) {
 }
 
 static void whole_model(void) {
-    char where[100];
+    char where[120];
     test_context = where;
     for (int i = 0; i < 24; i++) {
         hmoe_model m;
         hmoe_config c = small_config();
-        c.NH = pick(1, 3);
+        c.NKV = pick(0, 3);
+        c.NH = c.NKV ? c.NKV * pick(1, 3) : pick(1, 3);
         c.C = c.NH * 2 * pick(1, 4);
         c.T = pick(1, 12);
         c.L = pick(1, 3);
@@ -229,7 +230,8 @@ static void whole_model(void) {
         c.noisy_gating = i % 5 < 2;                /* no noise unless training */
         c.rms_norm_eps = i % 3 ? 1e-5 : 1e-2;
         c.rope_theta = i % 4 ? 10000 : 500;
-        sprintf(where, "(case %d: T %d C %d L %d E %d K %d)", i, c.T, c.C, c.L, c.E, c.K);
+        sprintf(where, "(case %d: T %d C %d NH %d NKV %d L %d E %d K %d)", i, c.T, c.C, c.NH, c.NKV,
+                c.L, c.E, c.K);
         for (int training = 0; training < 2; training++) {        /* which lays out memory anew */
             memset(&m, 0, sizeof m);
             CHECK_INT(hmoe_create(&m, &c, 5, 3, training), HMOE_OK);
@@ -380,6 +382,56 @@ static void grouped_dispatch_is_a_loop_over_tokens(void) {
     free(x); free(y); free(rows);
 }
 
+/* The row of `from` of which row r of `to` is a copy. Heads are 4 rows; where there are fewer of
+   them, neighbours share. */
+static int row_shared(int r, const hmoe_tensor *from, const hmoe_tensor *to) {
+    int copies = to->rows / from->rows;
+    return r / 4 / copies * 4 + r % 4;
+}
+
+/* NH heads that share the keys and values of NKV heads are an ordinary model, if each head gets a
+   copy of the rows of W_k and W_v that it shares: the same loss. The gradient of a shared row is
+   the sum of the gradients of its copies; that of all other weights is the same. */
+static void shared_keys_are_copies(void) {
+    enum { NH = 6 };
+    static const int shared[] = { 1, 2, 3 };
+    int *tokens = random_tokens(12, 11);
+    for (int i = 0; i < 3; i++) {
+        hmoe_config c = small_config();
+        hmoe_model few, all;
+        c.NH = NH, c.C = 24, c.NKV = shared[i];
+        small_create(&few, &c, 2);
+        spread_weights(&few, 0.3, 0.7);
+        c.NKV = 0;
+        small_create(&all, &c, 2);
+        CHECK_INT(few.tensor_count, all.tensor_count);
+        for (size_t k = 0; k < few.tensor_count; k++) {
+            const hmoe_tensor *from = &few.tensors[k], *to = &all.tensors[k];
+            for (int r = 0; r < to->rows; r++)
+                memcpy(all.params + to->offset + (size_t)r * to->cols, few.params + from->offset
+                       + (size_t)row_shared(r, from, to) * to->cols, to->cols * sizeof(hmoe_real));
+        }
+        CHECK_INT(hmoe_forward(&few, HMOE_TRAIN, tokens, tokens + 1, 1, 6), HMOE_OK);
+        CHECK_INT(hmoe_forward(&all, HMOE_TRAIN, tokens, tokens + 1, 1, 6), HMOE_OK);
+        CHECK_NEAR(few.losses.total, all.losses.total, tolerance, 0);
+        CHECK_INT(hmoe_backward(&few, 1), HMOE_OK);
+        CHECK_INT(hmoe_backward(&all, 1), HMOE_OK);
+        for (size_t k = 0; k < few.tensor_count; k++) {
+            const hmoe_tensor *from = &few.tensors[k], *to = &all.tensors[k];
+            hmoe_real *g = few.grads + from->offset;
+            for (int r = 0; r < to->rows; r++)
+                for (int j = 0; j < to->cols; j++)
+                    g[(size_t)row_shared(r, from, to) * to->cols + j]
+                        -= all.grads[to->offset + (size_t)r * to->cols + j];
+            for (int j = 0; j < from->rows * from->cols; j++)
+                CHECK_NEAR(g[j], 0, 0, 10 * tolerance);
+        }
+        hmoe_free(&few);
+        hmoe_free(&all);
+    }
+    free(tokens);
+}
+
 /* ---- Inference. */
 
 /* Token by token through the cache gives the logits of one pass over the sequence, in which each
@@ -415,6 +467,7 @@ static void cached_inference(void) {
     for (int i = 0; i < 6; i++) {
         hmoe_config c = small_config();
         c.T = i == 5 ? 1 : 4 + i;
+        c.NH = 4, c.NKV = i % 3;                   /* 0: no head shares its keys */
         c.routing = i % 2 ? HMOE_TOP_P : HMOE_TOP_K;
         c.gate = (hmoe_gate)(i / 2);
         c.noisy_gating = i == 4;
@@ -426,7 +479,7 @@ static void sliding_cache(void) {
     for (int i = 0; i < 4; i++) {
         hmoe_config c = small_config();
         c.T = i == 3 ? 1 : 3 + 2 * i;
-        c.L = 3;
+        c.L = 3, c.NKV = i % 2;
         check_cached(&c, 25);                      /* the same as a fresh start only if L = 1: what
                                                       slid out still speaks through upper layers */
     }
@@ -440,6 +493,7 @@ static void cached_inference_at_full_size(void) {
     int *tokens = random_tokens(40, 65);
     hmoe_real *one = reals(65), *all = reals(40 * 65);
     c.V = 65, c.L = 2, c.T = 100;                  /* more than one block of queries */
+    c.NKV = 2;                                     /* for 4 heads */
     small_create(&m, &c, 1);
     spread_weights(&m, 0.08, 0.2);
     CHECK_INT(hmoe_forward(&m, HMOE_EVALUATE, tokens, NULL, 1, 40), HMOE_OK);
@@ -497,6 +551,7 @@ int main(void) {
     TEST(all_experts_raw_is_the_weighted_sum);
     TEST(top_p_of_one_is_all_experts);
     TEST(grouped_dispatch_is_a_loop_over_tokens);
+    TEST(shared_keys_are_copies);
     TEST(cached_inference);
     TEST(sliding_cache);
     TEST(cached_inference_at_full_size);

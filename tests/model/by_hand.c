@@ -761,6 +761,10 @@ static void activated_parameters(void) {
     }
     CHECK_NEAR(hmoe_activated(&m), fixed + 3 * 8 * width, 1e-12, 0);
     hmoe_free(&m);
+    c.NH = 4, c.NKV = 1;                           /* keys and values of 2 numbers, not 8 */
+    small_create(&m, &c, 2);
+    CHECK_NEAR(hmoe_activated(&m), fixed - 2 * (2 * 6 * 8) + 2 * 3 * 8 * (2.0 / 4 * 15), 1e-12, 0);
+    hmoe_free(&m);
     c.E = c.K = 1;                                 /* a dense model activates all but embeddings */
     small_create(&m, &c, 2);
     CHECK_INT(hmoe_forward(&m, HMOE_EVALUATE, tokens, NULL, 2, 6), HMOE_OK);

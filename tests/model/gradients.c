@@ -96,7 +96,7 @@ static double dot(const hmoe_real *a, const hmoe_real *b, size_t n) {
 /* ---- Layers. The loss of a layer is <c, y>: its output y times fixed random numbers c, which are
    therefore dL/dy. What the losses below read stands here. */
 
-static int N, B, T, NH, hs, C, V, E;
+static int N, B, T, NH, NKV, hs, C, V, E;
 static hmoe_real *x, *y, *c, *w, *scratch;
 static hmoe_routes routes;
 
@@ -185,52 +185,55 @@ static void rmsnorm(void) {
 
 static hmoe_real *angles;
 static void rope_loss(double *loss) {
-    size_t n = (size_t)B * T * 3 * NH * hs;
+    size_t n = (size_t)B * T * (NH + 2 * NKV) * hs;
     memcpy(y, x, n * sizeof *y);
-    hmoe__rope(y, angles, 1, B, T, NH, hs);
+    hmoe__rope(y, angles, 1, B, T, NH, NKV, hs);
     *loss = dot(c, y, n);
 }
 
+static void rope_case(int B_, int T_, int NH_, int NKV_, int hs_) {
+    B = B_, T = T_, NH = NH_, NKV = NKV_, hs = hs_;
+    size_t n = (size_t)B * T * (NH + 2 * NKV) * hs;
+    x = random_reals(n, 1), y = reals(n), c = random_reals(n, 1);
+    angles = random_reals((size_t)T * hs, 1);
+    for (int t = 0; t < T; t++)
+        for (int k = 0; k < hs / 2; k++) {                        /* cosines, then sines */
+            double angle = angles[t * hs + k];
+            angles[t * hs + k] = cos(angle);
+            angles[t * hs + hs / 2 + k] = sin(angle);
+        }
+    hmoe_real *dx = reals(n);
+    memcpy(dx, c, n * sizeof *dx);
+    hmoe__rope(dx, angles, -1, B, T, NH, NKV, hs);
+    check_gradient("rope qkv", x, dx, n, rope_loss);
+    free(dx); free(x); free(y); free(c); free(angles);
+}
+
 static void rope(void) {
-    static const int sizes[4][4] = { { 1, 1, 1, 2 }, { 2, 5, 3, 4 }, { 1, 9, 1, 6 },
-                                     { 2, 3, 2, 16 } };
-    for (int i = 0; i < 4; i++) {
-        B = sizes[i][0], T = sizes[i][1], NH = sizes[i][2], hs = sizes[i][3];
-        size_t n = (size_t)B * T * 3 * NH * hs;
-        x = random_reals(n, 1), y = reals(n), c = random_reals(n, 1);
-        angles = random_reals((size_t)T * hs, 1);
-        for (int t = 0; t < T; t++)
-            for (int k = 0; k < hs / 2; k++) {                    /* cosines, then sines */
-                double angle = angles[t * hs + k];
-                angles[t * hs + k] = cos(angle);
-                angles[t * hs + hs / 2 + k] = sin(angle);
-            }
-        hmoe_real *dx = reals(n);
-        memcpy(dx, c, n * sizeof *dx);
-        hmoe__rope(dx, angles, -1, B, T, NH, hs);
-        check_gradient("rope qkv", x, dx, n, rope_loss);
-        free(dx); free(x); free(y); free(c); free(angles);
-    }
+    rope_case(1, 1, 1, 1, 2), rope_case(2, 5, 3, 3, 4), rope_case(1, 9, 1, 1, 6);
+    rope_case(2, 3, 2, 2, 16);
 }
 
 static void attention_loss(double *loss) {
-    hmoe__attention_forward(y, scratch, x, B, T, NH, hs);
+    hmoe__attention_forward(y, scratch, x, B, T, NH, NKV, hs);
     *loss = dot(c, y, (size_t)B * T * NH * hs);
 }
 
+static void attention_case(int B_, int T_, int NH_, int NKV_, int hs_) {
+    B = B_, T = T_, NH = NH_, NKV = NKV_, hs = hs_;
+    size_t n = (size_t)B * T * NH * hs, all = n + (size_t)B * T * 2 * NKV * hs;
+    size_t pairs = (size_t)B * NH * T * (T > 64 ? T : 64);
+    hmoe_real *dx = random_reals(all, 1), *datt = reals(pairs);        /* dx is replaced */
+    x = random_reals(all, 1), y = reals(n), c = random_reals(n, 1), scratch = reals(pairs);
+    hmoe__attention_forward(y, scratch, x, B, T, NH, NKV, hs);
+    hmoe__attention_backward(dx, datt, c, y, scratch, x, B, T, NH, NKV, hs);
+    check_gradient("attention qkv", x, dx, all, attention_loss);
+    free(dx); free(datt); free(x); free(y); free(c); free(scratch);
+}
+
 static void attention(void) {
-    static const int sizes[6][4] = { { 1, 1, 1, 2 }, { 2, 5, 3, 4 }, { 1, 9, 1, 6 },
-                                     { 3, 2, 2, 2 }, { 1, 17, 2, 16 }, { 1, 67, 1, 2 } };
-    for (int i = 0; i < 6; i++) {
-        B = sizes[i][0], T = sizes[i][1], NH = sizes[i][2], hs = sizes[i][3];
-        size_t n = (size_t)B * T * NH * hs, pairs = (size_t)B * NH * T * (T > 64 ? T : 64);
-        hmoe_real *dx = random_reals(3 * n, 1), *datt = reals(pairs);  /* dx is replaced */
-        x = random_reals(3 * n, 1), y = reals(n), c = random_reals(n, 1), scratch = reals(pairs);
-        hmoe__attention_forward(y, scratch, x, B, T, NH, hs);
-        hmoe__attention_backward(dx, datt, c, y, scratch, x, B, T, NH, hs);
-        check_gradient("attention qkv", x, dx, 3 * n, attention_loss);
-        free(dx); free(datt); free(x); free(y); free(c); free(scratch);
-    }
+    attention_case(1, 1, 1, 1, 2), attention_case(2, 5, 3, 3, 4), attention_case(1, 9, 1, 1, 6);
+    attention_case(3, 2, 2, 2, 2), attention_case(1, 17, 2, 2, 16), attention_case(1, 67, 1, 1, 2);
 }
 
 /* Routes of N tokens among E experts from random logits. */
@@ -533,9 +536,9 @@ static void check_model(const hmoe_config *config, double router_scale) {
     hmoe_real *gradient[TERMS];
     char where[200];
     double ignored[TERMS];
-    sprintf(where, "(B %d T %d C %d L %d NH %d E %d K %d %s gate %d p %g noise %d balance %d "
-            "budget %g)", B, T, config->C, config->L, config->NH, config->E, config->K,
-            config->routing == HMOE_TOP_K ? "top-k" : "top-p", config->gate, config->top_p,
+    sprintf(where, "(B %d T %d C %d L %d NH %d NKV %d E %d K %d %s gate %d p %g noise %d "
+            "balance %d budget %g)", B, T, config->C, config->L, config->NH, config->NKV, config->E,
+            config->K, config->routing == HMOE_TOP_K ? "top-k" : "top-p", config->gate, config->top_p,
             config->noisy_gating, config->balance, config->budget);
     test_context = where;
     small_create(&model, config, B);
@@ -670,6 +673,16 @@ static void model_random_sizes(void) {
     CHECK(unused_experts > 0);                 /* an expert without tokens was among them */
 }
 
+/* Heads that share keys and values: all of them, or two each. */
+static void shared_keys(void) {
+    hmoe_config config = small_config();
+    rope_case(2, 5, 3, 1, 4), rope_case(1, 4, 4, 2, 6);
+    attention_case(2, 5, 3, 1, 4), attention_case(2, 5, 6, 3, 2), attention_case(2, 37, 4, 2, 2);
+    B = 2, T = 4;
+    config.NH = 4;
+    for (config.NKV = 1; config.NKV <= 2; config.NKV++) check_model(&config, 0.5);
+}
+
 /* backward adds `scale` times the gradient to what is there. */
 static void scale_and_accumulation(void) {
     hmoe_config config = small_config();
@@ -713,5 +726,6 @@ int main(void) {
     TEST(scale_and_accumulation);
     TEST(model_with_dropout);
     TEST(model_steered);
+    TEST(shared_keys);
     return test_summary("gradients");
 }

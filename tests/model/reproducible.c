@@ -78,6 +78,7 @@ static hmoe_config run_config(hmoe_routing routing, int noisy) {
     hmoe_config c = hmoe_default_config();
     c.V = 65, c.T = 24, c.C = 48, c.L = 2, c.NH = 4;
     CHECK_INT(hmoe_expert_sizes(c.H, c.E, 8 * 40, "arithmetic", NULL), HMOE_OK);
+    c.NKV = routing == HMOE_TOP_P ? 1 : noisy ? 2 : 0;   /* heads that share keys and values */
     c.routing = routing;
     c.noisy_gating = noisy;
     c.loss_coef[HMOE_LB] = 0.01, c.loss_coef[HMOE_PP] = 0.1, c.loss_coef[HMOE_ENT] = 0.03, c.loss_coef[HMOE_Z] = 0.001;

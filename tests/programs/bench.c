@@ -249,13 +249,14 @@ TIMED(LAYERS, rmsnorm_forward, (hmoe_real *y, hmoe_real *r, R *x, R *w, double e
 TIMED(LAYERS, rmsnorm_backward,
       (hmoe_real *dx, hmoe_real *dw, hmoe_real *dy, R *x, R *w, R *r, int N, int C),
       (dx, dw, dy, x, w, r, N, C))
-TIMED(LAYERS, rope, (hmoe_real *q, R *angles, int d, int B, int T, int NH, int hs),
-      (q, angles, d, B, T, NH, hs))
+TIMED(LAYERS, rope, (hmoe_real *q, R *angles, int d, int B, int T, int NH, int NKV, int hs),
+      (q, angles, d, B, T, NH, NKV, hs))
 TIMED(ATTENTION, attention_forward,
-      (hmoe_real *o, hmoe_real *a, R *q, int B, int T, int NH, int hs), (o, a, q, B, T, NH, hs))
+      (hmoe_real *o, hmoe_real *a, R *q, int B, int T, int NH, int NKV, int hs),
+      (o, a, q, B, T, NH, NKV, hs))
 TIMED(ATTENTION, attention_backward,
-      (hmoe_real *dq, hmoe_real *da, R *d, R *o, hmoe_real *a, R *q, int B, int T, int NH, int hs),
-      (dq, da, d, o, a, q, B, T, NH, hs))
+      (hmoe_real *dq, hmoe_real *da, R *d, R *o, hmoe_real *a, R *q, int B, int T, int NH, int NKV,
+       int hs), (dq, da, d, o, a, q, B, T, NH, NKV, hs))
 TIMED(EXPERTS, swiglu_backward,
       (hmoe_real *u, hmoe_real *h, hmoe_real *g, R *d, const int *start, R *row_gate, const int *H,
        int E, int ldh), (u, h, g, d, start, row_gate, H, E, ldh))
