@@ -49,6 +49,7 @@ static const cli_option rows[] = {
     CLI_INT("--width", &set.model.C, 2, 1 << 20, "128", "model width"),
     CLI_INT("--layers", &set.model.L, 1, 1024, "4", "layers"),
     CLI_INT("--heads", &set.model.NH, 1, 1 << 19, "4", "attention heads"),
+    CLI_INT("--kv-heads", &set.model.NKV, 1, 1 << 19, "as --heads", "heads of keys and values"),
     CLI_INT("--context", &set.model.T, 1, 1 << 20, "64", "longest sequence, in tokens"),
     CLI_INT("--experts", &set.model.E, 1, 256, "8", "experts per layer; 1: a dense model"),
     CLI_INT("--hidden", &set.hidden, 1, 1 << 20, "172", "mean width of an expert"),
@@ -117,7 +118,8 @@ static void check_options(void) {
 static void check_model(const hmoe_config *c) {
     char why[HMOE_MESSAGE_SIZE];
     if (hmoe_check_config(c, why))
-        cli_fail(2, "%s\n(C: --width, NH: --heads, T: --context, E: --experts, K: --k)", why);
+        cli_fail(2, "%s\n(C: --width, NH: --heads, NKV: --kv-heads, T: --context, E: --experts, "
+                 "K: --k)", why);
     int most = HMOE_MAX_TOKENS / c->T / (c->routing == HMOE_TOP_P ? c->E : c->K);
     if (set.batch > most)
         cli_fail(2, "--batch %d: it can be at most %d with --context %d", set.batch, most, c->T);
@@ -372,8 +374,7 @@ int main(int argc, char **argv) {
     if (!set.resume) r.model.backend = cli_start_backend(&set.backend);
     start(&r);
     introduce(&r, argv[0]);
-    if (set.resume && r.model.step >= set.steps) finish(&r);
-    else if (train(&r)) finish(&r);
+    if ((set.resume && r.model.step >= set.steps) || train(&r)) finish(&r);
     else {
         printf("stopped after step %lld; to go on: ", (long long)r.model.step);
         resume_print_command(argv[0], set.out);

@@ -9,8 +9,9 @@
 static inline void display_model(const hmoe_model *m) {
     const hmoe_config *c = &m->config;
     double widest = hmoe__widest(c) / hmoe__total_width(c);
-    printf("model    %d layers of width %d, %d heads, context %d: %.0f parameters, ", c->L, c->C,
-           c->NH, c->T, hmoe_parameters(m));
+    printf("model    %d layers of width %d, %d heads, ", c->L, c->C, c->NH);
+    if (c->NKV < c->NH) printf("%d of keys and values, ", c->NKV);
+    printf("context %d: %.0f parameters, ", c->T, hmoe_parameters(m));
     printf("%.0f activated\nexperts  %d per layer, ", hmoe_activated(m), c->E);
     if (c->routing == HMOE_TOP_P) printf("top-p %.9g; widths", c->top_p);
     else printf("top-k %d; widths", c->K);

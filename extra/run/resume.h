@@ -8,8 +8,9 @@
 
 #include "cli.h"
 
-static const char resume_shape[] = " --width --layers --heads --experts --hidden --sizes --routing "
-                                   "--gate --noisy --budget --balance --context --seed --optimizer ";
+static const char resume_shape[] = " --width --layers --heads --kv-heads --experts --hidden --sizes "
+                                   "--routing --gate --noisy --budget --balance --context --seed "
+                                   "--optimizer ";
 static const char resume_forgotten[] = " --out --resume --overwrite --stop-at --threads --init "
                                        "--upcycle --slim --tokenizer --expert-ranks --place ";
 
@@ -36,8 +37,9 @@ typedef struct resume_value {
 static inline void resume_compare(const cli_option *options, const hmoe_config *c, const char *dir,
                                   const char *free) {
     const resume_value values[] = {
-        { "--width", c->C }, { "--layers", c->L }, { "--heads", c->NH }, { "--context", c->T },
-        { "--experts", c->E }, { "--hidden", floor(hmoe__total_width(c) / c->E) },
+        { "--width", c->C }, { "--layers", c->L }, { "--heads", c->NH },
+        { "--kv-heads", hmoe__kv_heads(c) }, { "--context", c->T }, { "--experts", c->E },
+        { "--hidden", floor(hmoe__total_width(c) / c->E) },
         { "--routing", c->routing == HMOE_TOP_P }, { "--gate", c->gate == HMOE_GATE_RAW },
         { "--noisy", c->noisy_gating }, { "--budget", c->budget }, { "--balance", c->balance },
     };

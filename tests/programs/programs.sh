@@ -77,6 +77,7 @@ done <<'END'
 --k 0
 --width 0
 --layers 0
+--kv-heads 0
 --context 0
 --experts 0
 --experts 257
@@ -114,10 +115,11 @@ extra
 END
 check "k > E" gives 2 "K" "$train_tiny" --data text --out u --experts 4 --k 5
 check "C % NH" gives 2 "" "$train_tiny" --data text --out u --width 30 --heads 4
+check "NH % NKV" gives 2 "NKV must divide NH" "$train_tiny" --data text --out u --kv-heads 3
 check "odd head" gives 2 "" "$train_tiny" --data text --out u --width 12 --heads 4
 check "no directory made by any of these" absent u
 check "help" gives 0 "usage: train_tiny" "$train_tiny" --help
-for option in data tokens tokens-val tokenizer out resume overwrite init upcycle slim width layers heads context experts hidden sizes routing k p gate \
+for option in data tokens tokens-val tokenizer out resume overwrite init upcycle slim width layers heads kv-heads context experts hidden sizes routing k p gate \
     noisy balance balance-rate budget pp lb ent z steps batch accum lr min-lr warmup weight-decay beta1 beta2 clip optimizer muon-lr \
     dropout eval-every eval-tokens final-tokens save-every seed threads backend precision; do
     check "help names --$option" grep -q -e "^  --$option " stdout
@@ -212,7 +214,7 @@ check "and no directory made" absent none
 check "Muon: goes on as Muon" gives 0 "^final: " train --steps 14 --out m --resume
 check "Muon: nothing else does" gives 2 "--optimizer.*run in m has" train --resume --out m \
     --optimizer adamw
-for other in "width 32" "layers 3" "heads 1" "context 4" "experts 2" "hidden 10" "sizes modse" \
+for other in "width 32" "layers 3" "heads 1" "kv-heads 1" "context 4" "experts 2" "hidden 10" "sizes modse" \
     "optimizer muon" "sizes 1,2" "routing topp" "gate raw" "noisy" "balance work" "seed 7"; do
     check "other --$other" gives 2 "--${other%% *}.* in a has" train --resume --out a --$other
 done

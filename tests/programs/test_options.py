@@ -226,6 +226,8 @@ def impossible(name, value):
     n = number(value)
     if name == "--width" and (n % 2 or n > 2000) or name == "--heads" and n not in (1, 2):
         return ["--width", "memory"]
+    if name == "--kv-heads" and n not in (1, 2):           # of 2
+        return ["--kv-heads"]
     if name == "--context" and n > 1799:
         return ["--context", "memory"]
     if name == "--k" and n > 2:
@@ -253,6 +255,7 @@ def too_long(name, value):
 
 # What an option needs beside it. Some of MODEL would be in the way.
 TOGETHER = {"--budget": ["--routing", "topp"], "--balance-rate": ["--balance", "tokens"],
+            "--kv-heads": ["--heads", "2"],
             "--p": ["--routing", "topp"], "--muon-lr": ["--optimizer", "muon"],
             "--upcycle": ["--init", "dense"], "--slim": ["--init", "equal"],
             "--tokens-val": ["--tokens", "tokens"], "--tokenizer": ["--tokens", "tokens"]}
@@ -373,8 +376,9 @@ def test_flag(o):
 # --- an option given twice ------------------------------------------------------------------------
 
 TWO = {"--data": ("text", "other"), "--out": ("out1", "out2"), "--width": (4, 8),
-       "--layers": (1, 2), "--heads": (1, 2), "--context": (4, 5), "--experts": (2, 3),
-       "--hidden": (3, 5), "--sizes": ("3,1", "1,1"), "--routing": ("topk", "topp"), "--k": (1, 2),
+       "--layers": (1, 2), "--heads": (1, 2), "--kv-heads": (1, 2), "--context": (4, 5),
+       "--experts": (2, 3), "--hidden": (3, 5), "--sizes": ("3,1", "1,1"),
+       "--routing": ("topk", "topp"), "--k": (1, 2),
        "--p": (.1, .9), "--gate": ("norm", "raw"), "--pp": (0, 1), "--lb": (0, 1), "--ent": (0, 1),
        "--z": (0, 1), "--steps": (1, 2), "--batch": (1, 2), "--accum": (1, 2), "--lr": (.1, .2),
        "--min-lr": (0, .001), "--warmup": (1, 2), "--weight-decay": (0, 1), "--beta1": (0, .5),
@@ -519,11 +523,12 @@ def cost(line, named):
     "--batch 16777216 --context 1", "--batch 8388608 --context 1", "--context 1048576",
     "--hidden 1048576 --experts 1 --width 65536", "--hidden 1048576 --experts 2",
     "--experts 256 --batch 2000000", "--heads 524288 --width 1048576", "--heads 3",
-    "--width 6 --heads 2", "--k 3", "--sizes 1,2,3", "--sizes modse --experts 3",
+    "--width 6 --heads 2", "--kv-heads 2", "--heads 2 --kv-heads 4", "--k 3", "--sizes 1,2,3",
+    "--sizes modse --experts 3",
     "--hidden 1 --experts 256 --sizes 1,2", "--lr 0.1 --min-lr 0.2", "--width 2000 --layers 30",
     "--width 2000 --layers 9",                             # each array fits, not all of them
     "--precision bf16", "--optimizer muon --backend cuda", "--resume --batch 16777216",
-    "--resume --width 8", "--resume --seed 3", "--resume --k 4"])
+    "--resume --kv-heads 2", "--resume --width 8", "--resume --seed 3", "--resume --k 4"])
 def test_impossible_together_is_refused_at_once(case):
     older, words = state("older"), case.split()
     line = train(out="older", experts=3 if "--resume" in words else 2) + words
