@@ -13,8 +13,8 @@ extern "C" {
 
 /* Like hmoe_load(m, dir, max_B, 0), but also reads a Mixtral that another program wrote:
    in shards (model-00001-of-00002.safetensors ...) and in half precision (F16, BF16). The
-   Mixtral must have as many key/value heads as heads, an output matrix of its own, and no
-   sliding window that is shorter than its context. */
+   Mixtral must have an output matrix of its own, and no sliding window that is shorter
+   than its context. */
 hmoe_status hmoe_load_mixtral(hmoe_model *m, const char *dir, int max_B);
 
 /* Writes the model as an ordinary Mixtral. All experts become as wide as the widest: W1

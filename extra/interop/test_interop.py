@@ -53,9 +53,12 @@ def rotate(x, theta):
 
 
 def attention(x, layer, c):
-    heads = (len(x), c["num_attention_heads"], -1)
-    theta = (c.get("rope_parameters") or c)["rope_theta"]
-    q, k, v = (np.reshape(x @ layer("self_attn.%s_proj" % name).T, heads) for name in "qkv")
+    """Each head of keys and values stands for a group of heads that lie side by side."""
+    heads, theta = c["num_attention_heads"], (c.get("rope_parameters") or c)["rope_theta"]
+    q, k, v = (x @ layer("self_attn.%s_proj" % name).T for name in "qkv")
+    q = q.reshape(len(x), heads, -1)
+    k, v = (y.reshape(len(x), -1, q.shape[-1]) for y in (k, v))
+    k, v = (np.repeat(y, heads // y.shape[1], axis=1) for y in (k, v))
     score = np.einsum("thi,shi->hts", rotate(q, theta), rotate(k, theta)) / np.sqrt(q.shape[-1])
     score[:, np.triu(np.ones(score.shape[1:], bool), 1)] = -np.inf      # what comes later
     out = np.einsum("hts,shi->thi", softmax(score), v)
@@ -186,7 +189,7 @@ def exported(kind):
     "--sizes modse", "--sizes 3,1,2.5,2", "--k 1", "--k 1 --gate norm", "--k 3 --gate raw", "--k 4",
     "--routing topp", "--routing topp --p 0.3 --gate raw", "--routing topp --p 1", "--noisy",
     "--noisy --routing topp --p 0.8", "--experts 1", "--experts 9 --hidden 5",
-    "--heads 1 --layers 3 --context 5", "--heads 16 --width 64 --context 100",
+    "--kv-heads 1", "--kv-heads 2", "--heads 1 --layers 3 --context 5", "--heads 16 --width 64 --context 100",
     "--context 1000 --steps 3 --batch 1"])
 def test_numpy_computes_the_same_loss(kind):
     """Each way to route, to weigh and to size experts; and other windows, heads and layers."""
@@ -402,22 +405,23 @@ def test_tokens_of_a_library(tmp_path):
 
 # --- Mixtrals of others ---------------------------------------------------------------------------
 
-def plain_mixtral(V, K, seed):
+def plain_mixtral(V, K, seed, heads=3, kv_heads=3):
     """A Mixtral as others make it: its config has Mixtral's keys alone, its weights are large."""
     draw, C, E, H = np.random.default_rng(seed), 24, 5, 17
     c = {"architectures": ["MixtralForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 1,
          "eos_token_id": 2, "hidden_act": "silu", "hidden_size": C, "initializer_range": 0.02,
          "intermediate_size": H, "max_position_embeddings": 12, "model_type": "mixtral",
-         "num_attention_heads": 3, "num_experts_per_tok": K, "num_hidden_layers": 2,
-         "num_key_value_heads": 3, "num_local_experts": E, "output_router_logits": False,
+         "num_attention_heads": heads, "num_experts_per_tok": K, "num_hidden_layers": 2,
+         "num_key_value_heads": kv_heads, "num_local_experts": E, "output_router_logits": False,
          "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "router_aux_loss_coef": 0.02,
-         "router_jitter_noise": 0.0, "sliding_window": None, "head_dim": 8,
+         "router_jitter_noise": 0.0, "sliding_window": None, "head_dim": C // heads,
          "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.57.1",
          "use_cache": True, "vocab_size": V}
     w = {"model.embed_tokens": (V, C), "lm_head": (V, C), "model.norm": (C,)}
     for l in range(2):
         p = "model.layers.%d." % l
-        w.update({p + "self_attn.%s_proj" % name: (C, C) for name in "qkvo"})
+        w.update({p + "self_attn.%s_proj" % name: (C, C) for name in "qo"})
+        w.update({p + "self_attn.%s_proj" % name: (C // heads * kv_heads, C) for name in "kv"})
         w.update({p + name: (C,) for name in ("input_layernorm", "post_attention_layernorm")})
         w[p + "block_sparse_moe.gate"] = (E, C)
         for e in range(E):
@@ -431,6 +435,7 @@ def plain_mixtral(V, K, seed):
 
 @pytest.mark.parametrize("name, changes", {
     "as-is": {}, "small": {"vocab_size": 128}, "one-expert": {"num_experts_per_tok": 1},
+    "grouped": {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4},
     "window": {"sliding_window": 12}, "no-head_dim": {"head_dim": None},
     "scaling-null": {"rope_scaling": None, "quantization_config": None},
     "dtype": {"dtype": "bfloat16", "torch_dtype": None},
@@ -440,7 +445,8 @@ def test_a_plain_mixtral_opens(name, changes):
     """256 tokens without a word are bytes; of other numbers there are files of tokens. Routers are
     sure of themselves here and logits reach 10, so that float32 has fewer digits left."""
     w, c = plain_mixtral(changes.get("vocab_size", 256), changes.get("num_experts_per_tok", 2),
-                         len(name))
+                         len(name), changes.get("num_attention_heads", 3),
+                         changes.get("num_key_value_heads", 3))
     c = {key: value for key, value in {**c, **changes}.items()
          if value is not None or key not in ("head_dim", "rope_theta", "torch_dtype")}
     save("plain-" + name, w, c)
@@ -467,7 +473,7 @@ def test_300_tokens_are_no_bytes_but_can_be_exported():
 
 
 @pytest.mark.parametrize("key, value", {
-    "num_key_value_heads": 1, "tie_word_embeddings": True, "sliding_window": 8, "head_dim": 16,
+    "num_key_value_heads": 2, "tie_word_embeddings": True, "sliding_window": 8, "head_dim": 16,
     "quantization_config": {"quant_method": "gptq", "bits": 4},
     "rope_scaling": {"type": "linear", "factor": 2.0}, "model_type": "llama", "hidden_act": "gelu",
     "attention_bias": True, "num_local_experts": 4,
@@ -494,7 +500,7 @@ def test_f64_is_refused_by_name():
 
 @pytest.mark.parametrize("kind", ["--sizes homogeneous", "--sizes arithmetic", "--sizes geometric",
                                   "--sizes hybrid", "--sizes modse", "--sizes 3,1,2.5,2",
-                                  "--noisy"])
+                                  "--noisy", "--kv-heads 2"])
 def test_an_export_is_a_mixtral_that_computes_the_same(kind):
     """Padded with zeros, a model of any widths is an ordinary Mixtral."""
     folder, out = trained(kind), exported(kind)
@@ -530,7 +536,8 @@ def transformers():
 
 
 @pytest.mark.parametrize("make, kind", [(trained, "--sizes homogeneous"),
-                                        (exported, "--sizes modse"), (exported, "--noisy")])
+                                        (exported, "--sizes modse"), (exported, "--noisy"),
+                                        (exported, "--kv-heads 2")])
 def test_transformers_opens(make, kind, transformers):
     """An export is a MixtralForCausalLM with the same logits, and writes; and what it saves comes
     back."""
@@ -564,7 +571,7 @@ def test_a_mixtral_that_transformers_made_opens(dtype, transformers):
     import torch
     config = transformers.MixtralConfig(
         vocab_size=256, hidden_size=32, intermediate_size=20, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, num_local_experts=4, num_experts_per_tok=2,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
         max_position_embeddings=len(TEXT), sliding_window=None, initializer_range=0.3)
     torch.manual_seed(1)
     theirs = "theirs-" + dtype
