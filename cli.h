@@ -89,6 +89,13 @@ static inline long cli_take(const char *file) {
     }
 }
 
+/* This program's standard output or error once more, if that is what a path means; else NULL. */
+static inline FILE *cli_same_stream(const char *path) {
+    for (int f = STDOUT_FILENO; f <= STDERR_FILENO; f++)
+        if (cli_is_open_at(f, path)) return fdopen(dup(f), "wb");
+    return NULL;
+}
+
 /* Seconds, by a clock that nobody sets back. */
 static inline double cli_seconds(void) {
     struct timespec t;
@@ -350,73 +357,7 @@ static inline int cli_parse(int argc, char **argv, cli_option *options, int n, c
     return words;
 }
 
-/* --- files ----------------------------------------------------------------------------------- */
-
-static inline const char *cli_path(char *path, const char *dir, const char *name) {
-    int n = snprintf(path, CLI_PATH_SIZE, "%s/%s", dir, name);
-    if (n >= CLI_PATH_SIZE) cli_fail(2, "%.120s...: this path is too long", path);
-    return path;
-}
-
-/* Locks a directory, by a file in it, until the process ends. */
-static inline void cli_lock(const char *dir) {
-    char path[CLI_PATH_SIZE];
-    long owner = cli_take(cli_path(path, dir, "lock"));
-    if (owner < 0) cli_cannot("write to the directory", dir);
-    if (owner > 0)
-        cli_fail(1, "%s is in use by process %ld: wait for it, or choose another directory", dir,
-                 owner);
-}
-
-/* A whole file, as bytes, with a 0 after them. */
-static inline unsigned char *cli_read(const char *path, size_t *size, const char *hint) {
-    size_t room = 1 << 16, n = 0, got;
-    unsigned char *bytes = (unsigned char *)cli_alloc(room);
-    FILE *f = fopen(path, "rb");
-    while (f && (got = fread(bytes + n, 1, room - n, f)) > 0) {
-        n += got;
-        if (n < room) continue;
-        room *= 2;
-        bytes = (unsigned char *)realloc(bytes, room);
-        if (!bytes) cli_fail(1, "%s does not fit in memory", path);
-    }
-    if (!f || ferror(f)) cli_fail(1, "cannot read %s: %s%s", path, strerror(errno), hint);
-    fclose(f);
-    bytes[n] = 0;
-    *size = n;
-    return bytes;
-}
-
-/* A file that takes the place of another one when it is whole. */
-typedef struct cli_output {
-    FILE *file;
-    const char *path;
-    char beside[CLI_PATH_SIZE];
-} cli_output;
-
-static inline void cli_open(cli_output *out, const char *path) {
-    int n = snprintf(out->beside, sizeof out->beside, "%s.tmp", path);
-    out->path = path;
-    if (n >= CLI_PATH_SIZE) cli_fail(2, "%.120s...: this path is too long", path);
-    out->file = fopen(out->beside, "wb");
-    if (!out->file) cli_cannot("write", out->beside);
-}
-
-static inline void cli_close(cli_output *out) {
-    int failed = ferror(out->file);
-    if (!fclose(out->file) && !failed && !hmoe__replace(out->beside, out->path, ".")) return;
-    int error = errno;
-    remove(out->beside);
-    errno = error;
-    cli_cannot("write", out->path);
-}
-
-/* Forces to the disk what was written to a file. It must still be the one behind its name: the
-   directory may be gone, or another one by now. */
-static inline void cli_sync(FILE *f, const char *path) {
-    if (ferror(f) || hmoe__flush_to_disk(f)) cli_cannot("write", path);
-    if (!cli_is_at(f, path)) cli_fail(1, "cannot save: %s was removed or replaced", path);
-}
+#include "extra/run/cli_files.h"
 
 /* --- the backend ---------------------------------------------------------------------------- */
 

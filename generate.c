@@ -71,7 +71,8 @@ static const char *read_options(int argc, char **argv) {
             cli_fail(2, "%s: needs --score FILE", with_score[i]);
     if (set.page && !PAGE_IS_BUILT)
         cli_fail(2, "--page: this program was built without it, build it with make");
-    if (set.page && set.routes && !strcmp(set.page, set.routes))
+    if (set.page && set.routes
+        && (!strcmp(set.page, set.routes) || cli_is_same(set.page, set.routes)))
         cli_fail(2, "--page and --routes: both are %s, choose two files", set.page);
     check_output(set.routes);
     check_output(set.page);

@@ -3331,7 +3331,13 @@ double hmoe_activated(const hmoe_model *m) {
 /* ---------------------------------------------------------------------------------------
    The platform - what C99 lacks: POSIX, then Windows, then what is left without either
    (files are not forced to the disk, the directory must be there already, 2 GB may be the
-   limit). */
+   limit).
+
+   hmoe__create   opens a new file, which is to replace `target` later: with the permissions
+                  of that file, and never if that is a pipe or a device
+   hmoe__follow   replaces a path that is a link by where the link leads
+   hmoe__replace  gives a file another name; a file of that name is gone at once */
+enum { HMOE__PATH_SIZE = 4096 };
 #if defined(__GLIBC__) && !defined(__USE_POSIX)
 #error "Include hmoe.h before any other header, compile with -std=gnu99, or define HMOE_NO_FILES"
 #endif
@@ -3353,9 +3359,35 @@ static int hmoe__flush_to_disk(FILE *f) { return fflush(f) || fsync(fileno(f)); 
 static int hmoe__make_directory(const char *path) {
     return mkdir(path, 0777) && errno != EEXIST;
 }
-static int hmoe__replace(const char *from, const char *to, const char *dir) {
-    int fd, failed = rename(from, to);
-    if (failed || (fd = open(dir, O_RDONLY)) < 0) return failed;
+static FILE *hmoe__create(const char *path, const char *target) {
+    struct stat is;
+    int f, exists = !stat(target, &is);
+    FILE *file;
+    errno = exists && S_ISDIR(is.st_mode) ? EISDIR : EINVAL;
+    if (exists && !S_ISREG(is.st_mode)) return NULL;
+    if ((f = open(path, O_WRONLY | O_CREAT | O_EXCL, 0666)) < 0) return NULL;
+    if (exists) fchmod(f, is.st_mode & 0777);   /* if the file system can */
+    if (!(file = fdopen(f, "wb"))) close(f);
+    return file;
+}
+static int hmoe__follow(char path[HMOE__PATH_SIZE]) {
+    char to[HMOE__PATH_SIZE];
+    for (ssize_t links = 0, n; (n = readlink(path, to, sizeof to - 1)) >= 0; links++) {
+        char *slash = strrchr(path, '/'), *name = *to != '/' && slash ? slash + 1 : path;
+        errno = links < 40 ? ENAMETOOLONG : ELOOP;
+        if (links == 40 || name - path + n >= HMOE__PATH_SIZE) return -1;
+        memcpy(name, to, (size_t)n);
+        name[n] = 0;
+    }
+    return 0;
+}
+static int hmoe__replace(const char *from, const char *to) {
+    const char *slash = strrchr(to, '/');
+    char dir[HMOE__PATH_SIZE] = ".";
+    int fd;
+    if (rename(from, to)) return -1;
+    if (slash) snprintf(dir, sizeof dir, "%.*s", (int)(slash - to) + 1, to);
+    if ((fd = open(dir, O_RDONLY)) < 0) return 0;
     fsync(fd);   /* makes the new name durable, if the file system can */
     close(fd);
     return 0;
@@ -3378,8 +3410,12 @@ static int hmoe__flush_to_disk(FILE *f) { return fflush(f) || _commit(_fileno(f)
 static int hmoe__make_directory(const char *path) {
     return _mkdir(path) && errno != EEXIST;
 }
-static int hmoe__replace(const char *from, const char *to, const char *dir) {
-    (void)dir;
+static FILE *hmoe__create(const char *path, const char *target) {
+    (void)target;
+    return fopen(path, "wb");
+}
+static int hmoe__follow(char *path) { (void)path; return 0; }
+static int hmoe__replace(const char *from, const char *to) {
     for (int i = 0; i < 40; i++, Sleep(50))   /* another program may have it open */
         if (MoveFileExA(from, to, 1 | 8)) return 0;  /* REPLACE_EXISTING | WRITE_THROUGH */
     errno = EACCES;
@@ -3391,8 +3427,12 @@ static int hmoe__seek(FILE *f, int64_t at, int from) { return fseek(f, (long)at,
 static int64_t hmoe__tell(FILE *f) { return ftell(f); }
 static int hmoe__flush_to_disk(FILE *f) { return fflush(f); }
 static int hmoe__make_directory(const char *path) { (void)path; return 0; }
-static int hmoe__replace(const char *from, const char *to, const char *dir) {
-    (void)dir;
+static FILE *hmoe__create(const char *path, const char *target) {
+    (void)target;
+    return fopen(path, "wb");
+}
+static int hmoe__follow(char *path) { (void)path; return 0; }
+static int hmoe__replace(const char *from, const char *to) {
     remove(to);
     return rename(from, to);
 }
@@ -3426,11 +3466,9 @@ hmoe_status hmoe_byte_vocab(hmoe_config *c, const unsigned char *text, size_t n,
     return HMOE_OK;
 }
 
-enum { HMOE__PATH_SIZE = 4096 };
-
 static hmoe_status hmoe__path(char *path, const char *dir, const char *name,
-                              const char *ending, char *message) {
-    int n = snprintf(path, HMOE__PATH_SIZE, "%s/%s%s", dir, name, ending);
+                              char *message) {
+    int n = snprintf(path, HMOE__PATH_SIZE, "%s/%s", dir, name);
     if (n >= 0 && n < HMOE__PATH_SIZE) return HMOE_OK;
     return HMOE__BAD(message, "the path %.100s... is too long", dir);
 }
@@ -3453,17 +3491,32 @@ static const hmoe_tensor *hmoe__saved_tensor(const hmoe_model *m, size_t i,
 /* ---------------------------------------------------------------------------------------
    Writing. */
 
-/* A temporary file that will be renamed to its final name. */
+/* A file `path`, which has the name `beside` until it is complete: .NAME.hmoe.tmp. Nobody
+   else uses such a name, so one that is there was left by a crash. If there is a link in
+   place of the file, both names are where it leads, and the link stays. */
 typedef struct hmoe__output {
     FILE *file;
-    char path[HMOE__PATH_SIZE];
+    char path[HMOE__PATH_SIZE], beside[HMOE__PATH_SIZE];
 } hmoe__output;
+
+static hmoe_status hmoe__name_output(hmoe__output *out, const char *dir, const char *name,
+                                     char *message) {
+    int start, n;
+    HMOE__TRY(hmoe__path(out->path, dir, name, message));
+    if (hmoe__follow(out->path))
+        return HMOE__FAIL(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(errno));
+    start = (int)(strrchr(out->path, '/') - out->path) + 1;
+    n = snprintf(out->beside, sizeof out->beside, "%.*s.%s.hmoe.tmp", start, out->path,
+                 out->path + start);
+    if (n >= 0 && n < HMOE__PATH_SIZE) return HMOE_OK;
+    return HMOE__BAD(message, "the path %.100s... is too long", out->path);
+}
 
 static hmoe_status hmoe__open_output(hmoe__output *out, const char *dir, const char *name,
                                      char *message) {
-    HMOE__TRY(hmoe__path(out->path, dir, name, ".tmp", message));
-    remove(out->path);   /* whatever it is: an old file, a link, a pipe */
-    out->file = fopen(out->path, "wb");
+    HMOE__TRY(hmoe__name_output(out, dir, name, message));
+    remove(out->beside);   /* whatever it is: an old file, a link, a pipe */
+    out->file = hmoe__create(out->beside, out->path);
     if (out->file) return HMOE_OK;
     return HMOE__FAIL(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(errno));
 }
@@ -3682,11 +3735,11 @@ static int hmoe__files(const hmoe_model *m, int training, const char *names[5]) 
 }
 
 void hmoe_discard(hmoe_model *m, const char *dir, int training) {
-    char beside[HMOE__PATH_SIZE];
     const char *names[5];
+    hmoe__output out;
     if (m->processes && m->processes->rank(m)) return;
     for (int n = hmoe__files(m, training, names); n-- > 0;)
-        if (!hmoe__path(beside, dir, names[n], ".tmp", NULL)) remove(beside);
+        if (!hmoe__name_output(&out, dir, names[n], NULL)) remove(out.beside);
 }
 
 static hmoe_status hmoe__write_files(hmoe_model *m, const char *dir, int training) {
@@ -3709,15 +3762,15 @@ static hmoe_status hmoe__prepare(hmoe_model *m, const char *dir, int training) {
 }
 
 static hmoe_status hmoe__commit(hmoe_model *m, const char *dir, int training) {
-    char path[HMOE__PATH_SIZE], beside[HMOE__PATH_SIZE];
     const char *names[5];
+    hmoe__output out;
     for (int i = 0, n = hmoe__files(m, training, names); i < n; i++) {
-        HMOE__TRY(hmoe__path(path, dir, names[i], "", m->message));
-        HMOE__TRY(hmoe__path(beside, dir, names[i], ".tmp", m->message));
-        if (!hmoe__replace(beside, path, dir)) continue;
+        HMOE__TRY(hmoe__name_output(&out, dir, names[i], m->message));
+        if (!hmoe__replace(out.beside, out.path)) continue;
         int error = errno;
         hmoe_discard(m, dir, training);
-        return HMOE__FAIL(m->message, HMOE_IO, "cannot write %.300s: %s", path, strerror(error));
+        return HMOE__FAIL(m->message, HMOE_IO, "cannot write %.300s: %s", out.path,
+                          strerror(error));
     }
     return HMOE_OK;
 }
@@ -4059,7 +4112,7 @@ hmoe_status hmoe_load_config(hmoe_config *config, const char *dir, char *message
     char path[HMOE__PATH_SIZE], *text = NULL;
     FILE *file = NULL;
     int64_t bytes = 0;
-    hmoe_status status = hmoe__path(path, dir, "config.json", "", message);
+    hmoe_status status = hmoe__path(path, dir, "config.json", message);
     if (!status) status = hmoe__open_input(&file, &bytes, path, message);
     if (!status) status = hmoe__read_json(&text, file, (uint64_t)bytes, 1 << 20, path, message);
     if (!status) status = hmoe__parse_config(config, text, path, message);
@@ -4343,7 +4396,7 @@ static hmoe_status hmoe__check_size(hmoe_model *m, const char *dir, int training
     FILE *file = NULL;
     int64_t bytes = 0;
     HMOE__TRY(hmoe_check_config(&m->config, m->message));
-    HMOE__TRY(hmoe__path(path, dir, hmoe__weights_file(training), "", m->message));
+    HMOE__TRY(hmoe__path(path, dir, hmoe__weights_file(training), m->message));
     HMOE__TRY(hmoe__open_input(&file, &bytes, path, m->message));
     fclose(file);
     return hmoe__check_bytes((double)bytes, hmoe__least_bytes(&m->config, size), path,
@@ -4358,7 +4411,7 @@ static hmoe_status hmoe__check_directory(hmoe_model *m, const char *dir, int tra
 static hmoe_status hmoe__read_checkpoint(hmoe_model *m, const char *dir, int training) {
     hmoe__input in;
     hmoe_status status = hmoe__begin_input(&in, m, training, m->message);
-    if (!status) status = hmoe__path(in.path, dir, hmoe__weights_file(training), "", m->message);
+    if (!status) status = hmoe__path(in.path, dir, hmoe__weights_file(training), m->message);
     if (!status) status = hmoe__load_file(m, &in);
     if (!status) status = hmoe__check_complete(m, &in);
     hmoe__end_input(&in);

@@ -40,7 +40,7 @@ test: all
 # longest test comes first: beside it all others run, if JOBS is above 1.
 SANITIZED = $(BUILD)/sanitized
 FULL_TESTS += tests/model/top_p.sh tests/programs/test_terminal.py tests/programs/test_options.py \
-	tests/files/test_crashes.py
+	tests/files/test_outputs.py tests/files/test_crashes.py
 
 test-full: all
 	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) BIN=$(SANITIZED)/ all

@@ -75,7 +75,7 @@ static hmoe_status hmoe__shard_path(char *path, const char *dir, int i, int shar
     char name[48] = "model.safetensors";
     if (shards)
         snprintf(name, sizeof name, "model-%05d-of-%05d.safetensors", i + 1, shards);
-    return hmoe__path(path, dir, name, "", message);
+    return hmoe__path(path, dir, name, message);
 }
 
 /* Is it a name such as "model-00001-of-00002.safetensors"? Returns the second number, or
@@ -121,7 +121,7 @@ static hmoe_status hmoe__count_shards(int *shards, const char *dir, char *messag
         fclose(file);
         return HMOE_OK;
     }
-    HMOE__TRY(hmoe__path(path, dir, "model.safetensors.index.json", "", message));
+    HMOE__TRY(hmoe__path(path, dir, "model.safetensors.index.json", message));
     file = hmoe__open(path);
     if (!file && errno == ENOENT) return HMOE_OK;   /* the error will name model.safetensors */
     if (file) fclose(file);
@@ -188,8 +188,8 @@ static hmoe_status hmoe__remove_model(const char *dir, char *message) {
     static const char *const names[] = { "config.json", "tokenizer.json", "tokenizer_config.json" };
     char path[HMOE__PATH_SIZE];
     for (int i = 0; i < 3; i++) {
-        HMOE__TRY(hmoe__path(path, dir, names[i], "", message));
-        if (remove(path) && errno != ENOENT)
+        HMOE__TRY(hmoe__path(path, dir, names[i], message));
+        if ((hmoe__follow(path) || remove(path)) && errno != ENOENT)
             return HMOE__FAIL(message, HMOE_IO, "cannot remove %.300s: %s", path, strerror(errno));
     }
     return HMOE_OK;
@@ -238,7 +238,7 @@ hmoe_status hmoe_export_mixtral(hmoe_model *m, const char *dir, size_t *params) 
                                  "adds a bias to P (in layer %d %g to that of expert %d) and has "
                                  "no such form", l, (double)b[e], e);
     }
-    HMOE__TRY(hmoe__path(path, dir, "training.safetensors", "", m->message));
+    HMOE__TRY(hmoe__path(path, dir, "training.safetensors", m->message));
     errno = 0;
     if ((run = hmoe__open(path)) != NULL) fclose(run);
     if (run || (errno != ENOENT && errno != ENOTDIR))

@@ -84,10 +84,10 @@ no_place() {
     rm -rf full before
     run 2 $train --out full >/dev/null 2>&1
     cp -r full before
-    mkdir -p full/training.safetensors.tmp/x
+    mkdir -p full/.training.safetensors.hmoe.tmp/x
     fails 1 'cannot write.*training' 2 --out full --resume --steps 12 &&
         same_model full before && cmp full/training.safetensors before/training.safetensors &&
-        rm -r full/training.safetensors.tmp && run 2 $train --out full --resume --steps 12
+        rm -r full/.training.safetensors.hmoe.tmp && run 2 $train --out full --resume --steps 12
 }
 
 await() {         # await FILE: the run $whole makes it; not 0 where the run ends without it

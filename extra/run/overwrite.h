@@ -27,7 +27,6 @@
 
 typedef struct overwrite {
     char dir[CLI_PATH_SIZE];            /* DIR */
-    char parent[CLI_PATH_SIZE];         /* the directory that DIR is in */
     char beside_new[CLI_PATH_SIZE], beside_old[CLI_PATH_SIZE];                  /* DIR.new ... */
     char inside_new[CLI_PATH_SIZE], inside_part[CLI_PATH_SIZE], inside_old[CLI_PATH_SIZE];
     const char *grows;                  /* where the run's files are written: one of these */
@@ -51,17 +50,17 @@ static inline int overwrite_has_run(const char *dir) {
 
 /* Removes a run's files, and those that a crash left unfinished. */
 static inline void overwrite_remove_files(const char *dir) {
-    char path[CLI_PATH_SIZE], unfinished[CLI_PATH_SIZE + 8];
+    char path[CLI_PATH_SIZE];
+    hmoe__output unfinished;
     for (const char *const *name = overwrite_files; *name; name++) {
         cli_path(path, dir, *name);
-        snprintf(unfinished, sizeof unfinished, "%s.tmp", path);
         if (!strcmp(*name, "best")) {
             if (access(path, F_OK)) continue;
             overwrite_remove_files(path);
             rmdir(path);
         }
+        if (!hmoe__name_output(&unfinished, dir, *name, NULL)) unlink(unfinished.beside);
         unlink(path);
-        unlink(unfinished);
     }
 }
 
@@ -127,7 +126,7 @@ static inline void overwrite_move(const char *from, const char *to) {
     char a[CLI_PATH_SIZE], b[CLI_PATH_SIZE];
     for (const char *const *name = overwrite_files; *name; name++) {
         if (!overwrite_has(from, *name)) continue;
-        if (hmoe__replace(cli_path(a, from, *name), cli_path(b, to, *name), to))
+        if (hmoe__replace(cli_path(a, from, *name), cli_path(b, to, *name)))
             cli_fail(1, "cannot move %s to %s: %s", a, to, strerror(errno));
     }
 }
@@ -143,8 +142,6 @@ static inline void overwrite_name(overwrite *o, const char *dir) {
     cli_path(o->inside_new, o->dir, ".new");
     cli_path(o->inside_part, o->dir, ".part");
     cli_path(o->inside_old, o->dir, ".old");
-    while (n > 0 && o->dir[n - 1] != '/') n--;
-    snprintf(o->parent, sizeof o->parent, "%.*s", n ? (int)n : 1, n ? o->dir : ".");
     o->grows = o->dir;
 }
 
@@ -153,7 +150,7 @@ static inline void overwrite_give_back(const overwrite *o) {
     char path[CLI_PATH_SIZE];
     if (access(o->dir, F_OK) == 0 || !overwrite_has(o->beside_old, "overwrite")) return;
     cli_lock(o->beside_old);
-    if (hmoe__replace(o->beside_old, o->dir, o->parent)) cli_cannot("rename", o->beside_old);
+    if (hmoe__replace(o->beside_old, o->dir)) cli_cannot("rename", o->beside_old);
     unlink(cli_path(path, o->dir, "overwrite"));
     cli_warn("the older run is in %s again: a run with --overwrite ended too early", o->dir);
 }
@@ -220,10 +217,10 @@ static inline void overwrite_begin(overwrite *o) {
 static inline void overwrite_swap_beside(const overwrite *o) {
     char path[CLI_PATH_SIZE];
     overwrite_mark(o->dir);
-    if (hmoe__replace(o->dir, o->beside_old, o->parent)) cli_cannot("rename", o->dir);
-    if (hmoe__replace(o->beside_new, o->dir, o->parent)) {
+    if (hmoe__replace(o->dir, o->beside_old)) cli_cannot("rename", o->dir);
+    if (hmoe__replace(o->beside_new, o->dir)) {
         int error = errno;
-        hmoe__replace(o->beside_old, o->dir, o->parent);
+        hmoe__replace(o->beside_old, o->dir);
         errno = error;
         cli_cannot("rename", o->beside_new);
     }
@@ -234,7 +231,7 @@ static inline void overwrite_swap_beside(const overwrite *o) {
 static inline void overwrite_swap_inside(const overwrite *o) {
     overwrite_make(o->inside_part);
     overwrite_move(o->dir, o->inside_part);
-    if (hmoe__replace(o->inside_part, o->inside_old, o->dir)) cli_cannot("rename", o->inside_part);
+    if (hmoe__replace(o->inside_part, o->inside_old)) cli_cannot("rename", o->inside_part);
     overwrite_move(o->inside_new, o->dir);
     overwrite_remove(o->inside_new, NULL);
     overwrite_remove(o->inside_old, NULL);

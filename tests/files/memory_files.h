@@ -92,6 +92,15 @@ static int memory_stat(const char *path, struct stat *is) {
     return f ? 0 : -1;
 }
 
+/* A new file, which memory_fdopen opens at once; directories cannot be opened. */
+static char memory_new[64];
+
+static int memory_create(const char *path, int flags, ...) {
+    if (!(flags & O_CREAT)) return -1;
+    snprintf(memory_new, sizeof memory_new, "/%.60s", strrchr(path, '/') + 1);
+    return memory_find(memory_new) ? -1 : 1;
+}
+
 static int memory_nothing(const char *path) { (void)path; return 0; }
 
 #define fopen(path, mode) memory_fopen(path, mode)
@@ -100,7 +109,11 @@ static int memory_nothing(const char *path) { (void)path; return 0; }
 #define remove(path) memory_remove(path)
 #define stat(path, is) memory_stat(path, is)
 #define mkdir(path, mode) memory_nothing(path)
-#define open(path, flags) (memory_nothing(path) - 1)
+#define open(path, ...) memory_create(path, __VA_ARGS__)
+#define fdopen(fd, mode) memory_fopen(memory_new, mode)
+#define fchmod(fd, mode) memory_nothing((fd) ? "" : NULL)
+#define close(fd) memory_nothing((fd) ? "" : NULL)
+#define readlink(path, to, size) ((to)[0] = 0, (ssize_t)memory_nothing(path) - 1)
 #define fsync(fd) memory_nothing((fd) ? "" : NULL)
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"

@@ -145,6 +145,11 @@ def contents(directory):
             for f in names(directory)}
 
 
+def beside(file):
+    """Its name in a directory until it is complete."""
+    return os.path.join(os.path.dirname(file), ".%s.hmoe.tmp" % os.path.basename(file))
+
+
 def unfinished(directory):
     return [f for d in (directory, directory + ".new") for f in names(d) if f.endswith(".tmp")]
 
@@ -201,7 +206,7 @@ class Reference:
         assert step >= (len(log) - 1) // EVERY * EVERY, (name, "more than one save is lost")
         assert len(log) >= step, (name, "the log's rows are on disk first")
         assert log == self.contents["log.csv"][:len(log)], name
-        assert {f.replace(".tmp", "") for f in names(directory)} <= set(self.contents), name
+        assert set(names(directory)) <= set(self.contents) | set(map(beside, self.contents)), name
         said = run("generate", directory, "-n", "5", "--threads", "1")
         assert said[0] == 0 and len(said[1]) == 5, (name, said)
         works(name + ": it scores", run("generate", directory, "--score", "text", "--threads", "1"))
@@ -338,7 +343,7 @@ def after_a_kill(name, directory, ref, old):
     assert said[0] == 0 and len(said[1]) == 5 \
         or said[0] == 1 and directory + "/" in said[2], (name, said)
     result = resumes(name, directory)
-    assert not in_between(directory), name
+    assert not in_between(directory), (name, [names(d) for d in in_between(directory)])
     config = read(directory, "config.json")
     if old and config == old.config:
         assert result[0] == 0, (name, "the older run is not resumed", result)
@@ -368,7 +373,7 @@ def first_save(old, link):
         return there(chance.choice(["log.csv", "best/config.json", "training.safetensors"]))
     if link:
         return there(chance.choice([".new/config.json", ".part/config.json", ".part/best", ".old"]))
-    return there(chance.choice(["config.json", "config.json.tmp"]), "k.new") \
+    return there(chance.choice(["config.json", beside("config.json")]), "k.new") \
         if chance.random() < 0.3 else there("overwrite", chance.choice(["k", "k.old"]))
 
 
@@ -394,7 +399,7 @@ def test_killed_runs(one, other):
             if state != "new" and (not kills or chance.random() < 0.7):  # first saves are delicate
                 delay, until = 0, first_save(old, link)
             elif chance.random() < 0.5:
-                until = there(chance.choice(FILES + ["best/" + f for f in FILES[1:]]) + ".tmp")
+                until = there(beside(chance.choice(FILES + ["best/" + f for f in FILES[1:]])))
             if not killed.hit(p, "k", delay, until):
                 break
             kills += 1
@@ -485,8 +490,8 @@ def test_killed_exports(one, other):
         if over:
             copy("exported-one", "e")
         p = start("generate", other.name, "--export-mixtral", "e")
-        until = chance.choice([None, there(chance.choice(FILES[1:]) + ".tmp", "e"),
-                               there("config.json.tmp", "e")])     # the last before they move
+        until = chance.choice([None, there(beside(chance.choice(FILES[1:])), "e"),
+                               there(beside("config.json"), "e")])     # the last before they move
         if not killed.hit(p, "e", 0 if until else chance.uniform(0, seconds), until):
             continue
         same(name + ": the source is unharmed", other.name, other.contents)
@@ -562,10 +567,10 @@ def test_no_room_to_replace_a_run(one, other):
 @pytest.mark.parametrize("file", FILES + ["best/" + f for f in FILES[1:]])
 def test_a_file_that_cannot_be_written(file, one):
     copy("half", "k")
-    blocked = os.path.join("k", file + ".tmp")
+    blocked = os.path.join("k", beside(file))
     os.makedirs(os.path.join(blocked, "x"))
     refuses(file, train("k", "--resume", "--steps", str(STEPS), *one.options),
-            "cannot write " + blocked, "directory")
+            "cannot write k/" + file, "File exists")
     shutil.rmtree(blocked)
     nothing_unfinished(file)
     one.is_sound(file, "k")

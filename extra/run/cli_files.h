@@ -1,0 +1,126 @@
+/* cli_files.h - the files and directories that programs read and write: paths, locks, texts, and
+   outputs that never destroy what they are pointed at. cli.h includes it there. */
+#ifndef CLI_FILES_H
+#define CLI_FILES_H
+
+static inline const char *cli_path(char *path, const char *dir, const char *name) {
+    int n = snprintf(path, CLI_PATH_SIZE, "%s/%s", dir, name);
+    if (n >= CLI_PATH_SIZE) cli_fail(2, "%.120s...: this path is too long", path);
+    return path;
+}
+
+/* --- directories ----------------------------------------------------------------------------- */
+
+/* Locks a directory, by a file in it, until the process ends. */
+static inline void cli_lock(const char *dir) {
+    char path[CLI_PATH_SIZE];
+    long owner = cli_take(cli_path(path, dir, "lock"));
+    if (owner < 0) cli_cannot("write to the directory", dir);
+    if (owner > 0)
+        cli_fail(1, "%s is in use by process %ld: wait for it, or choose another directory", dir,
+                 owner);
+}
+
+/* --- reading --------------------------------------------------------------------------------- */
+
+/* A whole file, as bytes, with a 0 after them. */
+static inline unsigned char *cli_read(const char *path, size_t *size, const char *hint) {
+    size_t room = 1 << 16, n = 0, got;
+    unsigned char *bytes = (unsigned char *)cli_alloc(room);
+    FILE *f = fopen(path, "rb");
+    while (f && (got = fread(bytes + n, 1, room - n, f)) > 0) {
+        n += got;
+        if (n < room) continue;
+        room *= 2;
+        bytes = (unsigned char *)realloc(bytes, room);
+        if (!bytes) cli_fail(1, "%s does not fit in memory", path);
+    }
+    if (!f || ferror(f)) cli_fail(1, "cannot read %s: %s%s", path, strerror(errno), hint);
+    fclose(f);
+    bytes[n] = 0;
+    *size = n;
+    return bytes;
+}
+
+/* --- writing --------------------------------------------------------------------------------- */
+
+/* An output of a program. A file is replaced when its successor is complete, and a link leads to
+   that file. Anything else, such as a pipe or a device, is written to directly. */
+typedef struct cli_output {
+    FILE *file;
+    const char *name;                  /* what the user calls it */
+    char path[HMOE__PATH_SIZE];        /* where that leads */
+    char beside[HMOE__PATH_SIZE];      /* the successor's name until then; "": there is none */
+    struct cli_output *next;
+} cli_output;
+
+static cli_output *cli_unfinished;     /* those with a name to remove if the program ends now */
+
+static inline void cli_remove_unfinished(void) {
+    for (const cli_output *out = cli_unfinished; out; out = out->next) unlink(out->beside);
+}
+
+/* As the signal would have ended the program without this. */
+static inline void cli_end_by_signal(int number) {
+    cli_remove_unfinished();
+    signal(number, SIG_DFL);
+    raise(number);
+}
+
+static inline void cli_remove_at_end(cli_output *out) {
+    static const int signals[] = { SIGINT, SIGTERM,
+#ifdef SIGHUP
+                                   SIGHUP
+#endif
+    };
+    if (!cli_unfinished) atexit(cli_remove_unfinished);
+    out->next = cli_unfinished;
+    cli_unfinished = out;
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+        if (signal(signals[i], cli_end_by_signal) == SIG_IGN) signal(signals[i], SIG_IGN);
+}
+
+/* Opens a new file beside the output, under a name that nobody has. */
+static inline void cli_open_beside(cli_output *out) {
+    int n = snprintf(out->path, sizeof out->path, "%s", out->name);
+    if (n < HMOE__PATH_SIZE && hmoe__follow(out->path)) return;
+    for (int i = 0; !out->file; i++) {
+        if (n < HMOE__PATH_SIZE)
+            n = snprintf(out->beside, sizeof out->beside, "%s.tmp-%ld-%d", out->path,
+                         (long)getpid(), i);
+        if (n >= HMOE__PATH_SIZE) cli_fail(2, "%.120s...: this path is too long", out->path);
+        out->file = hmoe__create(out->beside, out->path);
+        if (!out->file && errno != EEXIST) return;
+    }
+    cli_remove_at_end(out);
+}
+
+static inline void cli_open(cli_output *out, const char *path) {
+    struct stat is;
+    out->name = path;
+    *out->beside = 0;
+    fflush(stdout);
+    out->file = cli_same_stream(path);
+    if (!out->file && !stat(path, &is) && !S_ISREG(is.st_mode)) out->file = fopen(path, "wb");
+    else if (!out->file) cli_open_beside(out);
+    if (!out->file) cli_cannot("write", path);
+}
+
+static inline void cli_close(cli_output *out) {
+    cli_output **at = &cli_unfinished;
+    int failed = ferror(out->file);
+    if (fclose(out->file) || failed) cli_cannot("write", out->name);
+    if (!*out->beside) return;
+    if (hmoe__replace(out->beside, out->path)) cli_cannot("write", out->name);
+    while (*at != out) at = &(*at)->next;
+    *at = out->next;
+}
+
+/* Forces to the disk what was written to a file. It must still be the one behind its name: the
+   directory may be gone, or another one by now. */
+static inline void cli_sync(FILE *f, const char *path) {
+    if (ferror(f) || hmoe__flush_to_disk(f)) cli_cannot("write", path);
+    if (!cli_is_at(f, path)) cli_fail(1, "cannot save: %s was removed or replaced", path);
+}
+
+#endif

@@ -1,0 +1,299 @@
+"""What a program writes never destroys what it is pointed at, and what stands in a run's directory
+never stops a run: links, pipes, devices, files of one's own, logs that were lost.
+
+Each test compares with the same command and an ordinary file."""
+
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+import threading
+import time
+
+import pytest
+from harness import GENERATE, ROOT, TRAIN
+
+SECONDS = 30                                 # what waits longer than this hangs
+TINY = ("--data text --width 16 --layers 2 --heads 2 --context 8 --experts 4 --hidden 9 --batch 2 "
+        "--threads 1 --eval-tokens 100 --warmup 1 --lr 0.01 --min-lr 0.01").split()
+ENDLESS = ["--steps", "100000000", "--save-every", "100000000", "--eval-every", "100000000"]
+
+
+def run(program, *arguments, **how):
+    """Its status, output and errors."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    done = subprocess.run([program, *arguments], timeout=SECONDS, **{**pipes, **how})
+    return done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode()
+
+
+def train(*more, **how):
+    return run(TRAIN, *TINY, *more, **how)
+
+
+def score(*more, **how):
+    return run(GENERATE, "a", "--score", "short", "--threads", "1", *more, **how)
+
+
+def works(result):
+    assert result[0] == 0 and not result[2], result
+    return result[1]
+
+
+def refuses(result, *words, status=1):
+    """One line that says what is wrong, and perhaps a hint."""
+    assert result[0] == status, result
+    assert re.fullmatch(r"(train_tiny|generate): .*\n(\(.*\)\n)?", result[2]), result
+    assert all(word in result[2] for word in words), (words, result)
+
+
+def read(*path):
+    with open(os.path.join(*path), "rb") as f:
+        return f.read()
+
+
+def write(path, text):
+    with open(path, "w") as f:
+        f.write(text)
+
+
+def rows(path):
+    """Of a log, without their seconds."""
+    lines = [line.split(",") for line in read(path).decode().splitlines()]
+    return [line[:2] + line[3:] for line in lines]
+
+
+def same_run(a, b, links=()):
+    """Their weights, logs and best models; and nothing is left beside them."""
+    for name in "model.safetensors", "best/model.safetensors", "config.json", "tokenizer.json":
+        assert read(a, name) == read(b, name), name
+    assert rows(a + "/log.csv") == rows(b + "/log.csv")
+    assert sorted(set(os.listdir(a)) - {"lock"}) == sorted(set(os.listdir(b)) - {"lock"})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models():
+    """A model `a`, what it scores, and a run of six steps, of which `half` has three."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="hmoe-outputs-", dir=memory) as directory, \
+            pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch.setenv("LC_ALL", "C")
+        shutil.copy(ROOT / "LICENSE", "text")
+        write("short", read("text").decode()[:60])
+        works(train("--steps", "6", "--eval-every", "2", "--out", "a"))
+        works(train("--steps", "6", "--eval-every", "2", "--stop-at", "3", "--out", "half"))
+        works(score("--routes", "routes", "--page", "page"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def place(models):
+    """What a test makes goes with it."""
+    before = set(os.listdir("."))
+    yield
+    for name in set(os.listdir(".")) - before:
+        if os.path.isdir(name) and not os.path.islink(name):
+            shutil.rmtree(name)
+        else:
+            os.remove(name)
+
+
+def goes_on(directory, **how):
+    return train("--resume", "--steps", "6", "--eval-every", "2", "--out", directory, **how)
+
+
+def running(directory, *more, until=3, **how):
+    """A run that goes on until it is stopped, when it has so many steps."""
+    p = subprocess.Popen([TRAIN, *TINY, *ENDLESS, "--out", directory, *more],
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
+    wait_for(lambda: len(rows(directory + "/log.csv")) > until
+             if os.path.exists(directory + "/log.csv") else False, p)
+    return p
+
+
+def wait_for(holds, p):
+    end = time.monotonic() + SECONDS
+    while not holds():
+        assert p.poll() is None and time.monotonic() < end, p.communicate()
+        time.sleep(0.005)
+
+
+def stop(p, number=signal.SIGINT):
+    p.send_signal(number)
+    out, error = p.communicate(timeout=SECONDS)
+    return p.returncode, out.decode(), error.decode()
+
+
+# --- what generate writes -------------------------------------------------------------------------
+
+EACH = pytest.mark.parametrize("option, right", [("--routes", "routes"), ("--page", "page")])
+
+
+@EACH
+def test_an_output_to_standard_output(option, right):
+    """Into a pipe, and into a file that keeps all that is printed."""
+    expected = read(right) + works(score()).encode()
+    os.symlink("/proc/self/fd/1", "stdout")              # as /dev/stdout, which root could lose
+    for path in "stdout", "/dev/fd/1", "/proc/self/fd/1":
+        assert works(score(option, path)).encode() == expected, path
+        with open("printed", "wb") as f:
+            assert score(option, path, stdout=f)[0] == 0
+        assert read("printed") == expected, path
+
+
+@EACH
+def test_an_output_to_a_pipe_or_a_device(option, right):
+    os.mkfifo("pipe")
+    found = []
+    reader = threading.Thread(target=lambda: found.append(read("pipe")), daemon=True)
+    reader.start()
+    works(score(option, "pipe"))
+    reader.join(SECONDS)
+    assert found == [read(right)] and stat.S_ISFIFO(os.stat("pipe").st_mode)
+    null = device("null", 3)
+    works(score(option, null))
+    assert stat.S_ISCHR(os.lstat(null).st_mode)
+    if shutil.which("bash"):
+        works(run("bash", "-c", '"$@" > >(cat >taken; echo >over) %s >(cat >got; echo >over2)' % option,
+                  "bash", GENERATE, "a", "--score", "short", "--threads", "1"))
+        wait_for_file("over2")
+        assert read("got") == read(right)
+    full = device("full", 7)
+    if os.path.exists(full):
+        refuses(score(option, full), "cannot write %s: No space left" % full)
+
+
+def device(name, number):
+    """One of Linux's devices. Root gets a copy: a program at fault could replace the system's."""
+    try:
+        os.mknod(name, 0o666 | stat.S_IFCHR, os.makedev(1, number))
+        with open(name, "wb"):
+            return name
+    except OSError:
+        return "/dev/" + name
+
+
+def wait_for_file(name):
+    end = time.monotonic() + SECONDS
+    while not os.path.exists(name) and time.monotonic() < end:
+        time.sleep(0.005)
+
+
+@EACH
+def test_an_output_through_a_link(option, right):
+    os.makedirs("deep/store")
+    os.symlink("store/there", "deep/link")               # relative, and in a chain
+    os.symlink(os.path.abspath("deep/link"), "link")
+    for mode in None, 0o640, 0o604:                      # at first it dangles
+        if mode:
+            write("deep/store/there", "older")
+            os.chmod("deep/store/there", mode)
+        works(score(option, "link"))
+        assert read("deep/store/there") == read(right)
+        assert os.readlink("deep/link") == "store/there" and os.path.islink("link")
+        assert not mode or stat.S_IMODE(os.stat("link").st_mode) == mode
+    assert os.listdir("deep/store") == ["there"]
+    os.symlink("circle", "circle")
+    refuses(score(option, "circle"), "circle: Too many levels")
+
+
+@EACH
+def test_an_output_beside_files_of_ones_own(option, right):
+    """Whatever they are called, and whatever happens to the output."""
+    write("mine.tmp", "mine")
+    write("kept", "kept")
+    os.symlink("kept", "x.tmp")
+    for name in "mine", "x":
+        works(score(option, name))
+        assert read(name) == read(right)
+    assert read("mine.tmp") == b"mine" and read("kept") == b"kept" and os.path.islink("x.tmp")
+    assert stat.S_IMODE(os.stat("x").st_mode) == 0o666 & ~mask(), "as every new file"
+    p = subprocess.Popen([GENERATE, "a", "--score", "/dev/stdin", option, "x"],
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p.stdin.write(read("text") * 2000)                   # a score of seconds
+    p.stdin.close()
+    wait_for(lambda: [f for f in os.listdir(".") if f.startswith("x.tmp-")], p)
+    p.send_signal(signal.SIGINT)
+    p.wait(timeout=SECONDS)
+    assert p.returncode == -signal.SIGINT and read("x") == read(right)
+    assert not [f for f in os.listdir(".") if f.startswith("x.tmp-")]
+    p.stdout.close(), p.stderr.close()
+
+
+def mask():
+    old = os.umask(0)
+    os.umask(old)
+    return old
+
+
+def test_a_pipe_that_nobody_reads_can_be_interrupted():
+    os.mkfifo("pipe")
+    p = subprocess.Popen([GENERATE, "a", "--score", "short", "--routes", "pipe"])
+    time.sleep(0.3)
+    assert p.poll() is None
+    p.send_signal(signal.SIGINT)
+    assert p.wait(timeout=SECONDS) == -signal.SIGINT
+
+
+def test_two_names_of_one_output_are_refused():
+    write("one", "")
+    os.symlink("one", "two")
+    refuses(score("--routes", "one", "--page", "two"), "two files", status=2)
+
+
+# --- what train_tiny and an export write ----------------------------------------------------------
+
+def test_a_run_whose_directory_and_files_are_links():
+    os.mkdir("store")
+    shutil.copytree("half", "elsewhere")
+    for name in "model.safetensors", "training.safetensors", "log.csv", "best":
+        shutil.move("elsewhere/" + name, "store/" + name)
+        os.symlink("../store/" + name, "elsewhere/" + name)
+    os.chmod("store/model.safetensors", 0o600)
+    shutil.move("elsewhere/config.json", "store/config.json")    # this one dangles later on
+    os.symlink(os.path.abspath("store/config.json"), "elsewhere/config.json")
+    os.symlink("elsewhere", "k")
+    works(goes_on("k"))
+    same_run("k", "a")
+    links = [f for f in os.listdir("elsewhere") if os.path.islink("elsewhere/" + f)]
+    assert os.path.islink("k") and sorted(links) == sorted(os.listdir("store"))
+    assert stat.S_IMODE(os.stat("store/model.safetensors").st_mode) == 0o600
+
+
+def test_an_export_over_links():
+    works(run(GENERATE, "a", "--export-mixtral", "plain"))
+    os.makedirs("store")
+    os.makedirs("e")
+    write("store/config.json", "{}")
+    for name in os.listdir("plain"):                     # all but one dangle
+        os.symlink("../store/" + name, "e/" + name)
+    works(run(GENERATE, "a", "--export-mixtral", "e"))
+    for name in os.listdir("plain"):
+        assert os.path.islink("e/" + name) and read("store", name) == read("plain", name)
+    assert sorted(os.listdir("store")) == sorted(os.listdir("plain")) == sorted(os.listdir("e"))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "best/config.json"])
+@pytest.mark.parametrize("what", ["a pipe", "a device", "a file of one's own beside it"])
+def test_a_checkpoint_over(file, what):
+    shutil.copytree("half", "k")
+    path = os.path.join("k", file)
+    if what.startswith("a file"):
+        write(path + ".tmp", "mine")
+        works(goes_on("k"))
+        assert read(path + ".tmp") == b"mine"
+        os.remove(path + ".tmp")
+        same_run("k", "a")
+        return
+    os.remove(path)
+    os.mkfifo(path) if what == "a pipe" else os.symlink(os.path.abspath(device("null", 3)), path)
+    before = read("k/training.safetensors")
+    refuses(goes_on("k"), "is not saved: cannot write", path if what == "a pipe" else "/null")
+    assert read("k/training.safetensors") == before
+    assert stat.S_ISFIFO(os.lstat(path).st_mode) or os.path.islink(path)
+    os.remove(path)
+    works(goes_on("k"))
+    same_run("k", "a")
