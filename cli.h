@@ -71,6 +71,9 @@ static inline int cli_is_open_at(int f, const char *path) {
 }
 static inline int cli_is_at(FILE *f, const char *path) { return cli_is_open_at(fileno(f), path); }
 
+/* Keeps a directory, so that cli_is_open_at tells whether it is still the one of that name. */
+static inline int cli_keep(const char *dir) { return open(dir, O_RDONLY); }
+
 /* Locks a file until the process ends. Returns 0, or the owner's process number, or -1 with errno.
    Tries again if the owner has just ended, or if the file was removed meanwhile. */
 static inline long cli_take(const char *file) {

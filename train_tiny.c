@@ -176,14 +176,14 @@ static void give_up(const run *r, hmoe_status status, int64_t step) {
 /* Writes all files, then replaces the older ones: first best/, then the state. After a crash in
    between, the resumed run saves best/ again. A model that is not finite is not saved. */
 static void save(run *r, int best) {
-    char path[CLI_PATH_SIZE], best_dir[CLI_PATH_SIZE];
+    char best_dir[CLI_PATH_SIZE];
     hmoe_model *m = &r->model;
     const char *dir = r->directory.grows;
     if (!isfinite(cli_sum(m, m->backend->squared_norm(m->params, m->param_count))))
         give_up(r, HMOE_OK, m->step);
-    cli_path(path, dir, "log.csv");
     cli_path(best_dir, dir, "best");
-    if (cli_rank == 0) cli_sync(r->log, path);
+    overwrite_check(&r->directory);
+    log_sync(&r->log, dir);
     hmoe_status status = HMOE_OK;
     if (best) status = hmoe_prepare(m, best_dir, 0);
     if (!status && (status = hmoe_prepare(m, dir, 1))) hmoe_discard(m, best_dir, 0);

@@ -9,12 +9,25 @@ static inline const char *cli_path(char *path, const char *dir, const char *name
     return path;
 }
 
+/* Is it a regular file, or can it become one? Anything else could wait for ever if it is opened. */
+static inline int cli_is_file(const char *path) {
+    struct stat is;
+    return stat(path, &is) ? errno == ENOENT : S_ISREG(is.st_mode);
+}
+
+/* Ends the program if something else is in the place of a program's own file. */
+static inline void cli_need_file(const char *path) {
+    if (!cli_is_file(path) && errno != ENOTDIR)
+        cli_fail(1, "%s is in the way: it is no regular file, move it", path);
+}
+
 /* --- directories ----------------------------------------------------------------------------- */
 
 /* Locks a directory, by a file in it, until the process ends. */
 static inline void cli_lock(const char *dir) {
     char path[CLI_PATH_SIZE];
-    long owner = cli_take(cli_path(path, dir, "lock"));
+    cli_need_file(cli_path(path, dir, "lock"));
+    long owner = cli_take(path);
     if (owner < 0) cli_cannot("write to the directory", dir);
     if (owner > 0)
         cli_fail(1, "%s is in use by process %ld: wait for it, or choose another directory", dir,
@@ -23,19 +36,36 @@ static inline void cli_lock(const char *dir) {
 
 /* --- reading --------------------------------------------------------------------------------- */
 
+enum { CLI_STREAM_BYTES = 1 << 30 };   /* a stream may have no end */
+
+/* How many bytes to expect of an open file. Ends the program if it is neither a file, nor a pipe,
+   nor a terminal: such a device may never end. */
+static inline size_t cli_expected(FILE *f, const char *path) {
+    struct stat is;
+    if (fstat(fileno(f), &is)) cli_cannot("read", path);
+    if (S_ISREG(is.st_mode) && (uintmax_t)is.st_size < SIZE_MAX) return (size_t)is.st_size;
+    if (!S_ISFIFO(is.st_mode) && !S_ISDIR(is.st_mode) && !isatty(fileno(f)))
+        cli_fail(1, "cannot read %s: it is a device, not a text", path);
+    return 0;
+}
+
 /* A whole file, as bytes, with a 0 after them. */
 static inline unsigned char *cli_read(const char *path, size_t *size, const char *hint) {
-    size_t room = 1 << 16, n = 0, got;
-    unsigned char *bytes = (unsigned char *)cli_alloc(room);
     FILE *f = fopen(path, "rb");
-    while (f && (got = fread(bytes + n, 1, room - n, f)) > 0) {
+    if (!f) cli_fail(1, "cannot read %s: %s%s", path, strerror(errno), hint);
+    size_t expected = cli_expected(f, path), room = expected + 1, n = 0, got;
+    unsigned char *bytes = (unsigned char *)malloc(room);
+    while (bytes && (got = fread(bytes + n, 1, room - n, f)) > 0) {
         n += got;
         if (n < room) continue;
-        room *= 2;
+        if (n > expected && n >= CLI_STREAM_BYTES)
+            cli_fail(1, "cannot read %s: more than %d bytes of a stream, save them in a file", path,
+                     CLI_STREAM_BYTES);
+        room = room < 1 << 16 ? 1 << 16 : 2 * room;
         bytes = (unsigned char *)realloc(bytes, room);
-        if (!bytes) cli_fail(1, "%s does not fit in memory", path);
     }
-    if (!f || ferror(f)) cli_fail(1, "cannot read %s: %s%s", path, strerror(errno), hint);
+    if (!bytes) cli_fail(1, "%s does not fit in memory", path);
+    if (ferror(f)) cli_fail(1, "cannot read %s: %s%s", path, strerror(errno), hint);
     fclose(f);
     bytes[n] = 0;
     *size = n;
@@ -114,13 +144,6 @@ static inline void cli_close(cli_output *out) {
     if (hmoe__replace(out->beside, out->path)) cli_cannot("write", out->name);
     while (*at != out) at = &(*at)->next;
     *at = out->next;
-}
-
-/* Forces to the disk what was written to a file. It must still be the one behind its name: the
-   directory may be gone, or another one by now. */
-static inline void cli_sync(FILE *f, const char *path) {
-    if (ferror(f) || hmoe__flush_to_disk(f)) cli_cannot("write", path);
-    if (!cli_is_at(f, path)) cli_fail(1, "cannot save: %s was removed or replaced", path);
 }
 
 #endif

@@ -29,7 +29,8 @@ typedef struct overwrite {
     char dir[CLI_PATH_SIZE];            /* DIR */
     char beside_new[CLI_PATH_SIZE], beside_old[CLI_PATH_SIZE];                  /* DIR.new ... */
     char inside_new[CLI_PATH_SIZE], inside_part[CLI_PATH_SIZE], inside_old[CLI_PATH_SIZE];
-    const char *grows;                  /* where the run's files are written: one of these */
+    const char *grows;                  /* where the run's files are written: one of these, */
+    int kept;                           /*   which is kept open */
 } overwrite;
 
 /* All files of a run. config.json is removed first: a directory without it is not a model. */
@@ -111,7 +112,8 @@ static inline void overwrite_remove(const char *dir, const char *keep) {
 
 static inline void overwrite_mark(const char *dir) {
     char path[CLI_PATH_SIZE];
-    FILE *f = fopen(cli_path(path, dir, "overwrite"), "wb");
+    cli_need_file(cli_path(path, dir, "overwrite"));
+    FILE *f = fopen(path, "wb");
     if (!f || fclose(f)) cli_cannot("write", path);
 }
 
@@ -143,6 +145,7 @@ static inline void overwrite_name(overwrite *o, const char *dir) {
     cli_path(o->inside_part, o->dir, ".part");
     cli_path(o->inside_old, o->dir, ".old");
     o->grows = o->dir;
+    o->kept = -1;
 }
 
 /* Renames DIR.old to DIR after a crash between the two renames. */
@@ -180,6 +183,19 @@ static inline void overwrite_look_for_obstacles(const overwrite *o) {
                      places[i]);
 }
 
+/* From now on the run's files are written to `dir`. */
+static inline void overwrite_grow(overwrite *o, const char *dir) {
+    if (o->kept >= 0) close(o->kept);
+    o->grows = dir;
+    o->kept = cli_keep(dir);
+}
+
+/* Ends the program if that directory is gone, or another one by now: it may be another run's. */
+static inline void overwrite_check(const overwrite *o) {
+    if (cli_rank == 0 && o->kept >= 0 && !cli_is_open_at(o->kept, o->grows))
+        cli_fail(1, "cannot save: the directory %s was removed or replaced", o->grows);
+}
+
 /* Locks DIR. Ends the program if its contents do not fit the options. From here on only the first
    process uses the directory. */
 static inline void overwrite_enter(overwrite *o, const char *dir, int resume, int replace) {
@@ -200,6 +216,7 @@ static inline void overwrite_enter(overwrite *o, const char *dir, int resume, in
         cli_fail(1, "--out %s: there is a run already, --resume continues it and --overwrite "
                  "replaces it", o->dir);
     if (replace) overwrite_look_for_obstacles(o);
+    overwrite_grow(o, o->dir);
 }
 
 /* Makes the directory for the new run's files until the first save. */
@@ -209,8 +226,8 @@ static inline void overwrite_begin(overwrite *o) {
     overwrite_mark(o->dir);                          /* a crash may come now */
     int beside = overwrite_can_rename(o->dir, o->beside_old);
     unlink(cli_path(path, o->dir, "overwrite"));
-    o->grows = beside ? o->beside_new : o->inside_new;
-    overwrite_make(o->grows);
+    overwrite_make(beside ? o->beside_new : o->inside_new);
+    overwrite_grow(o, beside ? o->beside_new : o->inside_new);
     if (beside) cli_lock(o->grows);
 }
 
@@ -244,8 +261,8 @@ static inline void overwrite_commit(overwrite *o, FILE **log) {
     fclose(*log);
     if (o->grows == o->beside_new) overwrite_swap_beside(o);
     else overwrite_swap_inside(o);
-    o->grows = o->dir;
-    *log = fopen(cli_path(path, o->dir, "log.csv"), "ab");
+    overwrite_grow(o, o->dir);
+    *log = fopen(cli_path(path, o->dir, "log.csv"), "a+b");
     if (!*log) cli_cannot("write", path);
 }
 

@@ -297,3 +297,144 @@ def test_a_checkpoint_over(file, what):
     os.remove(path)
     works(goes_on("k"))
     same_run("k", "a")
+
+
+# --- what is in a run's directory, and what is read -----------------------------------------------
+
+@pytest.mark.parametrize("what", ["a pipe", "/dev/zero", "a directory"])
+@pytest.mark.parametrize("file", ["log.csv", "lock", "config.json", "training.safetensors"])
+def test_no_regular_file_in_a_run(file, what):
+    shutil.copytree("half", "k")
+    path = os.path.join("k", file)
+    os.remove(path)
+    if what == "a pipe":
+        os.mkfifo(path)
+    elif what == "a directory":
+        os.mkdir(path)
+    else:
+        os.symlink(what, path)
+    refuses(goes_on("k"), "k/" + file)
+    before = os.listdir("k")
+    if file == "config.json":
+        refuses(run(GENERATE, "k"), "k/" + file)
+    assert os.listdir("k") == before
+
+
+def test_a_pipe_that_an_older_version_left():
+    """Names that mean nothing stay as they are."""
+    shutil.copytree("half", "k")
+    for name in "log.csv.new", "log.csv.tmp":
+        os.mkfifo("k/" + name)
+    works(goes_on("k"))
+    for name in "log.csv.new", "log.csv.tmp":
+        os.remove("k/" + name)
+    same_run("k", "a")
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/urandom", "/dev/null"])
+def test_no_text_from_a_device(path):
+    refuses(run(TRAIN, "--data", path, "--out", "k"), "cannot read %s: it is a device" % path)
+    refuses(run(GENERATE, "a", "--score", path), "cannot read %s: it is a device" % path)
+
+
+def test_no_text_without_an_end():
+    """A stream has a limit, and a file must fit in memory before it is read."""
+    hog = subprocess.Popen(["yes"], stdout=subprocess.PIPE)
+    result = run(TRAIN, "--data", "/dev/stdin", "--out", "k", stdin=hog.stdout)
+    hog.stdout.close()
+    hog.kill()
+    hog.wait()
+    refuses(result, "cannot read /dev/stdin: more than 1073741824 bytes of a stream")
+    with open("huge", "wb") as f:
+        try:
+            f.truncate(1 << 45)
+        except OSError:
+            return
+    refuses(run(TRAIN, "--data", "huge", "--out", "k"), "huge does not fit in memory")
+
+
+def test_a_text_from_a_stream():
+    os.mkfifo("pipe")
+    threading.Thread(target=lambda: write("pipe", read("text").decode()), daemon=True).start()
+    works(train("--data", "pipe", "--steps", "6", "--eval-every", "2", "--out", "k"))
+    same_run("k", "a")
+    with open("short", "rb") as f:
+        assert works(run(GENERATE, "a", "--score", "/dev/stdin", "--threads", "1", stdin=f)) \
+            == works(score())
+
+
+# --- a log that is lost while the run goes on -----------------------------------------------------
+
+def stopped(p, *warnings):
+    """The run's last step, when it was stopped with nothing but such warnings."""
+    status, out, error = stop(p)
+    assert status == 0 and "stopped after step " in out, (status, out, error)
+    assert error == "".join("train_tiny: warning: %s\n" % w for w in warnings), error
+    return int(re.search(r"stopped after step (\d+)", out)[1])
+
+
+ANEW = "k/log.csv was removed or replaced: it is written anew"
+
+
+@pytest.mark.parametrize("how", ["removed", "saved from an editor", "moved away", "a pipe", "a link"])
+@pytest.mark.parametrize("when", ["first", "resumed", "overwriting"])
+def test_a_log_that_is(how, when):
+    more = []
+    if when != "first":
+        shutil.copytree("half", "k")
+        more = ["--resume"] if when == "resumed" else ["--overwrite", "--pp", "0.02"]
+    if when == "overwriting":
+        more += ["--save-every", "2"]                    # at the first save the directories move
+    p = running("k", *more, until=5)
+    if how == "saved from an editor":
+        write("k/other", read("k/log.csv").decode() + "x\n")
+        os.replace("k/other", "k/log.csv")
+    else:
+        os.rename("k/log.csv", "moved")
+    if how == "a pipe":
+        os.mkfifo("k/log.csv")
+    if how == "a link":
+        os.symlink("/dev/zero", "k/log.csv")
+    step = stopped(p, ANEW)
+    found = rows("k/log.csv")
+    assert [int(row[0]) for row in found[1:]] == list(range(1, step + 1))
+    assert all(len(row) == 13 for row in found) and found[0][0] == "step"
+    assert not os.path.islink("k/log.csv")
+    works(train("--resume", "--steps", str(step + 1), "--out", "k"))
+    assert len(rows("k/log.csv")) == step + 2
+
+
+def test_a_log_that_is_emptied_in_place():
+    p = running("k")
+    os.truncate("k/log.csv", 0)
+    time.sleep(0.05)
+    step = stopped(p)
+    found = read("k/log.csv")
+    assert b"\0" not in found and int(found.splitlines()[-1].split(b",")[0]) == step
+
+
+def test_all_files_of_a_run_are_removed():
+    """But not the directory: then all is written anew."""
+    p = running("k", "--save-every", "3")
+    for name in os.listdir("k"):
+        shutil.rmtree("k/best", ignore_errors=True)
+        if os.path.isfile("k/" + name):
+            os.remove("k/" + name)
+    status, out, error = stop(p)
+    assert status == 0 and ANEW in error, error
+    step = int(re.search(r"stopped after step (\d+)", out)[1])
+    assert len(rows("k/log.csv")) == step + 1
+    works(train("--resume", "--steps", str(step + 1), "--out", "k"))
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_directory_that_is(how):
+    p = running("k")
+    os.rename("k", "moved")
+    if how == "removed":
+        shutil.rmtree("moved")
+    if how == "replaced":
+        shutil.copytree("a", "k")
+    refuses(stop(p), "cannot save: the directory k was removed or replaced")
+    if how == "replaced":
+        same_run("k", "a")
