@@ -7,7 +7,8 @@
 
 /* `from`: the model's own directory, which must not be overwritten, nor a run's best model. */
 static inline void export_mixtral(hmoe_model *m, const char *from, const char *to) {
-    char best[4096], run[4096], lock[CLI_PATH_SIZE];
+    char best[4096], run[4096];
+    cli_made made;
     size_t padded;
     if (cli_is_same(from, to))
         cli_fail(1, "--export-mixtral %s: holds this model, choose another directory", to);
@@ -15,13 +16,12 @@ static inline void export_mixtral(hmoe_model *m, const char *from, const char *t
     snprintf(run, sizeof run, "%s/../training.safetensors", to);
     if (cli_is_same(to, best) && !access(run, F_OK))
         cli_fail(1, "--export-mixtral %s: holds a run's best model, choose another directory", to);
-    cli_path(lock, to, "lock");
-    if (hmoe__make_directory(to)) cli_cannot("make the directory", to);
+    cli_make_directory(&made, to);
     cli_lock(to);
     int failed = hmoe_export_mixtral(m, to, &padded);
-    remove(lock);
+    cli_unlock(to);
     if (failed) {
-        rmdir(to);                                   /* only if it is empty */
+        cli_unmake_directory(&made);
         cli_fail(1, "%s", m->message);
     }
     printf("%s: a Mixtral of %lu parameters, %.1f MB; before its experts were padded to one width "

@@ -23,6 +23,45 @@ static inline void cli_need_file(const char *path) {
 
 /* --- directories ----------------------------------------------------------------------------- */
 
+/* A directory that this process made, with those of its parents that did not exist. */
+typedef struct cli_made {
+    char path[HMOE__PATH_SIZE];
+    size_t first;              /* length of the first one's path; 0: all were there */
+} cli_made;
+
+/* Removes again what was made, as far as it is empty. */
+static inline void cli_unmake_directory(cli_made *made) {
+    for (size_t n = strlen(made->path); made->first && n >= made->first;) {
+        made->path[n] = 0;
+        rmdir(made->path);
+        while (n > 0 && made->path[n - 1] != '/') n--;
+        while (n > 0 && made->path[n - 1] == '/') n--;
+    }
+}
+
+/* Makes a directory and its parents. If it is a link to nothing, makes what the link leads to. */
+static inline void cli_make_directory(cli_made *made, const char *dir) {
+    char *path = made->path;
+    int failed = !*dir || snprintf(path, HMOE__PATH_SIZE, "%s", dir) >= HMOE__PATH_SIZE;
+    made->first = 0;
+    errno = *dir ? ENAMETOOLONG : ENOENT;
+    if (failed || hmoe__follow(path)) cli_cannot("make the directory", dir);
+    for (size_t i = 1, n = strlen(path); i <= n; i++) {
+        char end = path[i];
+        if ((end && end != '/') || path[i - 1] == '/') continue;
+        path[i] = 0;
+        int is_new = access(path, F_OK) != 0;
+        failed = hmoe__make_directory(path);
+        if (!failed && is_new && !made->first) made->first = i;
+        path[i] = end;
+    }
+    if (!failed) return;
+    int error = errno;
+    cli_unmake_directory(made);
+    errno = error;
+    cli_cannot("make the directory", dir);
+}
+
 /* Locks a directory, by a file in it, until the process ends. */
 static inline void cli_lock(const char *dir) {
     char path[CLI_PATH_SIZE];
@@ -32,6 +71,13 @@ static inline void cli_lock(const char *dir) {
     if (owner > 0)
         cli_fail(1, "%s is in use by process %ld: wait for it, or choose another directory", dir,
                  owner);
+}
+
+/* Removes the lock. A file of that name that is not empty is no lock. */
+static inline void cli_unlock(const char *dir) {
+    char path[CLI_PATH_SIZE];
+    struct stat is;
+    if (!stat(cli_path(path, dir, "lock"), &is) && is.st_size == 0) remove(path);
 }
 
 /* --- reading --------------------------------------------------------------------------------- */

@@ -104,7 +104,7 @@ static inline void overwrite_remove(const char *dir, const char *keep) {
     rmdir(dir);                                  /* empty: a crash before the mark was written */
     if (!overwrite_has(dir, "overwrite")) return;
     overwrite_remove_files(dir);
-    unlink(cli_path(path, dir, "lock"));
+    cli_unlock(dir);
     if (keep) overwrite_keep_others(dir, keep);
     unlink(cli_path(path, dir, "overwrite"));
     rmdir(dir);
@@ -196,6 +196,21 @@ static inline void overwrite_check(const overwrite *o) {
         cli_fail(1, "cannot save: the directory %s was removed or replaced", o->grows);
 }
 
+static cli_made overwrite_made;      /* DIR, unless it was there */
+
+/* At the end of a program that has written no file: removes DIR if it was made for it. */
+static inline void overwrite_leave(void) {
+    if (!overwrite_made.first || strlen(overwrite_made.path) > CLI_PATH_SIZE - 8) return;
+    cli_unlock(overwrite_made.path);
+    cli_unmake_directory(&overwrite_made);
+}
+
+/* Makes DIR for a new run. */
+static inline void overwrite_make_dir(const overwrite *o) {
+    cli_make_directory(&overwrite_made, o->dir);
+    if (overwrite_made.first) atexit(overwrite_leave);
+}
+
 /* Locks DIR. Ends the program if its contents do not fit the options. From here on only the first
    process uses the directory. */
 static inline void overwrite_enter(overwrite *o, const char *dir, int resume, int replace) {
@@ -203,7 +218,7 @@ static inline void overwrite_enter(overwrite *o, const char *dir, int resume, in
     overwrite_name(o, dir);
     if (cli_rank > 0) return;
     overwrite_give_back(o);
-    if (!resume && hmoe__make_directory(o->dir)) cli_cannot("make the directory", o->dir);
+    if (!resume) overwrite_make_dir(o);
     int is_run = overwrite_has(o->dir, "training.safetensors");
     if (is_run || !resume || overwrite_has(o->dir, ".part") || overwrite_has(o->dir, ".old")) {
         cli_lock(o->dir);
@@ -222,6 +237,7 @@ static inline void overwrite_enter(overwrite *o, const char *dir, int resume, in
 /* Makes the directory for the new run's files until the first save. */
 static inline void overwrite_begin(overwrite *o) {
     char path[CLI_PATH_SIZE];
+    overwrite_made.first = 0;                        /* files will be written to it */
     if (cli_rank > 0 || !overwrite_has_run(o->dir)) return;
     overwrite_mark(o->dir);                          /* a crash may come now */
     int beside = overwrite_can_rename(o->dir, o->beside_old);

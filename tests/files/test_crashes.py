@@ -732,13 +732,11 @@ def test_a_directory_that_is_read_only_by_the_time_it_saves(one, nobody):
     one.goes_on("writable again", "k", "--resume")
 
 
-@pytest.mark.parametrize("out, word", [("text", "text"), ("text/x", "Not a directory"),
-                                       ("no/where", "No such file")])
+@pytest.mark.parametrize("out, word", [("text", "text"), ("text/x", "Not a directory")])
 def test_no_directory(out, word):
     before = contents(".")
     refuses(out, train(out, "--steps", "1"), out, word)
-    if out != "no/where":
-        refuses(out, train(out, "--steps", "1", "--resume"), out)
+    refuses(out, train(out, "--steps", "1", "--resume"), out)
     assert contents(".") == before
 
 

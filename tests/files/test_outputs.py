@@ -65,7 +65,7 @@ def rows(path):
     return [line[:2] + line[3:] for line in lines]
 
 
-def same_run(a, b, links=()):
+def same_run(a, b):
     """Their weights, logs and best models; and nothing is left beside them."""
     for name in "model.safetensors", "best/model.safetensors", "config.json", "tokenizer.json":
         assert read(a, name) == read(b, name), name
@@ -157,9 +157,9 @@ def test_an_output_to_a_pipe_or_a_device(option, right):
     works(score(option, null))
     assert stat.S_ISCHR(os.lstat(null).st_mode)
     if shutil.which("bash"):
-        works(run("bash", "-c", '"$@" > >(cat >taken; echo >over) %s >(cat >got; echo >over2)' % option,
-                  "bash", GENERATE, "a", "--score", "short", "--threads", "1"))
-        wait_for_file("over2")
+        works(run("bash", "-c", '"$@" %s >(cat >got; echo >over)' % option, "bash", GENERATE, "a",
+                  "--score", "short", "--threads", "1"))
+        wait_for_file("over")
         assert read("got") == read(right)
     full = device("full", 7)
     if os.path.exists(full):
@@ -376,7 +376,8 @@ def stopped(p, *warnings):
 ANEW = "k/log.csv was removed or replaced: it is written anew"
 
 
-@pytest.mark.parametrize("how", ["removed", "saved from an editor", "moved away", "a pipe", "a link"])
+@pytest.mark.parametrize("how", ["removed", "saved from an editor", "moved away", "a pipe",
+                                 "a link"])
 @pytest.mark.parametrize("when", ["first", "resumed", "overwriting"])
 def test_a_log_that_is(how, when):
     more = []
@@ -438,3 +439,93 @@ def test_a_directory_that_is(how):
     refuses(stop(p), "cannot save: the directory k was removed or replaced")
     if how == "replaced":
         same_run("k", "a")
+
+
+# --- directories ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("out", ["x", "x/y/z", "x//y/", "./x/../x/y", "/abs/x/y", "link"])
+@pytest.mark.parametrize("program", ["train_tiny", "generate"])
+def test_parents_are_made_and_removed_after_a_failure(program, out):
+    out = out.replace("/abs", os.getcwd())
+    os.symlink("x", "link")                              # to nothing yet
+    def make(good, *more):
+        if program == "train_tiny":
+            return train("--steps", "6", "--eval-every", "2", "--out", out,
+                         *([] if good else ["--data", "nothing"]), *more)
+        return run(GENERATE, "a" if good else "raw", "--export-mixtral", out)
+    works(train("--steps", "0", "--out", "raw", "--gate", "raw"))
+    before = set(os.listdir("."))
+    refuses(make(False), "nothing" if program == "train_tiny" else "raw gates")
+    assert set(os.listdir(".")) == before
+    works(make(True))
+    assert os.path.exists(out + "/config.json") and set(os.listdir(".")) == before | {"x"}
+    refuses(make(False), "nothing" if program == "train_tiny" and not os.path.exists(
+        out + "/config.json") else "")                   # what was there stays
+    assert os.path.exists(out + "/config.json")
+
+
+@pytest.mark.parametrize("out", ["empty", "empty/x/y", "full", "full/x", "no/" + "n" * 300])
+def test_a_failure_leaves_what_was_there(out):
+    os.mkdir("empty")
+    os.mkdir("full")
+    write("full/mine", "mine")
+    write("full/lock", "mine")
+    before = set(os.listdir("."))
+    for how in (["--data", "nothing"],
+                ["--width", "1000000", "--heads", "1", "--hidden", "200000"]):
+        refuses(train("--out", out, *how), "")
+        assert set(os.listdir(".")) == before and set(os.listdir("empty")) <= {"lock"}
+        assert sorted(os.listdir("full")) == ["lock", "mine"] and read("full/lock") == b"mine"
+    refuses(run(GENERATE, "half", "--export-mixtral", "half"), "holds")
+    works(run(GENERATE, "a", "--export-mixtral", "full"))
+    assert read("full/lock") == b"mine", "no lock, and so not removed"
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+def test_a_hangup_is_like_ctrl_c():
+    p = running("k")
+    status, out, error = stop(p, signal.SIGHUP)
+    step = int(re.search(r"stopped after step (\d+)", out)[1])
+    assert status == 0 and not error and len(rows("k/log.csv")) == step + 1
+    works(train("--resume", "--steps", str(step + 1), "--out", "k"))
+
+
+def test_a_hangup_that_is_ignored():
+    p = running("k", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    p.send_signal(signal.SIGHUP)
+    before = len(rows("k/log.csv"))
+    wait_for(lambda: len(rows("k/log.csv")) > before + 50, p)
+    assert stop(p)[0] == 0
+
+
+def test_a_terminal_that_is_closed():
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+    ours, theirs = pty.openpty()
+    p = subprocess.Popen([TRAIN, *TINY, *ENDLESS, "--out", "k"], stdin=theirs, stdout=theirs,
+                         stderr=theirs, start_new_session=True,
+                         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+    os.close(theirs)
+    end = time.monotonic() + SECONDS
+    while not os.path.exists("k/log.csv") or len(rows("k/log.csv")) < 5:
+        os.read(ours, 10000)
+        assert time.monotonic() < end
+    os.close(ours)
+    p.wait(timeout=SECONDS)
+    step = len(rows("k/log.csv")) - 1
+    assert step >= 4
+    works(train("--resume", "--steps", str(step), "--out", "k"))
+
+
+@pytest.mark.parametrize("how", [[signal.SIGTSTP], [signal.SIGSTOP], [signal.SIGSTOP] * 2])
+def test_time_spent_stopped_is_no_training_time(how):
+    p = running("k")
+    for number in how:
+        before = len(rows("k/log.csv"))
+        p.send_signal(number)
+        time.sleep(1.2)
+        p.send_signal(signal.SIGCONT)
+        wait_for(lambda: len(rows("k/log.csv")) > before + 3, p)
+    assert stop(p)[0] == 0
+    seconds = [float(line.split(",")[2]) for line in read("k/log.csv").decode().splitlines()[1:]]
+    assert max(b - a for a, b in zip(seconds, seconds[1:])) < 0.8 and seconds[-1] > 0

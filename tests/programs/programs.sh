@@ -318,6 +318,13 @@ END
 
 # --- what goes wrong leaves what was there --------------------------------------------------------
 state b >before
+for rate in "--lr 1e30" "--muon-lr 1e30 --optimizer muon" "--weight-decay 1e30" \
+    "--lr 1e35 --muon-lr 1e30 --optimizer muon" "--muon-lr 1e30 --lr 1e20 --optimizer muon"; do
+    check "the rate at fault" gives 1 "step .*most likely $(echo "$rate" | cut -d ' ' -f 1) 1e+3" \
+        train --out diverged --overwrite $rate --steps 20
+done
+check "a run of Muon" gives 1 "most likely --muon-lr 1e+30" train --resume --out m --steps 90 \
+    --muon-lr 1e30
 check "NaN" gives 1 "step .*--lr" anew --out b --lr 1e30 --min-lr 1e30 --steps 20
 state b >after
 check "NaN: not saved" same before after
@@ -369,7 +376,11 @@ check "new log" [ "$(wc -l <b/log.csv)" -eq 4 ]
 check "new best" gives 2 "has 8" train --width 16 --resume --out b
 check "best is the new model's" same b/config.json b/best/config.json
 check "--out is a file" gives 1 "text" train --out text --steps 1
-check "--out in nowhere" gives 1 "no/where" train --out no/where --steps 1
+check "--out in nowhere" gives 0 "^final: " train --out no/where/yet --steps 1
+rm -r no
+check "--out in a file" gives 1 "text/where" train --out text/where --steps 1
+check "a bad text" gives 1 "cannot read" train --out no/where/yet --data nothing
+check "leaves no directory" absent no
 if [ "$(id -u)" -ne 0 ]; then
     mkdir read-only; chmod a-w read-only
     check "read-only --out" gives 1 "read-only" train --out read-only --steps 1
@@ -546,7 +557,8 @@ check "the run is whole" same before after
 mkfifo pipe-run; mkdir piped; mv pipe-run piped/training.safetensors
 check "export over a pipe" gives 1 "piped holds a run" export_to piped
 check "export to a file" gives 1 "text" export_to text
-check "export to nowhere" gives 1 "no/where" export_to no/where
+check "export to nowhere" gives 0 "^no/where: " export_to no/where
+rm -r no
 check "export to no name" gives 1 "" export_to ""
 for options in "--routing topp=Top-P" "--gate raw=raw gates" "--k 1=raw gates"; do
     check "train ${options%=*}" gives 0 "^final: " anew ${options%=*} --steps 1 --out o
