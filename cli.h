@@ -38,18 +38,24 @@ static inline void cli_prepare(void) {
     signal(SIGXFSZ, SIG_IGN);
 }
 
-static volatile sig_atomic_t cli_interrupted;
+static volatile sig_atomic_t cli_interrupted, cli_continued;
 static inline void cli_interrupt(int signal_number) {
-    (void)signal_number;
-    cli_interrupted = 1;
+    if (signal_number == SIGCONT) cli_continued = 1;
+    else cli_interrupted = 1;
 }
 
-/* on = 1: Ctrl-C and the like set cli_interrupted. on = 0: they end the program. */
+/* on = 1: Ctrl-C and the like set cli_interrupted. on = 0: they end the program. A terminal that
+   is closed is like Ctrl-C, unless nohup says that the program is to go on. A process that goes on
+   after Ctrl-Z sets cli_continued. */
 static inline void cli_catch_interrupts(int on) {
     struct sigaction action = { .sa_handler = on ? cli_interrupt : SIG_DFL,
                                 .sa_flags = SA_RESTART };
+    struct sigaction hangup;
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    if (!sigaction(SIGHUP, NULL, &hangup) && hangup.sa_handler != SIG_IGN)
+        sigaction(SIGHUP, &action, NULL);
+    sigaction(SIGCONT, &action, NULL);
 }
 
 /* Is there one file or directory behind both names? */
@@ -106,6 +112,13 @@ static inline double cli_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 #endif
+
+/* Seconds since `began`; `instead`, if the process was stopped meanwhile: nobody knows how long. */
+static inline double cli_seconds_since(double began, double instead) {
+    double seconds = cli_continued ? instead : cli_seconds() - began;
+    cli_continued = 0;
+    return seconds;
+}
 
 /* --- errors ---------------------------------------------------------------------------------- */
 

@@ -291,7 +291,7 @@ static double train_step(run *r, hmoe_losses *mean) {
     if (!status && m->optimizer) status = hmoe_muon_update(&muon, m);
     if (!status) status = hmoe_update(m, &adamw);
     if (status) give_up(r, status, step);
-    m->seconds += cli_seconds() - began;
+    m->seconds += cli_seconds_since(began, step > 1 ? m->seconds / (double)(step - 1) : 0);
     return adamw.lr;
 }
 

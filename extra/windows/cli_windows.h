@@ -9,7 +9,7 @@
 #include <share.h>
 #include <windows.h>
 
-static volatile sig_atomic_t cli_interrupted;
+static volatile sig_atomic_t cli_interrupted, cli_continued;
 
 /* Bytes are written as they are. A console reads them as UTF-8 and knows "\033[K". */
 static inline void cli_prepare(void) {
