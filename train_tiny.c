@@ -168,9 +168,10 @@ static void give_up(const run *r, hmoe_status status, int64_t step) {
     const char *why = r->model.message;
     if (status && status != HMOE_NOT_FINITE) cli_fail(1, "step %lld: %s", (long long)step, why);
     if (!*why) why = "a loss or weight is not finite";
-    cli_fail(1, "step %lld: %s; most likely --lr %.9g is too high\n(this state is not saved, %s is "
-             "unchanged; a lower --lr, a longer --warmup or a smaller --clip may help)",
-             (long long)step, why, set.adamw.lr, set.out);
+    const cli_option *rate = display_suspect(options, r->model.optimizer);
+    cli_fail(1, "step %lld: %s; most likely %s %.9g is too high\n(this state is not saved, %s is "
+             "unchanged; a lower %s, a longer --warmup or a smaller --clip may help)",
+             (long long)step, why, rate->name, cli_get(rate), set.out, rate->name);
 }
 
 /* Writes all files, then replaces the older ones: first best/, then the state. After a crash in

@@ -1,5 +1,5 @@
 /* display.h - prints what train_tiny shows of a run: the progress line, each expert's share of
-   the tokens and of the work, and a warning if a layer has collapsed. */
+   the tokens and of the work, a warning if a layer has collapsed, and which rate is too high. */
 #ifndef DISPLAY_H
 #define DISPLAY_H
 
@@ -159,6 +159,22 @@ static inline void display_untrained(hmoe_model *m) {
         cli_warn("with these options nothing trains %d of the model's tensors, such as %s: its "
                  "gradient is 0\n(a router needs --k above 1, --gate raw, or a loss of its own such "
                  "as --pp; attention needs --context above 1)", count, first->name);
+}
+
+/* The rate to blame if a run diverges: the one furthest above its default. Weight decay alone makes
+   a weight grow if --lr times it is above 2. */
+static inline const cli_option *display_suspect(const cli_option *options, int muon) {
+    static const char *const names[] = { "--lr", "--weight-decay", "--muon-lr" };
+    const cli_option *suspect = NULL;
+    double most = -1, lr = cli_get(cli_find(options, "--lr"));
+    for (int i = 0; i < (muon ? 3 : 2); i++) {
+        const cli_option *o = cli_find(options, names[i]);
+        double times = cli_get(o) / strtod(o->initial, NULL);
+        if (times <= most || (i == 1 && lr * cli_get(o) <= 2)) continue;
+        most = times;
+        suspect = o;
+    }
+    return suspect;
 }
 
 static inline void display_sample(int byte) {
