@@ -3385,7 +3385,7 @@ static int hmoe__replace(const char *from, const char *to) {
     const char *slash = strrchr(to, '/');
     char dir[HMOE__PATH_SIZE] = ".";
     int fd;
-    if (rename(from, to)) return -1;
+    if (rename(from, to) && rename(from, to)) return -1;   /* a network may fail once */
     if (slash) snprintf(dir, sizeof dir, "%.*s", (int)(slash - to) + 1, to);
     if ((fd = open(dir, O_RDONLY)) < 0) return 0;
     fsync(fd);   /* makes the new name durable, if the file system can */

@@ -8,7 +8,7 @@
        DIR.old  is removed; files that no run makes move to DIR
 
    If the program starts and finds DIR.old but no DIR, it renames DIR.old to DIR. Each of these
-   directories contains a file "overwrite". The program never touches a directory without it.
+   directories contains a file ".overwrite.hmoe". The program never touches a directory without it.
 
    A link, a mount point or the current directory cannot be renamed. Then the directories are
    DIR/.new, DIR/.part and DIR/.old, and the run's files move one by one:
@@ -18,12 +18,17 @@
        those of .new go into DIR        a start that finds .old and .new goes on with that
        .new and then .old are removed
 
+   After an error the older run is in DIR again at once. The new one is complete by then. It stays
+   where it grew, and loses its mark, so that nothing removes it.
+
    The lock is the file "lock" in the directory. DIR.new has a lock of its own. Therefore a program
    that has locked DIR keeps it under all its names. */
 #ifndef OVERWRITE_H
 #define OVERWRITE_H
 
 #include "cli.h"
+
+#define OVERWRITE_MARK ".overwrite.hmoe"
 
 typedef struct overwrite {
     char dir[CLI_PATH_SIZE];            /* DIR */
@@ -49,13 +54,28 @@ static inline int overwrite_has_run(const char *dir) {
     return overwrite_has(dir, "config.json") || overwrite_has(dir, "best/config.json");
 }
 
-/* Removes a run's files, and those that a crash left unfinished. */
+#ifdef _WIN32
+static inline int overwrite_exists(const char *path) { return access(path, F_OK) == 0; }
+static inline int overwrite_is_link(const char *path) { return path == NULL; }
+#else
+static inline int overwrite_exists(const char *path) {   /* a link to nothing does */
+    struct stat is;
+    return lstat(path, &is) == 0;
+}
+static inline int overwrite_is_link(const char *path) {
+    struct stat is;
+    return !lstat(path, &is) && S_ISLNK(is.st_mode);
+}
+#endif
+
+/* Removes a run's files, and those that a crash left unfinished. Links go, what they lead to
+   stays. */
 static inline void overwrite_remove_files(const char *dir) {
     char path[CLI_PATH_SIZE];
     hmoe__output unfinished;
     for (const char *const *name = overwrite_files; *name; name++) {
         cli_path(path, dir, *name);
-        if (!strcmp(*name, "best")) {
+        if (!strcmp(*name, "best") && !overwrite_is_link(path)) {
             if (access(path, F_OK)) continue;
             overwrite_remove_files(path);
             rmdir(path);
@@ -78,9 +98,9 @@ static inline void overwrite_keep_others(const char *from, const char *to) {
 #include <dirent.h>
 
 static inline int overwrite_can_rename(const char *dir, const char *to) {
-    struct stat is;
-    if (lstat(dir, &is) || S_ISLNK(is.st_mode) || cli_is_same(dir, ".")) return 0;
-    return rename(dir, to) == 0 && rename(to, dir) == 0;
+    if (overwrite_is_link(dir) || cli_is_same(dir, ".") || rename(dir, to)) return 0;
+    if (hmoe__replace(to, dir)) cli_cannot("rename", to);
+    return 1;
 }
 
 /* Moves files that the user put beside the older run, such as an export, to the new one. */
@@ -89,32 +109,38 @@ static inline void overwrite_keep_others(const char *from, const char *to) {
     struct dirent *entry;
     DIR *d = opendir(from);
     while (d && (entry = readdir(d)) != NULL) {
-        if (!strcmp(entry->d_name, "overwrite")) continue;
+        if (!strcmp(entry->d_name, OVERWRITE_MARK)) continue;
         snprintf(a, sizeof a, "%s/%s", from, entry->d_name);
         snprintf(b, sizeof b, "%s/%s", to, entry->d_name);
-        if (access(b, F_OK)) rename(a, b);
+        if (!overwrite_exists(b)) rename(a, b);
     }
     if (d) closedir(d);
 }
 #endif
 
-/* Removes a directory that this protocol made, the mark last. Other files move to `keep`. */
-static inline void overwrite_remove(const char *dir, const char *keep) {
+/* Puts the mark into a directory. Returns 0 if it is there. */
+static inline int overwrite_put_mark(const char *dir) {
     char path[CLI_PATH_SIZE];
-    rmdir(dir);                                  /* empty: a crash before the mark was written */
-    if (!overwrite_has(dir, "overwrite")) return;
-    overwrite_remove_files(dir);
-    cli_unlock(dir);
-    if (keep) overwrite_keep_others(dir, keep);
-    unlink(cli_path(path, dir, "overwrite"));
-    rmdir(dir);
+    cli_need_file(cli_path(path, dir, OVERWRITE_MARK));
+    FILE *f = fopen(path, "wb");
+    return !f || fclose(f);
 }
 
 static inline void overwrite_mark(const char *dir) {
+    if (overwrite_put_mark(dir)) cli_cannot("write to the directory", dir);
+}
+
+/* Removes a directory that this protocol made, the mark last. Other files move to `keep`. If files
+   cannot be removed, the mark stays, and the next start tries again. */
+static inline void overwrite_remove(const char *dir, const char *keep) {
     char path[CLI_PATH_SIZE];
-    cli_need_file(cli_path(path, dir, "overwrite"));
-    FILE *f = fopen(path, "wb");
-    if (!f || fclose(f)) cli_cannot("write", path);
+    rmdir(dir);                                  /* empty: a crash before the mark was written */
+    if (!overwrite_has(dir, OVERWRITE_MARK)) return;
+    overwrite_remove_files(dir);
+    cli_unlock(dir);
+    if (keep) overwrite_keep_others(dir, keep);
+    unlink(cli_path(path, dir, OVERWRITE_MARK));
+    if (rmdir(dir)) overwrite_put_mark(dir);
 }
 
 /* Makes a directory with the mark. */
@@ -123,14 +149,20 @@ static inline void overwrite_make(const char *dir) {
     overwrite_mark(dir);
 }
 
-/* Moves the run's files from one directory to another. */
-static inline void overwrite_move(const char *from, const char *to) {
+/* Moves the run's files from one directory to another. Returns 0, or what errno says. */
+static inline int overwrite_move(const char *from, const char *to) {
     char a[CLI_PATH_SIZE], b[CLI_PATH_SIZE];
     for (const char *const *name = overwrite_files; *name; name++) {
-        if (!overwrite_has(from, *name)) continue;
-        if (hmoe__replace(cli_path(a, from, *name), cli_path(b, to, *name)))
-            cli_fail(1, "cannot move %s to %s: %s", a, to, strerror(errno));
+        if (!overwrite_exists(cli_path(a, from, *name))) continue;
+        if (hmoe__replace(a, cli_path(b, to, *name))) return errno;
     }
+    return 0;
+}
+
+/* The same, or ends the program. */
+static inline void overwrite_must_move(const char *from, const char *to) {
+    int error = overwrite_move(from, to);
+    if (error) cli_fail(1, "cannot move the run from %s to %s: %s", from, to, strerror(error));
 }
 
 static inline void overwrite_name(overwrite *o, const char *dir) {
@@ -151,27 +183,27 @@ static inline void overwrite_name(overwrite *o, const char *dir) {
 /* Renames DIR.old to DIR after a crash between the two renames. */
 static inline void overwrite_give_back(const overwrite *o) {
     char path[CLI_PATH_SIZE];
-    if (access(o->dir, F_OK) == 0 || !overwrite_has(o->beside_old, "overwrite")) return;
+    if (access(o->dir, F_OK) == 0 || !overwrite_has(o->beside_old, OVERWRITE_MARK)) return;
     cli_lock(o->beside_old);
     if (hmoe__replace(o->beside_old, o->dir)) cli_cannot("rename", o->beside_old);
-    unlink(cli_path(path, o->dir, "overwrite"));
+    unlink(cli_path(path, o->dir, OVERWRITE_MARK));
     cli_warn("the older run is in %s again: a run with --overwrite ended too early", o->dir);
 }
 
 /* Finishes the work that a crash interrupted. DIR is locked. */
 static inline void overwrite_tidy(const overwrite *o) {
     char path[CLI_PATH_SIZE];
-    if (overwrite_has(o->inside_part, "overwrite")) {
-        overwrite_move(o->inside_part, o->dir);
+    if (overwrite_has(o->inside_part, OVERWRITE_MARK)) {
+        overwrite_must_move(o->inside_part, o->dir);
         cli_warn("the older run is in %s again: a run with --overwrite ended too early", o->dir);
     }
-    if (overwrite_has(o->inside_old, "overwrite")) overwrite_move(o->inside_new, o->dir);
+    if (overwrite_has(o->inside_old, OVERWRITE_MARK)) overwrite_must_move(o->inside_new, o->dir);
     overwrite_remove(o->inside_part, NULL);
     overwrite_remove(o->inside_new, NULL);
     overwrite_remove(o->inside_old, NULL);
     if (overwrite_has_run(o->dir)) overwrite_remove(o->beside_old, o->dir);
     overwrite_remove(o->beside_new, NULL);
-    unlink(cli_path(path, o->dir, "overwrite"));
+    unlink(cli_path(path, o->dir, OVERWRITE_MARK));
 }
 
 /* Ends the program if somebody else's file has one of the names that are needed. */
@@ -241,31 +273,42 @@ static inline void overwrite_begin(overwrite *o) {
     if (cli_rank > 0 || !overwrite_has_run(o->dir)) return;
     overwrite_mark(o->dir);                          /* a crash may come now */
     int beside = overwrite_can_rename(o->dir, o->beside_old);
-    unlink(cli_path(path, o->dir, "overwrite"));
+    unlink(cli_path(path, o->dir, OVERWRITE_MARK));
     overwrite_make(beside ? o->beside_new : o->inside_new);
     overwrite_grow(o, beside ? o->beside_new : o->inside_new);
     if (beside) cli_lock(o->grows);
 }
 
+/* Ends the program because the new run cannot take the older one's place. */
+CLI_NEVER_RETURNS static inline void overwrite_keep_both(const overwrite *o, int error) {
+    char path[CLI_PATH_SIZE];
+    unlink(cli_path(path, o->grows, OVERWRITE_MARK));
+    cli_fail(1, "cannot replace the run in %s: %s\n(it is as it was; the new run is saved in %s: "
+             "--resume --out %s continues it)", o->dir, strerror(error), o->grows, o->grows);
+}
+
 static inline void overwrite_swap_beside(const overwrite *o) {
     char path[CLI_PATH_SIZE];
     overwrite_mark(o->dir);
-    if (hmoe__replace(o->dir, o->beside_old)) cli_cannot("rename", o->dir);
-    if (hmoe__replace(o->beside_new, o->dir)) {
-        int error = errno;
+    int error = hmoe__replace(o->dir, o->beside_old) ? errno : 0;
+    if (!error && hmoe__replace(o->beside_new, o->dir)) {
+        error = errno;
         hmoe__replace(o->beside_old, o->dir);
-        errno = error;
-        cli_cannot("rename", o->beside_new);
     }
-    overwrite_remove(o->beside_old, o->dir);
-    unlink(cli_path(path, o->dir, "overwrite"));
+    if (!error) overwrite_remove(o->beside_old, o->dir);
+    unlink(cli_path(path, o->dir, OVERWRITE_MARK));
+    if (error) overwrite_keep_both(o, error);
 }
 
 static inline void overwrite_swap_inside(const overwrite *o) {
     overwrite_make(o->inside_part);
-    overwrite_move(o->dir, o->inside_part);
-    if (hmoe__replace(o->inside_part, o->inside_old)) cli_cannot("rename", o->inside_part);
-    overwrite_move(o->inside_new, o->dir);
+    int error = overwrite_move(o->dir, o->inside_part);
+    if (!error && hmoe__replace(o->inside_part, o->inside_old)) error = errno;
+    if (error) {
+        if (!overwrite_move(o->inside_part, o->dir)) overwrite_remove(o->inside_part, NULL);
+        overwrite_keep_both(o, error);
+    }
+    overwrite_must_move(o->inside_new, o->dir);
     overwrite_remove(o->inside_new, NULL);
     overwrite_remove(o->inside_old, NULL);
 }

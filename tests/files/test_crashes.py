@@ -250,7 +250,7 @@ def copy(a, b, link=False):
 def in_between(directory):
     """What --overwrite puts beside the run or inside of it until it is done."""
     return [f for f in [directory + ".new", directory + ".old"]
-            + [os.path.join(directory, f) for f in (".new", ".part", ".old", "overwrite")]
+            + [os.path.join(directory, f) for f in (".new", ".part", ".old", ".overwrite.hmoe")]
             if os.path.exists(f)]
 
 
@@ -374,7 +374,7 @@ def first_save(old, link):
     if link:
         return there(chance.choice([".new/config.json", ".part/config.json", ".part/best", ".old"]))
     return there(chance.choice(["config.json", beside("config.json")]), "k.new") \
-        if chance.random() < 0.3 else there("overwrite", chance.choice(["k", "k.old"]))
+        if chance.random() < 0.3 else there(".overwrite.hmoe", chance.choice(["k", "k.old"]))
 
 
 def test_killed_runs(one, other):
@@ -421,31 +421,46 @@ def test_killed_runs(one, other):
 KILLER = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/types.h>
 #include <unistd.h>
-static void count(void) {
+#define REAL(type, name, parameters) ((type (*) parameters)dlsym(RTLD_NEXT, #name))
+static int fails(const char *name) {     /* or kills, if no call's name is given */
     static int calls;
-    const char *at = getenv("KILL_AT");
-    if (at && ++calls == atoi(at)) kill(getpid(), SIGKILL);
+    const char *at = getenv("AT"), *call = getenv("CALL"), *log = getenv("HIT");
+    if (!at || (call && strcmp(call, name)) || ++calls < atoi(at)) return 0;
+    if (calls > atoi(at) && !getenv("ON")) return 0;
+    if (!call) kill(getpid(), SIGKILL);
+    close(REAL(int, open, (const char *, int, ...))(log, O_CREAT | O_WRONLY, 0666));
+    errno = EIO;
+    return 1;
 }
-#define KILLS(type, name, parameters, ...) type name parameters { \
-    count(); return ((type (*) parameters)dlsym(RTLD_NEXT, #name))(__VA_ARGS__); }
-KILLS(int, rename, (const char *a, const char *b), a, b)
-KILLS(int, unlink, (const char *a), a)
-KILLS(int, remove, (const char *a), a)
-KILLS(int, rmdir, (const char *a), a)
-KILLS(int, mkdir, (const char *a, mode_t m), a, m)
-KILLS(int, truncate, (const char *a, off_t n), a, n)
-KILLS(FILE *, fopen, (const char *a, const char *b), a, b)
+#define FAILS(type, name, error, parameters, ...) type name parameters { \
+    if (fails(#name)) return error; return REAL(type, name, parameters)(__VA_ARGS__); }
+FAILS(int, rename, -1, (const char *a, const char *b), a, b)
+FAILS(int, unlink, -1, (const char *a), a)
+FAILS(int, remove, -1, (const char *a), a)
+FAILS(int, rmdir, -1, (const char *a), a)
+FAILS(int, mkdir, -1, (const char *a, mode_t m), a, m)
+FAILS(int, truncate, -1, (const char *a, off_t n), a, n)
+FAILS(int, fsync, -1, (int f), f)
+FAILS(FILE *, fopen, NULL, (const char *a, const char *b), a, b)
+int open(const char *a, int flags, ...) {
+    if ((getenv("CALL") || flags & O_CREAT) && fails("open")) return -1;
+    return REAL(int, open, (const char *, int, ...))(a, flags, 0666);
+}
 """
+CALLS = ["rename", "unlink", "remove", "rmdir", "mkdir", "open", "fopen", "fsync"]
 
 
 @pytest.fixture
 def killer(tmp_path):
-    """A library that kills the program at its call number KILL_AT."""
+    """A library that kills the program at its call number AT, or fails that call of CALL."""
     (tmp_path / "killer.c").write_text(KILLER)
     try:
         subprocess.run(["cc", "-shared", "-fPIC", "-o", "killer.so", "killer.c", "-ldl"],
@@ -464,16 +479,51 @@ def test_killed_at_each_call_while_it_replaces_a_run(link, killer, one, other):
         number = len(found) + 1
         name = "killed at call %d" % number
         copy(one.name, "k", link)
-        environment = dict(os.environ, LD_PRELOAD=killer, KILL_AT=str(number))
+        environment = dict(os.environ, LD_PRELOAD=killer, AT=str(number))
         result = train("k", "--overwrite", *other.options, *few, env=environment)
         if result[0] != -signal.SIGKILL:
             works(name + ": was over", result)
             break
         for _ in range(3):                                             # kill what tidies up
-            environment["KILL_AT"] = str(chance.randrange(1, 30))
+            environment["AT"] = str(chance.randrange(1, 30))
             train("k", "--resume", "--steps", "0", env=environment)
         found.append(after_a_kill(name, "k", other, one))
     assert found == sorted(found, reverse=True) and set(found) == {"old", "new"}
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["a directory", "a link"])
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("on", [False, True], ids=["once", "from then on"])
+def test_errors_while_it_replaces_a_run(on, call, link, killer, one, other):
+    """A call fails, each in turn, or all from there on: the next command finds a whole run. What
+    the program says is one line; or it has replaced the run."""
+    few = ["--steps", str(EVALUATE), "--save-every", "1000"]           # one save
+    step = 1 if FULL or call == "rename" else 4
+    found, hits = set(), 0
+    for number in range(chance.randint(1, step), 200, step):
+        name = "%s fails, %d" % (call, number)
+        copy(one.name, "k", link)
+        environment = dict(os.environ, LD_PRELOAD=killer, CALL=call, AT=str(number), HIT="hit")
+        result = train("k", "--overwrite", *other.options, *few,
+                       env=dict(environment, ON="1") if on else environment)
+        if not os.path.exists("hit"):
+            works(name + ": never", result)
+            break
+        os.remove("hit")
+        hits += 1
+        if result[0] or result[2]:
+            assert re.fullmatch("train_tiny: .*\n(\\(it is as it was; .*\n)?", result[2]), result
+        if not on:                             # not even a program that tidies up is needed
+            works(name + ": generate", run("generate", "k", "-n", "5", "--threads", "1"))
+        saved = [f for f in ("k.new", "k/.new") if f in str(result[2])]
+        if "is saved in" in result[2]:
+            other.is_sound(name + ": and the new run", saved[0])
+            shutil.rmtree(saved[0])
+        state = after_a_kill(name, "k", other, one)
+        assert result[0] or state == "new", (name, result)
+        found.add(state)
+        assert os.path.islink("k") == link
+    assert hits and found <= {"old", "new"}
 
 
 def test_killed_exports(one, other):

@@ -529,3 +529,59 @@ def test_time_spent_stopped_is_no_training_time(how):
     assert stop(p)[0] == 0
     seconds = [float(line.split(",")[2]) for line in read("k/log.csv").decode().splitlines()[1:]]
     assert max(b - a for a, b in zip(seconds, seconds[1:])) < 0.8 and seconds[-1] > 0
+
+
+# --- replacing a run ------------------------------------------------------------------------------
+
+ANOTHER = ["--overwrite", "--pp", "0.02", "--steps", "4", "--eval-every", "2"]
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["a directory", "a link"])
+def test_a_file_that_nobody_can_remove(link):
+    shutil.copytree("half", "real")
+    shutil.copytree("half", "new")
+    works(train("--out", "new", *ANOTHER))
+    os.symlink("real", "k") if link else os.rename("real", "k")
+    file = "k/training.safetensors"
+    if not shutil.which("chattr") or subprocess.run(["chattr", "+i", file], stderr=-3).returncode:
+        pytest.skip("cannot make a file that nobody can remove")
+    try:
+        result = train("--out", "k", *ANOTHER)
+    finally:
+        for stays in file, "k.old/training.safetensors":
+            subprocess.run(["chattr", "-i", stays], stderr=-3)
+    if link:                                             # it cannot be moved either
+        refuses(result, "cannot replace the run in k: Operation not permitted", "k/.new continues")
+        works(train("--out", "k/.new", "--resume", *ANOTHER[1:]))
+        same_run("k/.new", "new")
+        shutil.rmtree("k/.new")
+        works(goes_on("k"))
+        same_run("k", "a")
+    else:
+        works(result)
+        same_run("k", "new")
+    works(train("--out", "k", "--resume", "--steps", "0"))
+    assert not os.path.exists("k.old")
+
+
+@pytest.mark.parametrize("link", [False, True], ids=["a directory", "a link"])
+def test_what_a_run_does_not_own_stays(link):
+    """A best/ that is elsewhere, and files of one's own with the names of the program's own."""
+    shutil.copytree("half", "real")
+    os.symlink("real", "k") if link else os.rename("real", "k")
+    shutil.move("k/best", "elsewhere")
+    os.symlink(os.path.abspath("elsewhere"), "k/best")
+    before = {f: read("elsewhere", f) for f in os.listdir("elsewhere")}
+    mine = ["overwrite", "x.tmp", "notes", "log.csv.tmp"]
+    for name in mine:
+        write("k/" + name, name)
+    os.symlink("nothing", "k/dangling")
+    works(train("--out", "k", *ANOTHER))
+    assert {f: read("elsewhere", f) for f in os.listdir("elsewhere")} == before
+    assert [read("k", name).decode() for name in mine] == mine and os.path.islink("k/dangling")
+    assert not os.path.islink("k/best") and os.path.islink("k") == link
+    for name in mine + ["dangling"]:
+        os.remove("k/" + name)
+    works(train("--out", "new", *ANOTHER))
+    same_run("k", "new")
+    assert not os.path.exists("k.old") and not os.path.exists("k.new")

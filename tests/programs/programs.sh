@@ -368,7 +368,7 @@ check "which stays one" [ -L link ]
     >stdout 2>stderr
 check "over the current directory" [ $? -eq 0 ]
 check "where nothing else is left either" [ "$(find b b.* -type f 2>/dev/null | wc -l)" -eq 12 ]
-mv b b.old; : >b.old/overwrite
+mv b b.old; : >b.old/.overwrite.hmoe
 train --resume --width 8 --steps 3 --out b >stdout 2>stderr
 check "b.old without b is b again" grep -q "warning: the older run is in b again" stderr
 check "and is whole" [ "$(find b b.* -type f 2>/dev/null | wc -l)" -eq 12 ]
