@@ -99,4 +99,25 @@ falls() {
 }
 evidence=curve
 check "the example's cross-entropy falls" falls
+
+# Both programs under clang's sanitizers, which find what gcc's do not: 0 added to NULL, for example.
+sanitizers="-std=c99 -O0 -fsanitize=address,undefined -fno-sanitize-recover=all"
+if have clang && clang $sanitizers probe.c -o probe >/dev/null 2>&1; then
+    for program in train_tiny generate; do
+        check "clang's sanitizers: $program" quietly \
+            clang $sanitizers -I"$root" "$root/$program.c" -o $program -lm
+    done
+    say_text >text
+    shape="--data text --width 8 --layers 2 --heads 2 --context 8 --experts 4 --hidden 5 --out run"
+    check "help" gives 0 "^usage" ./train_tiny --help
+    check "a bad option" gives 2 "--lr x: " ./train_tiny --lr x
+    for recipe in "" "--optimizer muon --dropout 0.1" "--sizes 0,9,11,13 --balance work --noisy" \
+        "--routing topp --budget 0.5"; do
+        recipe="$recipe --batch 2 --accum 2 --threads 1 --eval-tokens 100 --steps 3"
+        check "trains $recipe" gives 0 "^stopped" ./train_tiny $shape $recipe --overwrite --stop-at 2
+        check "goes on" gives 0 "^final" ./train_tiny --resume $shape $recipe
+        check "scores" gives 0 "^nll" ./generate run --score text --routes routes --devices 2
+        check "writes" gives 0 "" ./generate run/best -n 9 --prompt to
+    done
+fi
 summary
