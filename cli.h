@@ -58,6 +58,13 @@ static inline void cli_catch_interrupts(int on) {
     sigaction(SIGCONT, &action, NULL);
 }
 
+/* Calls `work` at the signals that end a program, but for those that are ignored. */
+static inline void cli_catch_ends(void (*work)(int)) {
+    const int ends[] = { SIGINT, SIGTERM, SIGHUP };
+    for (int i = 0; i < 3; i++)
+        if (signal(ends[i], work) == SIG_IGN) signal(ends[i], SIG_IGN);
+}
+
 /* Is there one file or directory behind both names? */
 static inline int cli_is_same(const char *a, const char *b) {
     struct stat x, y;

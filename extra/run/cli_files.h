@@ -144,16 +144,12 @@ static inline void cli_end_by_signal(int number) {
 }
 
 static inline void cli_remove_at_end(cli_output *out) {
-    static const int signals[] = { SIGINT, SIGTERM,
-#ifdef SIGHUP
-                                   SIGHUP
-#endif
-    };
-    if (!cli_unfinished) atexit(cli_remove_unfinished);
+    static int is_set;
     out->next = cli_unfinished;
     cli_unfinished = out;
-    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
-        if (signal(signals[i], cli_end_by_signal) == SIG_IGN) signal(signals[i], SIG_IGN);
+    if (!is_set) atexit(cli_remove_unfinished);
+    if (!is_set) cli_catch_ends(cli_end_by_signal);
+    is_set = 1;
 }
 
 /* Opens a new file beside the output, under a name that nobody has. */
@@ -190,6 +186,24 @@ static inline void cli_close(cli_output *out) {
     if (hmoe__replace(out->beside, out->path)) cli_cannot("write", out->name);
     while (*at != out) at = &(*at)->next;
     *at = out->next;
+}
+
+/* A file of a run, which hmoe.h's functions write beside its final place. A crash leaves it under
+   the name that the next save uses again. */
+static inline void cli_begin_file(hmoe__output *out, const char *dir, const char *name) {
+    char why[HMOE_MESSAGE_SIZE];
+    if (hmoe__open_output(out, dir, name, why)) cli_fail(1, "%s", why);
+}
+
+static inline void cli_end_file(hmoe__output *out) {
+    char why[HMOE_MESSAGE_SIZE];
+    hmoe_status status = hmoe__close_output(out, HMOE_OK, why);
+    if (!status && !hmoe__replace(out->beside, out->path)) return;
+    int error = errno;
+    remove(out->beside);
+    errno = error;
+    if (status) cli_fail(1, "%s", why);
+    cli_cannot("write", out->path);
 }
 
 #endif

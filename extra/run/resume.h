@@ -137,10 +137,10 @@ typedef struct resume_recipe {
 /* Writes recipe.txt. Names of files become whole paths, for a later start elsewhere. */
 static inline void resume_write(const char *dir, const cli_option *options, int n, double size,
                                 uint64_t hash) {
-    char path[CLI_PATH_SIZE], whole[2 * CLI_PATH_SIZE];
-    cli_output out;
+    char whole[2 * CLI_PATH_SIZE];
+    hmoe__output out;
     if (cli_rank > 0) return;
-    cli_open(&out, cli_path(path, dir, "recipe.txt"));
+    cli_begin_file(&out, dir, "recipe.txt");
     fputs("# The options of this run that --resume uses, if the command line has no others.\n",
           out.file);
     for (const cli_option *o = options; o < options + n; o++) {
@@ -154,7 +154,7 @@ static inline void resume_write(const char *dir, const cli_option *options, int 
     }
     fprintf(out.file, "text-size %.0f\ntext-hash %016llx\n", size,
             (unsigned long long)hash);
-    cli_close(&out);
+    cli_end_file(&out);
 }
 
 /* Uses a line of recipe.txt. Returns whether it is right. */
@@ -183,7 +183,7 @@ static inline void resume_use_recipe(hmoe_model *m, const char *dir, const cli_o
     char path[CLI_PATH_SIZE];
     size_t size;
     int number = 1;
-    cli_path(path, dir, "recipe.txt");
+    cli_need_file(cli_path(path, dir, "recipe.txt"));
     was->is_there = cli_sum(m, cli_rank == 0 && access(path, F_OK) == 0) > 0;
     if (!was->is_there) {
         cli_warn("%s has no recipe.txt: options that are not given now have their defaults", dir);

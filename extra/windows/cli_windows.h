@@ -31,6 +31,11 @@ static inline void cli_catch_interrupts(int on) {
     signal(SIGTERM, on ? cli_interrupt : SIG_DFL);
 }
 
+static inline void cli_catch_ends(void (*work)(int)) {
+    signal(SIGINT, work);
+    signal(SIGTERM, work);
+}
+
 /* Nobody else may write to the file. It holds the number of this process, to be read. */
 static inline long cli_take(const char *file) {
     char owner[32] = "";
