@@ -90,7 +90,8 @@ static inline size_t cli_expected(FILE *f, const char *path) {
     struct stat is;
     if (fstat(fileno(f), &is)) cli_cannot("read", path);
     if (S_ISREG(is.st_mode) && (uintmax_t)is.st_size < SIZE_MAX) return (size_t)is.st_size;
-    if (!S_ISFIFO(is.st_mode) && !S_ISDIR(is.st_mode) && !isatty(fileno(f)))
+    if (!S_ISFIFO(is.st_mode) && !S_ISDIR(is.st_mode) && !isatty(fileno(f))
+        && !cli_is_same(path, "/dev/null"))
         cli_fail(1, "cannot read %s: it is a device, not a text", path);
     return 0;
 }
