@@ -122,7 +122,8 @@ static inline double cli_seconds(void) {
 
 /* Seconds since `began`; `instead`, if the process was stopped meanwhile: nobody knows how long. */
 static inline double cli_seconds_since(double began, double instead) {
-    double seconds = cli_continued ? instead : cli_seconds() - began;
+    double seconds = cli_seconds() - began;          /* before it is asked: it may be stopped now */
+    if (cli_continued) seconds = instead;
     cli_continued = 0;
     return seconds;
 }

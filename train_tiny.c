@@ -188,7 +188,11 @@ static void save(run *r, int best) {
     hmoe_status status = HMOE_OK;
     if (best) status = hmoe_prepare(m, best_dir, 0);
     if (!status && (status = hmoe_prepare(m, dir, 1))) hmoe_discard(m, best_dir, 0);
-    if (!status) resume_write(dir, options, OPTIONS, set.corpus.size, set.corpus.hash);
+    if (!status && (status = resume_write(dir, options, OPTIONS, set.corpus.size, set.corpus.hash,
+                                          m->message)) != HMOE_OK) {
+        hmoe_discard(m, best_dir, 0);
+        hmoe_discard(m, dir, 1);
+    }
     if (!status && best && (status = hmoe_commit(m, best_dir, 0))) hmoe_discard(m, dir, 1);
     if (!status) status = hmoe_commit(m, dir, 1);
     if (status) cli_fail(1, "step %lld is not saved: %s", (long long)m->step, m->message);

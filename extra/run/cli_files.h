@@ -189,22 +189,15 @@ static inline void cli_close(cli_output *out) {
     *at = out->next;
 }
 
-/* A file of a run, which hmoe.h's functions write beside its final place. A crash leaves it under
+/* Closes a file that hmoe__open_output opened, and puts it into its place. A crash leaves it under
    the name that the next save uses again. */
-static inline void cli_begin_file(hmoe__output *out, const char *dir, const char *name) {
-    char why[HMOE_MESSAGE_SIZE];
-    if (hmoe__open_output(out, dir, name, why)) cli_fail(1, "%s", why);
-}
-
-static inline void cli_end_file(hmoe__output *out) {
-    char why[HMOE_MESSAGE_SIZE];
-    hmoe_status status = hmoe__close_output(out, HMOE_OK, why);
-    if (!status && !hmoe__replace(out->beside, out->path)) return;
-    int error = errno;
-    remove(out->beside);
-    errno = error;
-    if (status) cli_fail(1, "%s", why);
-    cli_cannot("write", out->path);
+static inline hmoe_status cli_end_file(hmoe__output *out, char *message) {
+    hmoe_status status = hmoe__close_output(out, HMOE_OK, message);
+    if (!status && hmoe__replace(out->beside, out->path))
+        status = HMOE__FAIL(message, HMOE_IO, "cannot write %.300s: %s", out->path,
+                            strerror(errno));
+    if (status) remove(out->beside);
+    return status;
 }
 
 #endif

@@ -29,14 +29,14 @@ static inline FILE *log_open(const char *dir, int64_t step, int resume) {
 
 /* Writes the log anew if it was removed or replaced: the open file still has all rows. */
 static inline FILE *log_restore(FILE *old, const char *dir, const char *path) {
-    char part[4096];
+    char part[4096], why[HMOE_MESSAGE_SIZE];
     hmoe__output out;
     cli_warn("%s was removed or replaced: it is written anew", path);
     if (!cli_is_file(path)) remove(path);
-    cli_begin_file(&out, dir, "log.csv");
+    if (hmoe__open_output(&out, dir, "log.csv", why)) cli_fail(1, "%s", why);
     rewind(old);
     for (size_t n; (n = fread(part, 1, sizeof part, old)) > 0;) fwrite(part, 1, n, out.file);
-    cli_end_file(&out);
+    if (cli_end_file(&out, why)) cli_fail(1, "%s", why);
     fclose(old);
     FILE *f = fopen(path, "a+b");
     if (!f) cli_cannot("open", path);

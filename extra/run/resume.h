@@ -135,12 +135,13 @@ typedef struct resume_recipe {
 } resume_recipe;
 
 /* Writes recipe.txt. Names of files become whole paths, for a later start elsewhere. */
-static inline void resume_write(const char *dir, const cli_option *options, int n, double size,
-                                uint64_t hash) {
+static inline hmoe_status resume_write(const char *dir, const cli_option *options, int n,
+                                       double size, uint64_t hash, char *message) {
     char whole[2 * CLI_PATH_SIZE];
     hmoe__output out;
-    if (cli_rank > 0) return;
-    cli_begin_file(&out, dir, "recipe.txt");
+    if (cli_rank > 0) return HMOE_OK;
+    hmoe_status status = hmoe__open_output(&out, dir, "recipe.txt", message);
+    if (status) return status;
     fputs("# The options of this run that --resume uses, if the command line has no others.\n",
           out.file);
     for (const cli_option *o = options; o < options + n; o++) {
@@ -154,7 +155,7 @@ static inline void resume_write(const char *dir, const cli_option *options, int 
     }
     fprintf(out.file, "text-size %.0f\ntext-hash %016llx\n", size,
             (unsigned long long)hash);
-    cli_end_file(&out);
+    return cli_end_file(&out, message);
 }
 
 /* Uses a line of recipe.txt. Returns whether it is right. */

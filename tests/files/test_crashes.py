@@ -133,9 +133,9 @@ def rows(directory, name="log.csv"):
 
 
 def recipe(directory):
-    """Without the place of the text, which moves with these tests."""
+    """Without the place of the text, which moves with these tests, and how often it was saved."""
     lines = read(directory, "recipe.txt").decode().split("\n")
-    return [line for line in lines if not line.startswith("data ")]
+    return [line for line in lines if not line.startswith(("data ", "save-every "))]
 
 
 def names(directory):

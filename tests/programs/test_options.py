@@ -239,7 +239,7 @@ def impossible(name, value):
     if name == "--min-lr" and n > 0.002:
         return ["--min-lr"]
     if name in ("--lr", "--weight-decay", "--muon-lr") and n > 100:
-        return ["lr"]
+        return [name, "AdamW with lr"]
     return [name] if value in ("cuda", "bf16") else []
 
 
@@ -303,7 +303,7 @@ def right_end(o, value):
     limits = impossible(o.name, value) if o.program == TRAIN or o.kind == "choice" else []
     if too_long(o.name, value):
         return [1, 2] if limits else [1], ["nothing", "none"] + limits
-    return [0, 1] if limits == ["lr"] else [1, 2] if limits else [0], limits
+    return [0, 1] if limits[1:] == ["AdamW with lr"] else [1, 2] if limits else [0], limits
 
 
 def touched():
