@@ -190,7 +190,8 @@ static inline void resume_use_recipe(hmoe_model *m, const char *dir, const cli_o
         cli_warn("%s has no recipe.txt: options that are not given now have their defaults", dir);
         return;
     }
-    char *line = (char *)cli_read_once(path, &size, "");
+    static char *volatile kept;      /* options point into the text: it is no leak */
+    char *line = kept = (char *)cli_read_once(path, &size, "");
     for (int more = 1; more; number++) {
         char *end = line + strcspn(line, "\n");
         more = *end == '\n';
