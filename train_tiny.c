@@ -17,10 +17,8 @@
 #include "extra/run/corpus.h"
 #include "extra/run/display.h"
 #include "extra/run/init.h"
-#include "extra/run/log.h"
 #include "extra/run/losses.h"
-#include "extra/run/overwrite.h"
-#include "extra/run/resume.h"
+#include "extra/run/save.h"
 
 enum { BATCHES = 1, SAMPLES, BEST_OF };   /* the purposes of random numbers */
 
@@ -58,11 +56,9 @@ static const cli_option rows[] = {
     CLI_WORD("--routing", &set.routing, "topk|topp", "topk", "choice of experts"),
     CLI_INT("--k", &set.model.K, 1, 256, "2; 1 if --experts is 1", "topk: experts per token"),
     CLI_REAL("--p", &set.model.top_p, 1e-9, 1, "0.57", "topp: experts until their P sum to this"),
-    CLI_WORD("--gate", &set.gate, "norm|raw", "norm; raw if k is 1",
-             "divide the gates by their sum (norm) or not (raw)"),
+    CLI_WORD("--gate", &set.gate, "norm|raw", "norm; raw if k is 1", "gates with sum 1, or P itself"),
     CLI_FLAG("--noisy", &set.model.noisy_gating, "add noise to the router's logits in training"),
-    CLI_REAL("--budget", &set.model.budget, 1e-9, 1, "off",
-             "topp: adjust p so that tokens use this share of the width"),
+    CLI_REAL("--budget", &set.model.budget, 1e-9, 1, "off", "topp: share of the width to use"),
     CLI_WORD("--balance", &set.balance, "off|tokens|work", "off", "load that a bias equalises"),
     CLI_REAL("--balance-rate", &set.model.balance_rate, 0, 1, "0.001", "change of a bias per step"),
     CLI_INT("--steps", &set.steps, 0, 1e9, "2000", "steps of the run, with those before --resume"),
@@ -103,8 +99,9 @@ typedef struct run {
 
 /* --- the command line ------------------------------------------------------------------------ */
 
-/* Checks options that must fit together, after --resume has added those of the recipe. */
-static void check_options(void) {
+/* Checks that the options fit together and make a model, after --resume has added its recipe's. */
+static void check_options(const hmoe_config *c) {
+    char why[HMOE_MESSAGE_SIZE];
     if (set.warmup < 0) set.warmup = (set.steps + 2) / 3;
     corpus_check(&set.corpus, options);
     if (set.backend.cuda && set.optimizer)
@@ -113,10 +110,6 @@ static void check_options(void) {
         cli_fail(2, "--min-lr %.9g: is above --lr, %.9g", set.min_lr, set.adamw.lr);
     if (set.batch % cli_ranks)
         cli_fail(2, "--batch %d: must be a multiple of the %d processes", set.batch, cli_ranks);
-}
-
-static void check_model(const hmoe_config *c) {
-    char why[HMOE_MESSAGE_SIZE];
     if (hmoe_check_config(c, why))
         cli_fail(2, "%s\n(C: --width, NH: --heads, NKV: --kv-heads, T: --context, E: --experts, "
                  "K: --k)", why);
@@ -128,24 +121,20 @@ static void check_model(const hmoe_config *c) {
 /* Copies the options that describe a new model into its configuration. */
 static void configure_model(void) {
     char why[HMOE_MESSAGE_SIZE];
-    hmoe_config *c = &set.model, from;
-    check_options();
+    hmoe_config *c = &set.model;
     if (!is_given("--k") && c->E < c->K) c->K = c->E;
     c->balance = (hmoe_balance)set.balance;
     c->routing = set.routing ? HMOE_TOP_P : HMOE_TOP_K;
     if (is_given("--gate")) c->gate = set.gate ? HMOE_GATE_RAW : HMOE_GATE_NORM;
-    if (set.init.from) {
-        from = init_load_config(&set.init);
-        resume_compare(options, &from, set.init.from, init_may_differ(&set.init));
-        init_configure(&set.init, options, c, &from);
-    } else if (hmoe_expert_sizes(c->H, c->E, (long long)c->E * set.hidden, set.sizes, why))
+    if (set.init.from) init_configure(&set.init, options, c);
+    else if (hmoe_expert_sizes(c->H, c->E, (long long)c->E * set.hidden, set.sizes, why))
         cli_fail(2, "--sizes %.120s --experts %d --hidden %d: %s", set.sizes, c->E, set.hidden,
                  why);
     losses_set_exceptions(options, c);
     if (c->budget > 0 && c->routing == HMOE_TOP_K)
         cli_fail(2, "--budget: works with --routing topp only, topk always takes --k experts");
     if (!set.init.from) c->V = 256;                  /* at most; the text will tell */
-    check_model(c);
+    check_options(c);
 }
 
 static void read_options(int argc, char **argv) {
@@ -162,41 +151,17 @@ static void read_options(int argc, char **argv) {
     if (!set.resume) configure_model();
 }
 
-/* --- files ----------------------------------------------------------------------------------- */
-
+/* Ends the program: nothing of this step is saved. */
 static void give_up(const run *r, hmoe_status status, int64_t step) {
-    const char *why = r->model.message;
-    if (status && status != HMOE_NOT_FINITE) cli_fail(1, "step %lld: %s", (long long)step, why);
-    if (!*why) why = "a loss or weight is not finite";
-    const cli_option *rate = display_suspect(options, r->model.optimizer);
-    cli_fail(1, "step %lld: %s; most likely %s %.9g is too high\n(this state is not saved, %s is "
-             "unchanged; a lower %s, a longer --warmup or a smaller --clip may help)",
-             (long long)step, why, rate->name, cli_get(rate), set.out, rate->name);
+    display_divergence(&r->model, status, step, options, set.out);
 }
 
-/* Writes all files, then replaces the older ones: first best/, then the state. After a crash in
-   between, the resumed run saves best/ again. A model that is not finite is not saved. */
+/* Saves the state, and the weights as best/ too. A model that is not finite is not saved. */
 static void save(run *r, int best) {
-    char best_dir[CLI_PATH_SIZE];
     hmoe_model *m = &r->model;
-    const char *dir = r->directory.grows;
     if (!isfinite(cli_sum(m, m->backend->squared_norm(m->params, m->param_count))))
         give_up(r, HMOE_OK, m->step);
-    cli_path(best_dir, dir, "best");
-    overwrite_check(&r->directory);
-    log_sync(&r->log, dir);
-    hmoe_status status = HMOE_OK;
-    if (best) status = hmoe_prepare(m, best_dir, 0);
-    if (!status && (status = hmoe_prepare(m, dir, 1))) hmoe_discard(m, best_dir, 0);
-    if (!status && (status = resume_write(dir, options, OPTIONS, set.corpus.size, set.corpus.hash,
-                                          m->message)) != HMOE_OK) {
-        hmoe_discard(m, best_dir, 0);
-        hmoe_discard(m, dir, 1);
-    }
-    if (!status && best && (status = hmoe_commit(m, best_dir, 0))) hmoe_discard(m, dir, 1);
-    if (!status) status = hmoe_commit(m, dir, 1);
-    if (status) cli_fail(1, "step %lld is not saved: %s", (long long)m->step, m->message);
-    if (dir != r->directory.dir) overwrite_commit(&r->directory, &r->log);
+    save_files(m, &r->directory, &r->log, options, OPTIONS, &set.corpus, best);
 }
 
 /* --- training -------------------------------------------------------------------------------- */
@@ -207,9 +172,9 @@ static void introduce(const run *r, const char *program) {
     display_model(m);
     printf("text     %s: %lu tokens to learn from, %lu to validate on\n", x->train.path,
            (unsigned long)x->n_train, (unsigned long)x->n_val);
-    printf("run      in %s, from step %lld to %d, each of %d x %d x %d tokens; once it is saved,\n"
-           "         this continues it: ", set.out, (long long)m->step, set.steps, set.accum,
-           set.batch, m->config.T);
+    printf("run      in %s, from step %lld to %d, each of %d x %d x %d tokens\n"
+           "         once it is saved, this continues it: ", set.out, (long long)m->step, set.steps,
+           set.accum, set.batch, m->config.T);
     resume_print_command(program, set.out);
     cli_introduce(&set.peers, m);
 }
@@ -230,8 +195,7 @@ static void load(run *r) {
     hmoe_model *m = &r->model;
     resume_recipe was;
     hmoe_config c = resume_options(m, set.out, options, OPTIONS, &was);
-    check_options();
-    check_model(&c);
+    check_options(&c);
     m->backend = cli_start_backend(&set.backend);
     if (hmoe_load_as(m, &c, set.out, set.batch / cli_ranks, 1)) cli_fail(1, "%s", m->message);
     resume_compare_state(options, m, set.out);
@@ -312,8 +276,7 @@ static int evaluate(run *r, double *loss) {
     int first = text_start(&m->config);
     text_sampling how = { 0.8, 1.0, 0, hmoe_random(m->seed, SAMPLES, (uint64_t)m->step, 0) };
     hmoe_reset_usage(m);
-    hmoe_status status = text_loss(m, &x->val, x->val_start, x->n_val,
-                                   text_windows(m, set.eval_tokens), set.batch, NULL, loss);
+    hmoe_status status = corpus_loss(x, m, text_windows(m, set.eval_tokens), set.batch, loss);
     if (status || !isfinite(*loss)) give_up(r, status, m->step);
     int best = *loss < m->best_val_loss;
     if (best) m->best_val_loss = *loss;
@@ -342,12 +305,8 @@ static int train(run *r) {
         log_step(r->log, m, &losses, lr);
         stop = cli_sum(m, cli_interrupted) > 0 || m->step == set.stop_at;
         display_progress(m, &r->start, set.steps, &losses, lr, due || stop);
-        if (due) {
-            best = evaluate(r, &val_loss);
-            fprintf(r->log, "%.6f", val_loss);
-        }
-        fputc('\n', r->log);
-        if (fflush(r->log)) cli_fail(1, "cannot write %s/log.csv: %s", set.out, strerror(errno));
+        if (due) best = evaluate(r, &val_loss);
+        log_end(r->log, due ? &val_loss : NULL, set.out);
         if (best || last || stop || m->step % set.save_every == 0) save(r, best);
     }
     return m->step >= set.steps;
@@ -362,8 +321,7 @@ static void finish(run *r) {
     size_t windows = text_windows(m, set.final_tokens);
     cli_catch_interrupts(0);
     text_seconds_a_line = 10;
-    if (text_loss(m, &x->val, x->val_start, x->n_val, windows, set.batch, NULL, &loss))
-        cli_fail(1, "%s", m->message);
+    if (corpus_loss(x, m, windows, set.batch, &loss)) cli_fail(1, "%s", m->message);
     if (x->tokens_per_byte > 0) printf("val_loss %.6f nats/byte\n", loss * x->tokens_per_byte);
     printf("final: val_loss %.6f nats/token over %lu tokens, %.0f tok/s, %.1f s\n", loss,
            (unsigned long)text_measured(m, x->n_val, windows), speed,

@@ -122,4 +122,10 @@ static inline void corpus_load(corpus *x, hmoe_model *m, hmoe_config *c, int fre
     if (x->tokens) corpus_count_bytes(x, c);
 }
 
+/* The loss on the validation part: see text_loss. */
+static inline hmoe_status corpus_loss(const corpus *x, hmoe_model *m, size_t windows, int B,
+                                      double *loss) {
+    return text_loss(m, &x->val, x->val_start, x->n_val, windows, B, NULL, loss);
+}
+
 #endif

@@ -177,6 +177,18 @@ static inline const cli_option *display_suspect(const cli_option *options, int m
     return suspect;
 }
 
+/* Ends the program after a step that failed. */
+CLI_NEVER_RETURNS static inline void display_divergence(const hmoe_model *m, hmoe_status status,
+                                                        int64_t step, const cli_option *options,
+                                                        const char *out) {
+    const cli_option *rate = display_suspect(options, m->optimizer);
+    const char *why = *m->message ? m->message : "a loss or weight is not finite";
+    if (status && status != HMOE_NOT_FINITE) cli_fail(1, "step %lld: %s", (long long)step, why);
+    cli_fail(1, "step %lld: %s; most likely %s %.9g is too high\n(this state is not saved, %s is "
+             "unchanged; a lower %s, a longer --warmup or a smaller --clip may help)",
+             (long long)step, why, rate->name, cli_get(rate), out, rate->name);
+}
+
 static inline void display_sample(int byte) {
     static int inside;
     if (!inside) printf("  | ");

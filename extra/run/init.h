@@ -14,6 +14,7 @@
 
 #include "cli.h"
 #include "extra/interop/hmoe_interop.h"
+#include "extra/run/resume.h"
 
 typedef struct init {
     const char *from, *slim;
@@ -29,10 +30,6 @@ typedef struct init {
 static const char init_free[] = " --context ", init_free_slim[] = " --context --sizes --hidden ",
                   init_free_upcycle[] = " --context --experts --sizes --hidden --routing --gate "
                                         "--noisy --budget --balance ";
-
-static inline const char *init_may_differ(const init *x) {
-    return x->upcycle ? init_free_upcycle : x->slim ? init_free_slim : init_free;
-}
 
 static inline void init_check(const init *x, const cli_option *options) {
     if (!x->from && x->upcycle) cli_fail(2, "--upcycle: needs --init");
@@ -71,21 +68,23 @@ static inline void init_widths(const init *x, hmoe_config *c, const hmoe_config 
                  c->H[narrow], init_width(x, from, narrow), x->from);
 }
 
-static inline hmoe_config init_load_config(const init *x) {
+/* The configuration of the model that we begin with. */
+static inline hmoe_config init_load_config(const init *x, const cli_option *options) {
     char why[HMOE_MESSAGE_SIZE];
     hmoe_config from;
     if (hmoe_load_config(&from, x->from, why)) cli_fail(1, "--init: %s", why);
     if (x->upcycle && from.E > 1)
         cli_fail(1, "--upcycle: the model in %s is not dense, it has %d experts", x->from, from.E);
+    resume_compare(options, &from, x->from,
+                   x->upcycle ? init_free_upcycle : x->slim ? init_free_slim : init_free);
     return from;
 }
 
 /* Turns the options in *c into the configuration of the new model. --context, --k, --p and
    --balance-rate are the model's own unless they are given; the losses are always the options'. */
-static inline void init_configure(const init *x, const cli_option *options, hmoe_config *c,
-                                  const hmoe_config *from) {
-    hmoe_config ours = *c;
-    *c = *from;
+static inline void init_configure(const init *x, const cli_option *options, hmoe_config *c) {
+    hmoe_config ours = *c, from = init_load_config(x, options);
+    *c = from;
     memcpy(c->loss_coef, ours.loss_coef, sizeof c->loss_coef);
     if (cli_given(options, "--context")) c->T = ours.T;
     if (cli_given(options, "--k") || x->upcycle) c->K = ours.K;
@@ -103,7 +102,7 @@ static inline void init_configure(const init *x, const cli_option *options, hmoe
     const cli_option *hidden = cli_find(options, "--hidden");
     const char *rule = x->slim ? x->slim : cli_given(options, "--sizes");
     if (x->slim || x->upcycle)
-        init_widths(x, c, from, rule ? rule : "homogeneous", *(const int *)hidden->value,
+        init_widths(x, c, &from, rule ? rule : "homogeneous", *(const int *)hidden->value,
                     hidden->given != NULL);
 }
 

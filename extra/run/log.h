@@ -66,4 +66,11 @@ static inline void log_step(FILE *f, const hmoe_model *m, const hmoe_losses *x, 
     fprintf(f, "%.6f,%.1f,%.6f,", m->grad_norm, hmoe_activated(m), experts);
 }
 
+/* Ends the row, with that loss if there was an evaluation. */
+static inline void log_end(FILE *f, const double *val_loss, const char *out) {
+    if (val_loss) fprintf(f, "%.6f", *val_loss);
+    putc('\n', f);
+    if (fflush(f)) cli_fail(1, "cannot write %s/log.csv: %s", out, strerror(errno));
+}
+
 #endif

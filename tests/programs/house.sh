@@ -27,7 +27,10 @@ may hmoe_cuda.cu hmoe.h
 may 'extra/*/hmoe_*.h' hmoe.h 'hmoe_*.h'
 may 'extra/*/cli_*.h' 'hmoe_*.h'
 may 'extra/run/corpus.h extra/run/prompt.h' cli.h extra/run/text.h extra/run/tokenizer.h
-may 'extra/run/[!cp]*.h extra/*/export.h extra/*/devices.h extra/*/tiles.h extra/*/page.h' cli.h \
+may 'extra/run/save.h' cli.h extra/run/corpus.h extra/run/log.h extra/run/overwrite.h \
+    extra/run/resume.h
+may 'extra/run/init.h' cli.h extra/run/resume.h 'extra/*/hmoe_*.h'
+may 'extra/run/[!cips]*.h extra/*/export.h extra/*/devices.h extra/*/tiles.h extra/*/page.h' cli.h \
     'extra/*/hmoe_*.h' 'hmoe_*.h'
 may cli.h 'extra/*/cli_*.h'
 may 'train_tiny.c generate.c' hmoe.h cli.h 'extra/*'
