@@ -56,7 +56,7 @@ static const cli_option rows[] = {
     CLI_WORD("--routing", &set.routing, "topk|topp", "topk", "choice of experts"),
     CLI_INT("--k", &set.model.K, 1, 256, "2; 1 if --experts is 1", "topk: experts per token"),
     CLI_REAL("--p", &set.model.top_p, 1e-9, 1, "0.57", "topp: experts until their P sum to this"),
-    CLI_WORD("--gate", &set.gate, "norm|raw", "norm; raw if k is 1", "gates with sum 1, or P itself"),
+    CLI_WORD("--gate", &set.gate, "norm|raw", "norm; raw if k is 1", "gates of sum 1, or P itself"),
     CLI_FLAG("--noisy", &set.model.noisy_gating, "add noise to the router's logits in training"),
     CLI_REAL("--budget", &set.model.budget, 1e-9, 1, "off", "topp: share of the width to use"),
     CLI_WORD("--balance", &set.balance, "off|tokens|work", "off", "load that a bias equalises"),

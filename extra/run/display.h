@@ -151,14 +151,15 @@ static inline void display_untrained(hmoe_model *m) {
         const hmoe_tensor *t = &m->tensors[i];
         size_t n = (size_t)t->rows * t->cols;
         if (t->state || t->expert >= 0 || (m->config.E == 1 && t->rows == 1)) continue;
-        if (sqrt(cli_sum(m, m->backend->squared_norm(m->grads + t->offset, n))) > rounding) continue;
+        double squares = cli_sum(m, m->backend->squared_norm(m->grads + t->offset, n));
+        if (sqrt(squares) > rounding) continue;
         if (!first) first = t;
         count++;
     }
     if (first)
         cli_warn("with these options nothing trains %d of the model's tensors, such as %s: its "
-                 "gradient is 0\n(a router needs --k above 1, --gate raw, or a loss of its own such "
-                 "as --pp; attention needs --context above 1)", count, first->name);
+                 "gradient is 0\n(a router needs --k above 1, --gate raw, or a loss of its own "
+                 "such as --pp; attention needs --context above 1)", count, first->name);
 }
 
 /* The rate to blame if a run diverges: the one furthest above its default. Weight decay alone makes

@@ -2,8 +2,8 @@
 
    --init DIR              the model in DIR: train_tiny's, or a Mixtral of another program
    --init DIR --upcycle E  DIR has a dense model. Each of E experts begins as its feed-forward layer
-                           (sparse upcycling: Komatsuzaki et al., arXiv 2212.05055). With equal widths
-                           and normalised gates the loss is at first that of the dense model
+                           (sparse upcycling: Komatsuzaki et al., arXiv 2212.05055). With equal
+                           widths and normalised gates the loss is at first the dense model's
    --init DIR --slim RULE  each expert keeps its strongest hidden units, until it has the width that
                            the rule of expert sizes gives it
 
@@ -23,7 +23,7 @@ typedef struct init {
 
 #define INIT_OPTIONS(x) \
     CLI_TEXT("--init", &(x).from, "DIR", NULL, "begin with the weights of the model in DIR"), \
-    CLI_INT("--upcycle", &(x).upcycle, 1, 256, "off", "with --init: make N experts of a dense model"), \
+    CLI_INT("--upcycle", &(x).upcycle, 1, 256, "off", "with --init: N experts of a dense model"), \
     CLI_TEXT("--slim", &(x).slim, "RULE", NULL, "with --init: cut experts to widths as of --sizes")
 
 /* Options that --init leaves free. All others must be those of the model, if they are given. */
@@ -35,7 +35,7 @@ static inline void init_check(const init *x, const cli_option *options) {
     if (!x->from && x->upcycle) cli_fail(2, "--upcycle: needs --init");
     if (!x->from && x->slim) cli_fail(2, "--slim: needs --init");
     if (x->upcycle && x->slim) cli_fail(2, "--slim: use --sizes with --upcycle");
-    if (x->slim && cli_given(options, "--sizes")) cli_fail(2, "--sizes: --slim has the rule already");
+    if (x->slim && cli_given(options, "--sizes")) cli_fail(2, "--sizes: --slim has the rule");
     if (x->upcycle && cli_given(options, "--experts"))
         cli_fail(2, "--experts: --upcycle %d says how many", x->upcycle);
     if (x->from && cli_given(options, "--resume"))
@@ -64,8 +64,8 @@ static inline void init_widths(const init *x, hmoe_config *c, const hmoe_config 
         if (given) break;
     }
     if (!fits)
-        cli_fail(2, "--hidden %d: expert %d would have width %d, but has only %d in %s", mean, narrow,
-                 c->H[narrow], init_width(x, from, narrow), x->from);
+        cli_fail(2, "--hidden %d: expert %d would have width %d, but has only %d in %s", mean,
+                 narrow, c->H[narrow], init_width(x, from, narrow), x->from);
 }
 
 /* The configuration of the model that we begin with. */
@@ -106,7 +106,7 @@ static inline void init_configure(const init *x, const cli_option *options, hmoe
                     hidden->given != NULL);
 }
 
-/* --- weights ----------------------------------------------------------------------------------- */
+/* --- weights --------------------------------------------------------------------------------- */
 
 /* The tensor of that name, or NULL. *at: where the search begins, because both tables have the same
    order. */

@@ -14,7 +14,7 @@ typedef struct prompt {
 } prompt;
 
 #define PROMPT_OPTIONS(x) \
-    CLI_TEXT("--prompt", &(x).text, "TEXT", NULL, "start of the text, else a newline; -: read it"), \
+    CLI_TEXT("--prompt", &(x).text, "TEXT", NULL, "start of the text, else a newline; -: input"), \
     CLI_TEXT("--prompt-file", &(x).file, "FILE", NULL, "file with the start of the text"), \
     CLI_TEXT("--tokens", &(x).numbers, "LIST", NULL, \
              "start as numbers of tokens, \"12 7 9\"; write numbers, too")
@@ -32,8 +32,8 @@ static inline void prompt_read_numbers(prompt *x, int V) {
     for (const char *at = x->numbers; *at; at = end) {
         long token = strtol(at, &end, 10);
         if (end == at || token < 0 || token >= V || (*end && *end != ' ' && *end != ','))
-            cli_fail(2, "--tokens %.80s: needs numbers from 0 to %d, such as \"12 7 9\"", x->numbers,
-                     V - 1);
+            cli_fail(2, "--tokens %.80s: needs numbers from 0 to %d, such as \"12 7 9\"",
+                     x->numbers, V - 1);
         x->token[x->n++] = (int)token;
         end += strspn(end, " ,\n");
     }
@@ -52,8 +52,8 @@ static inline void prompt_read(prompt *x, const hmoe_config *c) {
     }
     if (x->n && !x->numbers) {
         if (!c->vocab_size)
-            cli_fail(1, "%s: the model's %d tokens are no bytes, so it reads no text: give --tokens "
-                     "(extra/interop/tokens.py makes them)", what, c->V);
+            cli_fail(1, "%s: the model's %d tokens are no bytes, so it reads no text: give "
+                     "--tokens (extra/interop/tokens.py makes them)", what, c->V);
         text_to_tokens(c, bytes, x->n, what);
         x->token = (int *)cli_alloc(x->n * sizeof *x->token);
         for (size_t i = 0; i < x->n; i++) x->token[i] = bytes[i];

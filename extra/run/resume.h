@@ -8,9 +8,9 @@
 
 #include "cli.h"
 
-static const char resume_shape[] = " --width --layers --heads --kv-heads --experts --hidden --sizes "
-                                   "--routing --gate --noisy --budget --balance --context --seed "
-                                   "--optimizer ";
+static const char resume_shape[] = " --width --layers --heads --kv-heads --experts --hidden "
+                                   "--sizes --routing --gate --noisy --budget --balance "
+                                   "--context --seed --optimizer ";
 static const char resume_forgotten[] = " --out --resume --overwrite --stop-at --threads --init "
                                        "--upcycle --slim --tokenizer --expert-ranks --place ";
 
@@ -210,8 +210,9 @@ static inline void resume_use_given(const cli_option *options, int n) {
         if (!o->given || !resume_keeps(o)) continue;
         snprintf(before, sizeof before, "%s", resume_value_of(o));
         cli_set(o, o->given);
-        if (!strcmp(before, resume_value_of(o)) || cli_is_same(before, resume_value_of(o))) continue;
-        printf("changed  %s %s -> %s, as given now\n", o->name + 2, before, resume_value_of(o));
+        const char *now = resume_value_of(o);
+        if (strcmp(before, now) && !cli_is_same(before, now))
+            printf("changed  %s %s -> %s, as given now\n", o->name + 2, before, now);
     }
 }
 

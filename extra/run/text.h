@@ -25,7 +25,8 @@ static inline void text_get(const text_tokens *x, size_t at, size_t n, int *out)
         for (size_t i = 0; i < n; i++) out[i] = x->bytes[at + i];
         return;
     }
-    if (hmoe__seek(x->file, x->start + (int64_t)(at * w), SEEK_SET) || fread(out, w, n, x->file) != n)
+    if (hmoe__seek(x->file, x->start + (int64_t)(at * w), SEEK_SET)
+        || fread(out, w, n, x->file) != n)
         cli_fail(1, "cannot read %s: %s", x->path, ferror(x->file) ? strerror(errno) : "it is "
                  "shorter than it was");
     hmoe__order_bytes(out, n, w);
@@ -143,9 +144,9 @@ static inline void text_progress(size_t done, size_t all, double began) {
 
 /* Mean cross-entropy of tokens first .. first + n - 1 (n >= 2) of a text, but for the first of
    them. windows = 0: uses all of them, in consecutive windows of T inputs; the last window may be
-   shorter. Otherwise it uses at most that many windows, evenly spaced. A pass has at most B windows,
-   which the processes share. `look`, if not NULL, is called after each pass over consecutive windows
-   with its first token. */
+   shorter. Otherwise it uses at most that many windows, evenly spaced. A pass has at most B
+   windows, which the processes share. `look`, if not NULL, is called after each pass over
+   consecutive windows with its first token. */
 static inline hmoe_status text_loss(hmoe_model *m, const text_tokens *text, size_t first, size_t n,
                                     size_t windows, int B,
                                     void (*look)(hmoe_model *m, size_t first, size_t tokens),
