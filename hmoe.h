@@ -110,10 +110,8 @@ THREADS AND REPRODUCIBILITY
 LIMITS
 
    HMOE_MAX_* below limit the sizes. Attention stores B * NH * T * T numbers, in training
-   for each layer. A key/value cache stores 2 * L * T * KV numbers. Texts are read and
-   written with the decimal point of LC_NUMERIC, so leave that at "C" (its value if
-   setlocale() is never called). A thread needs 360 KB of stack: set OMP_STACKSIZE=1M if
-   the system gives less.
+   for each layer. A key/value cache stores 2 * L * T * KV numbers. A thread needs 360 KB of
+   stack: set OMP_STACKSIZE=1M if the system gives less.
 
 CHANGES   1.0   the model, training, generation, files, inspection
 
@@ -658,6 +656,7 @@ const hmoe_backend *hmoe_cuda(hmoe_precision precision, char *message);
 
 #include <assert.h>
 #include <float.h>
+#include <locale.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -1875,6 +1874,27 @@ static hmoe_status hmoe__no_memory(char *message, double bytes, const char *what
                       "%s", bytes, what);
 }
 
+/* Numbers have a decimal point in every locale of the program: strtod and snprintf use what
+   setlocale() chose, often a comma. *end is the end of the number in text, or text if there
+   is none. A double that is written in full has at most 1,077 characters. */
+static double hmoe__parse_double(const char *text, const char **end) {
+    const char *mark = localeconv()->decimal_point, *at = text + strspn(text, " \t");
+    char copy[1200], *point, *stop;
+    size_t n = strspn(at, "+-.0123456789eE"), width = strlen(mark);
+    double value;
+    *end = text;
+    if (n == 0 || n + width >= sizeof copy) return (double)NAN;
+    memcpy(copy, at, n);
+    copy[n] = 0;
+    if ((point = strchr(copy, '.')) != NULL) {
+        memmove(point + width, point + 1, strlen(point));
+        memcpy(point, mark, width);
+    }
+    value = strtod(copy, &stop);
+    if (stop > copy) *end = at + (stop - copy) - (point && stop > point ? width - 1 : 0);
+    return value;
+}
+
 /* The last step of splitmix64 (Steele, Lea, Flood 2014). If one bit of z changes, each
    bit of the result changes with probability 1/2. */
 static uint64_t hmoe__mix(uint64_t z) {
@@ -2973,8 +2993,8 @@ static hmoe_status hmoe__listed_ratios(double *ratio, int E, const char *list,
     const char *at = list;
     double sum = 0;
     for (int n = 0;; n++) {
-        char *end;
-        double value = strtod(at, &end);
+        const char *end;
+        double value = hmoe__parse_double(at, &end);
         if (end == at || (*end && *end != ','))
             return HMOE__BAD(message, "sizes '%.200s': not a strategy (homogeneous, arithmetic, "
                              "geometric, hybrid, modse), nor ratios such as 9,11,13", list);
@@ -3531,12 +3551,21 @@ static hmoe_status hmoe__close_output(hmoe__output *out, hmoe_status status,
     return HMOE__FAIL(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(error));
 }
 
-/* Writes a double with the fewest digits that read back as the same double. */
-static void hmoe__write_double(FILE *f, double value) {
-    char text[32];
+/* Prints the fewest digits that read back as the same double. */
+static void hmoe__print_double(char text[40], double value) {
+    const char *mark = localeconv()->decimal_point;
+    char *at;
     int digits = 15;
-    do snprintf(text, sizeof text, "%.*g", digits, value);
+    do snprintf(text, 40, "%.*g", digits, value);
     while (digits++ < 17 && strtod(text, NULL) != value);
+    if ((at = strstr(text, mark)) == NULL) return;
+    *at = '.';
+    memmove(at + 1, at + strlen(mark), strlen(at + strlen(mark)) + 1);
+}
+
+static void hmoe__write_double(FILE *f, double value) {
+    char text[40];
+    hmoe__print_double(text, value);
     fputs(text, f);
 }
 
@@ -3874,7 +3903,8 @@ static int hmoe__json_is(const char *string, const char *word) {
 }
 
 static int hmoe__json_number(const char *at, double *value) {
-    *value = *at == '-' || isdigit((unsigned char)*at) ? strtod(at, NULL) : (double)NAN;
+    const char *end;
+    *value = *at == '-' || isdigit((unsigned char)*at) ? hmoe__parse_double(at, &end) : (double)NAN;
     return isfinite(*value);
 }
 
