@@ -218,8 +218,9 @@ typedef struct hmoe_config {
     double loss_coef[HMOE_LOSS_TERMS];  /* weights of the losses: [HMOE_PP] ... */
     double rms_norm_eps;       /* added to the mean square in RMSNorm */
     double rope_theta;         /* base of the wavelengths in RoPE */
-    int vocab_size;            /* number of entries in vocab: V, or 0 for none */
-    unsigned char vocab[256];  /* token i is byte vocab[i], ascending; saved in config.json */
+    int vocab_size;            /* number of entries in vocab: at most V; 0 for none */
+    unsigned char vocab[256];  /* token i is byte vocab[i], ascending; saved in config.json. Tokens
+                                  vocab_size .. V-1 are special and stand for no bytes */
 } hmoe_config;
 
 /* C 128, L 4, NH 4, T 64; 8 experts of arithmetic widths, 172 on average; Top-2 with
@@ -2845,8 +2846,9 @@ hmoe_status hmoe_check_config(const hmoe_config *c, char *message) {
     if (c->budget > 0 && c->routing != HMOE_TOP_P)
         return HMOE__BAD(message, "budget %.9g: changes top_p, so it needs Top-P routing",
                          c->budget);
-    if (c->vocab_size != 0 && (c->vocab_size != c->V || c->V > 256))
-        return HMOE__BAD(message, "vocab: %d bytes, V: %d, must be equal", c->vocab_size, c->V);
+    if (c->vocab_size < 0 || c->vocab_size > (c->V < 256 ? c->V : 256))
+        return HMOE__BAD(message, "vocab: %d bytes, V: %d: must be from 0 to V, and at most 256",
+                         c->vocab_size, c->V);
     for (int i = 1; i < c->vocab_size; i++)
         if (c->vocab[i] <= c->vocab[i - 1])
             return HMOE__BAD(message, "vocab: byte %d follows byte %d: must ascend", c->vocab[i],
@@ -3831,8 +3833,7 @@ hmoe_status hmoe_save(hmoe_model *m, const char *dir, int training) {
 static const char *hmoe__json_space(const char *at) { return at + strspn(at, " \n\r\t"); }
 
 /* Each of the next three returns the end of a string, number or value, or NULL if there
-   is none. Escapes in strings are skipped, not decoded: all names that matter are
-   plain. */
+   is none. */
 static const char *hmoe__json_string(const char *at) {
     if (*at++ != '"') return NULL;
     for (; *at != '"'; at++) {
@@ -3882,6 +3883,27 @@ static const char *hmoe__json_after(const char *at, int depth) {
 }
 
 enum { HMOE__JSON_DEPTH = 32 };
+
+/* Decodes escapes that JSON does not need, such as \u0041 and \/, so that names can be
+   compared. Text that is JSON has them in strings only. */
+static void hmoe__json_unescape(char *text) {
+    char *to = text;
+    for (const char *at = text; *at;) {
+        int escaped = *at == '\\', is_u = escaped && at[1] == 'u';
+        char hex[5] = "2f";   /* \/ */
+        long c;
+        if (is_u) memcpy(hex, at + 2, 4);
+        c = is_u || (escaped && at[1] == '/') ? strtol(hex, NULL, 16) : 0;
+        if (c >= 32 && c < 127 && c != '"' && c != '\\') {
+            *to++ = (char)c;
+            at += is_u ? 6 : 2;
+            continue;
+        }
+        *to++ = *at++;
+        if (escaped) *to++ = *at++;
+    }
+    *to = 0;
+}
 
 /* The value of the member whose name starts at `name`. */
 static const char *hmoe__json_value(const char *name) {
@@ -3988,8 +4010,15 @@ static double hmoe__get_whole(hmoe__reader *r, const char *name, double most) {
     return r->wrong ? 0 : number;
 }
 
-static int hmoe__get_int(hmoe__reader *r, const char *name) {
+/* missing: the value if there is no such member; 0: then that is an error. */
+static int hmoe__get_int(hmoe__reader *r, const char *name, int missing) {
+    if (missing && !hmoe__member(r, name, 0)) return missing;
     return (int)hmoe__get_whole(r, name, HMOE_MAX_DIM);
+}
+
+static int hmoe__is_true(hmoe__reader *r, const char *name) {
+    const char *value = hmoe__member(r, name, 0);
+    return value && !strncmp(value, "true", 4);
 }
 
 /* Returns 1 if the member's value is `yes`, 0 if `no`, and `missing` if there is no
@@ -4045,13 +4074,31 @@ static hmoe_status hmoe__read_json(char **text, FILE *file, uint64_t n, uint64_t
         return HMOE__FAIL(message, HMOE_IO, "cannot read %.300s", path);
     (*text)[n] = 0;
     end = **text == '{' ? hmoe__json_after(*text, HMOE__JSON_DEPTH) : NULL;
-    if (end == *text + n) return HMOE_OK;
-    return HMOE__CORRUPT(message, "%.300s: this is not one JSON object", path);
+    if (end != *text + n)
+        return HMOE__CORRUPT(message, "%.300s: this is not one JSON object", path);
+    hmoe__json_unescape(*text);
+    return HMOE_OK;
 }
 
-/* Reads rope_theta. Newer files have it in an object rope_parameters, which may also
-   ask for scaling; that is an error here. */
-static void hmoe__read_rope(hmoe__reader *r, hmoe_config *c) {
+/* A whole file of JSON, and its path [HMOE__PATH_SIZE]. The caller frees *text in any case. */
+static hmoe_status hmoe__read_json_file(char **text, char *path, const char *dir, const char *name,
+                                        uint64_t most, char *message) {
+    FILE *file = NULL;
+    int64_t bytes = 0;
+    hmoe_status status;
+    *text = NULL;
+    HMOE__TRY(hmoe__path(path, dir, name, message));
+    HMOE__TRY(hmoe__open_input(&file, &bytes, path, message));
+    status = hmoe__read_json(text, file, (uint64_t)bytes, most, path, message);
+    fclose(file);
+    return status;
+}
+
+/* Reads rope_theta; `missing` is its value if there is none, 0: then that is an error.
+   Newer files have it in an object rope_parameters, which may also ask for scaling; that is
+   an error here. */
+static void hmoe__read_rope(hmoe__reader *r, hmoe_config *c, double missing) {
+    static const char all[] = "must be 1: all dimensions of a head are rotated";
     const char *object = hmoe__member(r, "rope_parameters", 0), *at = object, *member;
     int newer = object && strncmp(object, "null", 4);
     double inner = 0;
@@ -4059,13 +4106,16 @@ static void hmoe__read_rope(hmoe__reader *r, hmoe_config *c) {
         hmoe__reader rope = { object, 0, "", NULL };
         hmoe__get_choice(&rope, "rope_type", 0, "\"default\"", "\"default\"", 1);
         hmoe__get_double(&rope, "rope_theta", 1, &inner);
+        hmoe__get_limit(&rope, "partial_rotary_factor", 1, 1, all);
         while (*object == '{' && (member = hmoe__json_next(&at, 1)) != NULL)
-            if (!hmoe__json_is(member, "rope_type") && !hmoe__json_is(member, "rope_theta"))
+            if (!hmoe__json_is(member, "rope_type") && !hmoe__json_is(member, "rope_theta")
+                && !hmoe__json_is(member, "partial_rotary_factor"))
                 hmoe__wrong(&rope, "rope_parameters", "says more");   /* some scaling */
         if (rope.wrong) hmoe__wrong(r, "rope_parameters", "is not plain RoPE with a rope_theta");
     }
-    c->rope_theta = inner;
-    hmoe__get_double(r, "rope_theta", !newer, &c->rope_theta);
+    c->rope_theta = newer ? inner : missing;
+    hmoe__get_double(r, "rope_theta", !newer && missing == 0, &c->rope_theta);
+    hmoe__get_limit(r, "partial_rotary_factor", 1, 1, all);
     if (newer && inner != c->rope_theta)
         hmoe__wrong(r, "rope_theta", "differs from rope_parameters");
 }
@@ -4083,32 +4133,40 @@ static void hmoe__get_balance(hmoe__reader *r, hmoe_config *c) {
 }
 
 /* A model of type "hmoe" must have all keys. A Mixtral has no keys of ours; then they
-   get the values with which the model computes what Mixtral computes. */
+   get the values with which the model computes what Mixtral computes. Its own keys that may
+   be left out get the values that transformers gives them. */
 static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const char *path,
                                       char *message) {
     hmoe__reader reader = { text, 0, "", NULL }, *r = &reader;
     double list[256];
+    const char *kv;
     char why[HMOE_MESSAGE_SIZE], key[HMOE_LOSS_TERMS][32];
     int ours = hmoe__get_choice(r, "model_type", 1, "\"hmoe\"", "\"mixtral\"", 0), widest, n;
     memset(c, 0, sizeof *c);
-    c->C = hmoe__get_int(r, "hidden_size");
-    c->L = hmoe__get_int(r, "num_hidden_layers");
-    c->NH = hmoe__get_int(r, "num_attention_heads");
-    c->NKV = hmoe__get_int(r, "num_key_value_heads");
+    c->C = hmoe__get_int(r, "hidden_size", 0);
+    c->L = hmoe__get_int(r, "num_hidden_layers", 0);
+    c->NH = hmoe__get_int(r, "num_attention_heads", 0);
+    kv = hmoe__member(r, "num_key_value_heads", 0);
+    c->NKV = !ours && kv && !strncmp(kv, "null", 4)
+             ? c->NH : hmoe__get_int(r, "num_key_value_heads", ours ? 0 : 8);
     if (!c->NKV || c->NH % c->NKV)
         hmoe__wrong(r, "num_key_value_heads", "must divide num_attention_heads");
-    c->E = hmoe__get_int(r, "num_local_experts");
-    c->K = hmoe__get_int(r, "num_experts_per_tok");
-    c->V = hmoe__get_int(r, "vocab_size");
-    c->T = hmoe__get_int(r, "max_position_embeddings");
-    widest = hmoe__get_int(r, "intermediate_size");
-    hmoe__get_double(r, "rms_norm_eps", 1, &c->rms_norm_eps);
-    hmoe__read_rope(r, c);
+    c->E = hmoe__get_int(r, "num_local_experts", ours ? 0 : 8);
+    c->K = hmoe__get_int(r, "num_experts_per_tok", ours ? 0 : 2);
+    c->V = hmoe__get_int(r, "vocab_size", 0);
+    c->T = hmoe__get_int(r, "max_position_embeddings", ours ? 0 : 131072);
+    widest = hmoe__get_int(r, "intermediate_size", 0);
+    c->rms_norm_eps = 1e-5;
+    hmoe__get_double(r, "rms_norm_eps", ours, &c->rms_norm_eps);
+    hmoe__read_rope(r, c, ours ? 0 : 1e6);
     hmoe__get_choice(r, "hidden_act", 0, "\"silu\"", "\"silu\"", 1);
-    hmoe__get_choice(r, "tie_word_embeddings", 0, "false", "null", 0);
+    if (ours || !hmoe__is_true(r, "tie_word_embeddings"))
+        hmoe__get_choice(r, "tie_word_embeddings", 0, "false", "null", 0);
     hmoe__get_choice(r, "attention_bias", 0, "false", "null", 0);
     hmoe__get_choice(r, "rope_scaling", 0, "null", "false", 0);
-    hmoe__get_choice(r, "quantization_config", 0, "null", "false", 0);
+    if (!hmoe__get_choice(r, "quantization_config", 0, "null", "{", 1))
+        hmoe__wrong(r, "quantization_config", "says that the weights are quantised: convert them "
+                    "to F32, F16 or BF16 first");
     hmoe__get_limit(r, "sliding_window", c->T, DBL_MAX, "must not be shorter than the context");
     hmoe__get_limit(r, "head_dim", c->NH ? c->C / c->NH : 0, c->NH ? c->C / c->NH : 0,
                     "must be hidden_size / num_attention_heads");
@@ -4139,14 +4197,9 @@ static hmoe_status hmoe__parse_config(hmoe_config *c, const char *text, const ch
 }
 
 hmoe_status hmoe_load_config(hmoe_config *config, const char *dir, char *message) {
-    char path[HMOE__PATH_SIZE], *text = NULL;
-    FILE *file = NULL;
-    int64_t bytes = 0;
-    hmoe_status status = hmoe__path(path, dir, "config.json", message);
-    if (!status) status = hmoe__open_input(&file, &bytes, path, message);
-    if (!status) status = hmoe__read_json(&text, file, (uint64_t)bytes, 1 << 20, path, message);
+    char path[HMOE__PATH_SIZE], *text;
+    hmoe_status status = hmoe__read_json_file(&text, path, dir, "config.json", 1 << 20, message);
     if (!status) status = hmoe__parse_config(config, text, path, message);
-    if (file) fclose(file);
     HMOE_FREE(text);
     return status;
 }
@@ -4184,6 +4237,9 @@ typedef struct hmoe__input {
     int training;              /* 1: a training.safetensors */
     const hmoe__format *formats;   /* [format_count] those that may be read */
     int format_count;
+    const char *(*no_format)(const char *dtype);   /* says what is wrong with others, or NULL */
+    const char *ignored;           /* NULL, or the end of names of tensors that do not matter */
+    double ignored_bytes;          /*   and their bytes in this file */
     hmoe__place *place;  /* [places] one for each tensor of each array, ordered by hash */
     hmoe__place *here;   /* [found] those in this file, in its order */
     size_t places, found;
@@ -4201,7 +4257,7 @@ static const char *hmoe__read_entry(const char *entry, const hmoe_tensor *t,
         return "must have one dtype, shape and data_offsets";
     while (type < in->format_count && !hmoe__json_is(dtype, in->formats[type].name)) type++;
     if (type == in->format_count)
-        return in->format_count > 1 ? "must be F32, F16 or BF16"
+        return in->no_format ? in->no_format(dtype)
                : sizeof(hmoe_real) == 8 && in->training ? "must be F64, the type of this build"
                : "must be F32";
     if (hmoe__json_list(shape, dims, 2, HMOE_MAX_DIM) != t->dims || dims[0] != t->rows
@@ -4215,6 +4271,20 @@ static const char *hmoe__read_entry(const char *entry, const hmoe_tensor *t,
     return NULL;
 }
 
+/* The same for a tensor that does not matter, if its name ends so. */
+static const char *hmoe__read_ignored(const char *entry, const char *name, hmoe__input *in) {
+    const char *offsets;
+    double at[2] = { 0, 0 };
+    size_t n = strlen(name), end = in->ignored ? strlen(in->ignored) : n + 1;
+    int repeats = 0;
+    if (n < end || strcmp(name + n - end, in->ignored)) return "is not a tensor of this model";
+    offsets = hmoe__json_find(entry, "data_offsets", &repeats);
+    if (!offsets || hmoe__json_list(offsets, at, 2, in->data_bytes) != 2 || at[1] < at[0])
+        return "has data_offsets that do not fit";
+    in->ignored_bytes += at[1] - at[0];
+    return NULL;
+}
+
 static int hmoe__by_hash(const void *a, const void *b) {
     uint64_t x = ((const hmoe__place *)a)->hash, y = ((const hmoe__place *)b)->hash;
     return (x > y) - (x < y);
@@ -4225,17 +4295,21 @@ static int hmoe__by_begin(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* The tensors of a file must fill its data without holes and overlaps. */
+/* The tensors of a file must fill its data without holes and overlaps. Those that do not
+   matter fill holes of their size. */
 static const char *hmoe__check_places(const hmoe_model *m, hmoe__input *in, char *name) {
-    double at = 0;
+    double at = 0, holes = in->ignored_bytes;
     qsort(in->here, in->found, sizeof *in->here, hmoe__by_begin);
-    for (size_t i = 0; i < in->found; at = in->here[i++].end)
-        if (in->here[i].begin != at) {
+    for (size_t i = 0; i < in->found; at = in->here[i++].end) {
+        double hole = in->here[i].begin - at;
+        holes -= hole;
+        if (hole < 0 || holes < 0) {
             hmoe__saved_tensor(m, in->here[i].tensor, name);
             return "overlaps the one before it, or leaves a hole there";
         }
+    }
     strcpy(name, "the last tensor");
-    return at == in->data_bytes ? NULL : "does not end where the file does";
+    return at + holes == in->data_bytes ? NULL : "does not end where the file does";
 }
 
 static uint64_t hmoe__get_uint64(hmoe__reader *r, const char *name, int needed) {
@@ -4273,16 +4347,16 @@ static hmoe_status hmoe__read_header(hmoe_model *m, hmoe__input *in) {
         hmoe__read_state(&r, m);
         HMOE__TRY(hmoe__reader_status(&r, in->path, m->message));
     }
-    in->found = 0;
+    in->found = 0, in->ignored_bytes = 0;
     while (!wrong && (member = hmoe__json_next(&at, 1)) != NULL) {
         if (hmoe__json_is(member, "__metadata__")) continue;
         snprintf(name, sizeof name, "%.*s", (int)strcspn(member + 1, "\""), member + 1);
         named.hash = hmoe__hash(name);
         place = (hmoe__place *)bsearch(&named, in->place, in->places, sizeof named, hmoe__by_hash);
-        wrong = !place ? "is not a tensor of this model"
+        wrong = !place ? hmoe__read_ignored(hmoe__json_value(member), name, in)
                 : hmoe__read_entry(hmoe__json_value(member),
                                    &m->tensors[place->tensor % m->tensor_count], in, place);
-        if (!wrong) in->here[in->found++] = *place;
+        if (!wrong && place) in->here[in->found++] = *place;
     }
     if (!wrong) wrong = hmoe__check_places(m, in, name);
     if (!wrong) return HMOE_OK;

@@ -12,9 +12,10 @@ extern "C" {
 #endif
 
 /* Like hmoe_load(m, dir, max_B, 0), but also reads a Mixtral that another program wrote:
-   in shards (model-00001-of-00002.safetensors ...) and in half precision (F16, BF16). The
-   Mixtral must have an output matrix of its own, and no sliding window that is shorter
-   than its context. */
+   in shards, whose names are in model.safetensors.index.json; in half precision (F16, BF16);
+   with tied embeddings; and with rotary_emb.inv_freq, which is computed here. Our models have
+   an output matrix of their own. It becomes a copy of the embedding, and hmoe_save writes
+   both. The Mixtral must have no sliding window that is shorter than its context. */
 hmoe_status hmoe_load_mixtral(hmoe_model *m, const char *dir, int max_B);
 
 /* Writes the model as an ordinary Mixtral. All experts become as wide as the widest: W1
@@ -70,90 +71,140 @@ static void hmoe__widen_bf16(hmoe_real *numbers, size_t n) {
     }
 }
 
-/* Path of the weights' file number i. shards 0: there is one file, without a number. */
-static hmoe_status hmoe__shard_path(char *path, const char *dir, int i, int shards, char *message) {
-    char name[48] = "model.safetensors";
-    if (shards)
-        snprintf(name, sizeof name, "model-%05d-of-%05d.safetensors", i + 1, shards);
-    return hmoe__path(path, dir, name, message);
+/* What is wrong with numbers of a type that is not read. */
+static const char *hmoe__no_format(const char *dtype) {
+    static const char *const small[] = { "\"F8_", "\"F6_", "\"F4", "\"I", "\"U" };
+    for (int i = 0; i < 5; i++)
+        if (!strncmp(dtype, small[i], strlen(small[i])))
+            return i < 3 ? "has floats of 8 bits or fewer: dequantise the model first, to F32, "
+                           "F16 or BF16"
+                         : "has integers, as in a quantised model: dequantise it first, to F32, "
+                           "F16 or BF16";
+    return "must be F32, F16 or BF16";
 }
 
-/* Is it a name such as "model-00001-of-00002.safetensors"? Returns the second number, or
-   0. */
-static int hmoe__shards_in_name(const char *string) {
-    static const char digits[] = "0123456789";
-    if (strncmp(string, "\"model-", 7) || strspn(string + 7, digits) != 5) return 0;
-    if (strncmp(string + 12, "-of-", 4) || strspn(string + 16, digits) != 5) return 0;
-    if (strncmp(string + 21, ".safetensors\"", 13)) return 0;
-    return (int)strtol(string + 16, NULL, 10);
+/* The names of the files with the weights, without repeats. name NULL: model.safetensors. */
+typedef struct hmoe__shards {
+    char *text;    /* holds the names */
+    char **name;
+    size_t n;
+} hmoe__shards;
+
+static void hmoe__free_shards(hmoe__shards *s) {
+    HMOE_FREE(s->text);
+    HMOE_FREE(s->name);
 }
 
-/* Reads the number of shards from the index: of its weight_map only the first name. */
-static hmoe_status hmoe__read_index(int *shards, FILE *file, int64_t bytes, const char *path,
+static hmoe_status hmoe__shard_path(char *path, const char *dir, const hmoe__shards *s, size_t i,
                                     char *message) {
+    return hmoe__path(path, dir, s->name ? s->name[i] : "model.safetensors", message);
+}
+
+/* 1 if a JSON string is the name of a file in the same directory: an index that someone else
+   wrote must not lead elsewhere. */
+static int hmoe__is_shard(const char *string) {
+    static const char ending[] = ".safetensors";
+    size_t n = strcspn(string + 1, "\""), end = sizeof ending - 1;
+    return *string == '"' && n > end && n < 256 && string[1] != '.'
+           && strcspn(string + 1, "/\\:\"") == n && !strncmp(string + 1 + n - end, ending, end);
+}
+
+static int hmoe__by_name(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The files of an index, which names one for each tensor. */
+static hmoe_status hmoe__read_index(hmoe__shards *s, const char *dir, char *message) {
     hmoe__reader r = { NULL, 0, "", NULL };
-    char *text = NULL;
-    const char *map, *first = NULL;
-    hmoe_status status = hmoe__read_json(&text, file, (uint64_t)bytes, 1 << 28, path, message);
-    if (!status) {
-        r.object = text;
-        map = hmoe__member(&r, "weight_map", 1);
-        status = hmoe__reader_status(&r, path, message);
-        if (!status && *map == '{') first = hmoe__json_next(&map, 1);
-        if (first) *shards = hmoe__shards_in_name(hmoe__json_value(first));
-        if (!status && *shards <= 0)
-            status = HMOE__CORRUPT(message, "%.300s: weight_map must name files such as "
-                                   "model-00001-of-00002.safetensors", path);
-    }
-    HMOE_FREE(text);
-    return status;
+    char path[HMOE__PATH_SIZE];
+    const char *map, *at, *member;
+    size_t n = 0, unique = 0;
+    HMOE__TRY(hmoe__read_json_file(&s->text, path, dir, "model.safetensors.index.json", 1 << 28,
+                                   message));
+    r.object = s->text;
+    map = hmoe__member(&r, "weight_map", 1);
+    HMOE__TRY(hmoe__reader_status(&r, path, message));
+    for (at = map; *map == '{' && (member = hmoe__json_next(&at, 1)) != NULL; n++)
+        if (!hmoe__is_shard(hmoe__json_value(member))) break;
+    if (n == 0 || member)
+        return HMOE__CORRUPT(message, "%.300s: weight_map must name files of this directory, such "
+                             "as model-00001-of-00002.safetensors", path);
+    s->name = (char **)hmoe__alloc_zeroed(n, sizeof *s->name);
+    if (!s->name) return hmoe__no_memory(message, (double)(n * sizeof *s->name), "names of files");
+    for (at = map, n = 0; (member = hmoe__json_next(&at, 1)) != NULL; n++)
+        s->name[n] = s->text + (hmoe__json_value(member) + 1 - s->text);
+    for (size_t i = 0; i < n; i++) *strchr(s->name[i], '"') = 0;
+    qsort(s->name, n, sizeof *s->name, hmoe__by_name);
+    for (size_t i = 0; i < n; i++)
+        if (i == 0 || strcmp(s->name[i], s->name[unique - 1])) s->name[unique++] = s->name[i];
+    s->n = unique;
+    return HMOE_OK;
 }
 
-/* 0 if there is a model.safetensors, or neither it nor an index. */
-static hmoe_status hmoe__count_shards(int *shards, const char *dir, char *message) {
+static hmoe_status hmoe__list_shards(hmoe__shards *s, const char *dir, char *message) {
+    static const char *const names[] = { "model.safetensors", "model.safetensors.index.json" };
     char path[HMOE__PATH_SIZE];
-    int64_t bytes = 0;
-    FILE *file;
-    hmoe_status status;
-    *shards = 0;
-    HMOE__TRY(hmoe__shard_path(path, dir, 0, 0, message));
-    if ((file = hmoe__open(path)) != NULL) {
-        fclose(file);
-        return HMOE_OK;
+    s->n = 1;
+    for (int i = 0; i < 2; i++) {
+        FILE *file;
+        HMOE__TRY(hmoe__path(path, dir, names[i], message));
+        errno = 0;
+        if ((file = hmoe__open(path)) != NULL) fclose(file);
+        if (file && i == 0) return HMOE_OK;
+        if (!file && i == 1 && errno == ENOENT) return HMOE_OK;   /* names model.safetensors */
     }
-    HMOE__TRY(hmoe__path(path, dir, "model.safetensors.index.json", message));
-    file = hmoe__open(path);
-    if (!file && errno == ENOENT) return HMOE_OK;   /* the error will name model.safetensors */
-    if (file) fclose(file);
-    HMOE__TRY(hmoe__open_input(&file, &bytes, path, message));
-    status = hmoe__read_index(shards, file, bytes, path, message);
-    fclose(file);
-    return status;
+    return hmoe__read_index(s, dir, message);
 }
 
-/* Checks that all files together are large enough for config.json, at 2 bytes per number.
-   */
-static hmoe_status hmoe__check_shards(const hmoe_config *c, const char *dir, int shards,
-                                      char *message) {
+/* Checks that all files together are large enough for config.json, at 2 bytes per number. */
+static hmoe_status hmoe__check_shards(const hmoe_config *c, const char *dir, const hmoe__shards *s,
+                                      int tied, char *message) {
     char path[HMOE__PATH_SIZE];
-    double sum = 0;
-    for (int i = 0; i < (shards ? shards : 1); i++) {
+    double sum = 0, least = hmoe__least_bytes(c, 2) - (tied ? 2.0 * c->V * c->C : 0);
+    for (size_t i = 0; i < s->n; i++) {
         FILE *file = NULL;
         int64_t bytes = 0;
-        HMOE__TRY(hmoe__shard_path(path, dir, i, shards, message));
+        HMOE__TRY(hmoe__shard_path(path, dir, s, i, message));
         HMOE__TRY(hmoe__open_input(&file, &bytes, path, message));
         fclose(file);
         sum += (double)bytes;
     }
-    return hmoe__check_bytes(sum, hmoe__least_bytes(c, 2), path, message);
+    return hmoe__check_bytes(sum, least, path, message);
 }
 
-static hmoe_status hmoe__read_shards(hmoe_model *m, hmoe__input *in, const char *dir, int shards) {
-    for (int i = 0; i < (shards ? shards : 1); i++) {
-        HMOE__TRY(hmoe__shard_path(in->path, dir, i, shards, m->message));
+/* Reads config.json again, for what hmoe_config does not keep. */
+static hmoe_status hmoe__read_tied(int *tied, const char *dir, char *message) {
+    hmoe__reader r = { NULL, 0, "", NULL };
+    char path[HMOE__PATH_SIZE], *text;
+    hmoe_status status = hmoe__read_json_file(&text, path, dir, "config.json", 1 << 20, message);
+    if (!status) r.object = text, *tied = hmoe__is_true(&r, "tie_word_embeddings");
+    HMOE_FREE(text);
+    return status;
+}
+
+/* Copies the embedding, which is the first tensor, to the output matrix. */
+static hmoe_status hmoe__tie(hmoe_model *m, hmoe__input *in) {
+    size_t row = (size_t)m->config.C, bytes = row * sizeof *m->params;
+    hmoe_real *x = (hmoe_real *)HMOE_MALLOC(bytes);
+    if (!x) return hmoe__no_memory(m->message, (double)bytes, "a row");
+    for (size_t t = 0; t < (size_t)m->config.V; t++) {
+        m->backend->download(x, m->params + t * row, bytes);
+        m->backend->upload(m->params + m->head + t * row, x, bytes);
+    }
+    HMOE_FREE(x);
+    for (size_t i = 0; i < in->places; i++)   /* now it is not missing */
+        if (m->tensors[in->place[i].tensor].offset == m->head) in->place[i].end = 1;
+    return hmoe__synchronize(m);
+}
+
+static hmoe_status hmoe__read_shards(hmoe_model *m, hmoe__input *in, const char *dir,
+                                     const hmoe__shards *s, int tied) {
+    for (size_t i = 0; i < s->n; i++) {
+        HMOE__TRY(hmoe__shard_path(in->path, dir, s, i, m->message));
         HMOE__TRY(hmoe__load_file(m, in));
         hmoe__close_input(in);
     }
+    if (tied) HMOE__TRY(hmoe__tie(m, in));
     return hmoe__check_complete(m, in);
 }
 
@@ -161,22 +212,30 @@ hmoe_status hmoe_load_mixtral(hmoe_model *m, const char *dir, int max_B) {
     static const hmoe__format formats[] = { { "F32", 4, hmoe__widen_float },
                                             { "F16", 2, hmoe__widen_f16 },
                                             { "BF16", 2, hmoe__widen_bf16 } };
+    hmoe__shards shards = { NULL, NULL, 0 };
     hmoe_config config;
     hmoe__input in;
-    int shards = 0;
     hmoe_status status;
+    int tied = 0;
     m->message[0] = 0;
     status = hmoe_load_config(&config, dir, m->message);
-    if (!status) status = hmoe__count_shards(&shards, dir, m->message);
-    if (!status) status = hmoe__check_shards(&config, dir, shards, m->message);
+    if (!status) status = hmoe__read_tied(&tied, dir, m->message);
+    if (!status) status = hmoe__list_shards(&shards, dir, m->message);
+    if (!status) status = hmoe__check_shards(&config, dir, &shards, tied, m->message);
     if (!status) status = hmoe__build(m, &config, 0, max_B, 0, 0);
-    HMOE__TRY(hmoe__free_on_failure(m, status));
-    status = hmoe__begin_input(&in, m, 0, m->message);
-    in.formats = formats;
-    in.format_count = 3;
-    if (!status) status = hmoe__read_shards(m, &in, dir, shards);
-    hmoe__end_input(&in);
-    return hmoe__free_on_failure(m, status);
+    status = hmoe__free_on_failure(m, status);
+    if (!status) {
+        status = hmoe__begin_input(&in, m, 0, m->message);
+        in.formats = formats;
+        in.format_count = 3;
+        in.no_format = hmoe__no_format;
+        in.ignored = "rotary_emb.inv_freq";
+        if (!status) status = hmoe__read_shards(m, &in, dir, &shards, tied);
+        hmoe__end_input(&in);
+        status = hmoe__free_on_failure(m, status);
+    }
+    hmoe__free_shards(&shards);
+    return status;
 }
 
 /* ---------------------------------------------------------------------------------------------

@@ -473,7 +473,7 @@ def test_300_tokens_are_no_bytes_but_can_be_exported():
 
 
 @pytest.mark.parametrize("key, value", {
-    "num_key_value_heads": 2, "tie_word_embeddings": True, "sliding_window": 8, "head_dim": 16,
+    "num_key_value_heads": 2, "partial_rotary_factor": 0.5, "sliding_window": 8, "head_dim": 16,
     "quantization_config": {"quant_method": "gptq", "bits": 4},
     "rope_scaling": {"type": "linear", "factor": 2.0}, "model_type": "llama", "hidden_act": "gelu",
     "attention_bias": True, "num_local_experts": 4,
@@ -485,6 +485,102 @@ def test_what_is_not_computed_is_refused_by_name(key, value, tmp_path):
     said = run("generate", folder, "-n", "1", status=1)
     assert ("experts.4." if key == "num_local_experts" else key) in said
     assert said.count("\n") == 1, said
+
+
+def test_what_others_leave_out_and_add():
+    """A tied embedding, buffers that are computed here, shards under names of their own, and a
+    config.json without what transformers knows by itself."""
+    w, c = plain_mixtral(256, 2, 5)
+    w["lm_head.weight"] = w["model.embed_tokens.weight"]
+    c = {key: value for key, value in c.items() if key not in (
+        "rms_norm_eps", "rope_theta", "max_position_embeddings", "num_experts_per_tok")}
+    c.update(tie_word_embeddings=True, partial_rotary_factor=1.0)
+    full = dict(c, rms_norm_eps=1e-5, rope_theta=1e6, max_position_embeddings=12,
+                num_experts_per_tok=2)
+    stored = {name: tensor for name, tensor in w.items() if name != "lm_head.weight"}
+    for l in range(2):
+        stored["model.layers.%d.self_attn.rotary_emb.inv_freq" % l] = np.ones(4, np.float32)
+    save("foreign", stored, full)
+    right = loss(w, full, TEXT)
+    assert score("foreign") == pytest.approx(right, abs=CLOSE)
+    os.mkdir("foreign-shards")
+    write_config("foreign-shards", dict(c, max_position_embeddings=12))
+    names = {"a": list(stored)[::2], "of the rest": list(stored)[1::2]}
+    for name, part in names.items():
+        safetensors.numpy.save_file({k: stored[k] for k in part},
+                                    "foreign-shards/%s.safetensors" % name)
+    index = {k: name + ".safetensors" for name, part in names.items() for k in part}
+    Path("foreign-shards/model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": index}), encoding="utf-8")
+    assert score("foreign-shards") == pytest.approx(right, abs=CLOSE)
+    said = run("generate", "foreign", "--export-mixtral", "foreign-out")
+    assert "foreign-out" in said
+    again, config = read("foreign-out")
+    np.testing.assert_array_equal(again["lm_head.weight"], w["lm_head.weight"])
+    assert config["tie_word_embeddings"] is False
+
+
+def test_special_tokens_are_kept_and_never_written():
+    """Tokens after the list of bytes: here they would be the likeliest by far."""
+    w, c = plain_mixtral(300, 2, 9)
+    c["vocab"] = list(range(256))
+    w["lm_head.weight"][256:] = 0
+    save("special-0", w, c)
+    plain = run("generate", "special-0", "-n", "40", "--temperature", "0", "--prompt", "To be")
+    w["lm_head.weight"][256:] = 3 * w["lm_head.weight"][:44]
+    save("special", w, c)
+    assert logits(w, c, tokens(b"To be", c))[-1].argmax() >= 256
+    assert score("special") == pytest.approx(loss(w, c, TEXT), rel=CLOSE)
+    for options in (("--temperature", "0"), ("--temperature", "5"), ("--top-k", "1")):
+        said = run("generate", "special", "-n", "40", "--prompt", "To be", *options)
+        assert len(said) == 45
+        assert said == plain or "5" in options
+    run("generate", "special", "--export-mixtral", "special-out")
+    again, config = read("special-out")
+    assert config["vocab_size"] == 300 and config["vocab"] == list(range(256))
+    np.testing.assert_array_equal(again["lm_head.weight"], w["lm_head.weight"])
+    tokenizer = tokenizers.Tokenizer.from_file("special-out/tokenizer.json")
+    assert tokenizer.get_vocab_size() == 256
+
+
+def test_a_run_with_special_tokens_goes_on():
+    """Two rows more in the embedding, the output matrix and their moments."""
+    folder = "special-run"
+    shutil.copytree(trained("--noisy"), folder)
+    c = read_config(folder)
+    V = c["vocab_size"]
+    write_config(folder, dict(c, vocab_size=V + 2))
+    name = folder + "/training.safetensors"
+    with safetensors.safe_open(name, "np") as file:
+        metadata = file.metadata()
+    arrays = safetensors.numpy.load_file(name)
+    for k, t in arrays.items():
+        if "embed_tokens" in k or "lm_head" in k:
+            arrays[k] = np.concatenate([t, np.full((2, t.shape[1]), 0.01, t.dtype)])
+    kept = arrays["model.embed_tokens.weight"][V:]
+    safetensors.numpy.save_file(arrays, name, metadata=metadata)
+    train(folder, "--noisy", "--resume", "--steps", "35")
+    w, c = read(folder)
+    assert c["vocab_size"] == V + 2 and len(c["vocab"]) == V
+    assert w["model.embed_tokens.weight"].shape[0] == V + 2
+    assert np.abs(w["model.embed_tokens.weight"][V:] - kept).max() > 0, "they decay"
+    assert score(folder) == pytest.approx(loss(w, c, TEXT), abs=CLOSE)
+
+
+@pytest.mark.parametrize("dtype, says", {"float8_e4m3fn": "floats of 8 bits or fewer",
+                                         "int32": "integers"}.items())
+def test_quantised_numbers_are_named(dtype, says, tmp_path):
+    w, c = plain_mixtral(256, 2, 3)
+    folder = str(tmp_path / "quantised")
+    save(folder, w, c)
+    stored = {k: (np.zeros(t.shape, np.uint8) if "w1" in k else t) for k, t in w.items()}
+    if dtype == "int32":
+        stored = {k: t.astype(np.int32) if "w1" in k else t for k, t in w.items()}
+    safetensors.serialize_file({k: safetensors.TensorSpec(
+        dtype=dtype if "w1" in k else "float32", shape=t.shape, data_ptr=t.ctypes.data,
+        data_len=t.nbytes) for k, t in stored.items()}, folder + "/model.safetensors")
+    said = run("generate", folder, "-n", "1", status=1)
+    assert says in said and "dequantise" in said and said.count("\n") == 1
 
 
 def test_f64_is_refused_by_name():

@@ -162,18 +162,21 @@ EXPORT(report) const double *report(void) {
 
 /* Writes the next n bytes of a sample into `bytes`. first = 1 starts a new sample. */
 EXPORT(speak) int speak(unsigned char *bytes, int n, int first) {
-    static hmoe_real logits[256];
     static int token;
     const hmoe_config *c = &m.config;
+    hmoe_real *logits = (hmoe_real *)malloc((size_t)c->V * sizeof *logits);
     uint64_t seed = hmoe_random(m.seed, SAMPLES, (uint64_t)m.step, 0);
+    int failed = 0;
+    if (!logits) return -1;
     if (first) cache.position = token = 0;
     for (int i = 0; first && i < c->vocab_size; i++) if (c->vocab[i] == '\n') token = i;
-    for (int i = 0; i < n; i++) {
-        if (hmoe_next(&m, &cache, token, logits)) return -1;
-        token = hmoe_sample(logits, c->V, 0.8, 0, 1, seed, cache.position);
+    for (int i = 0; i < n && !failed; i++) {
+        failed = hmoe_next(&m, &cache, token, logits);
+        token = hmoe_sample(logits, c->vocab_size, 0.8, 0, 1, seed, cache.position);
         bytes[i] = c->vocab[token];
     }
-    return 0;
+    free(logits);
+    return failed ? -1 : 0;
 }
 
 /* The routes of n <= T bytes, without those that the model does not know. Returns the number of

@@ -45,7 +45,7 @@ typedef struct entry {
 typedef struct tensors {
     const char *metadata, *instead;     /* instead: of tensor 0, another description */
     int n;
-    entry entry[64];
+    entry entry[80];
     unsigned char *data;
     size_t size;
 } tensors;
@@ -136,7 +136,8 @@ static file take_file(const char *name) {
 
 /* A model as small as one can be that has every kind of tensor and every key. */
 static void make_checkpoints(void) {
-    static const char index[] = "{\"weight_map\": {\"x\": \"model-00001-of-00002.safetensors\"}}";
+    static const char index[] = "{\"weight_map\": {\"x\": \"model-00001-of-00002.safetensors\", "
+                                "\"y\": \"model-00002-of-00002.safetensors\"}}";
     hmoe_config c = hmoe_default_config();
     tensors t;
     c.V = 3, c.T = 2, c.C = 2, c.L = 1, c.NH = 1, c.E = 2, c.K = 2, c.noisy_gating = 1;
@@ -169,16 +170,29 @@ static void make_checkpoints(void) {
 
 /* ---- What was loaded must be what stands in the files, read here in another way. */
 
+/* The end of the string at text, if that is `key`, whose characters may be escaped (\u0041). */
+static const char *after_key(const char *text, const char *end, const char *key) {
+    char escaped[8];
+    for (; *key && text < end; key++) {
+        sprintf(escaped, "\\u%04x", (unsigned)(unsigned char)*key);
+        if (*text == *key) text++;
+        else if (text + 6 < end && !memcmp(text, escaped, 6)) text += 6;
+        else return NULL;
+    }
+    return *key == 0 && text < end && *text == '"' ? text + 1 : NULL;
+}
+
 /* The first `"key"` of a text, and what follows its colon; NULL: there is none. */
 static const char *value_of(const char *text, const char *end, const char *key) {
-    size_t n = strlen(key);
-    for (; text + n + 3 < end; text++)
-        if (*text == '"' && !memcmp(text + 1, key, n) && text[n + 1] == '"') {
-            for (text += n + 2; text < end && strchr(" \r\n\t", *text);) text++;
+    for (; text + strlen(key) + 3 < end; text++) {
+        const char *after = *text == '"' ? after_key(text + 1, end, key) : NULL;
+        if (after) {
+            for (text = after; text < end && strchr(" \r\n\t", *text);) text++;
             if (text < end && *text == ':')
                 for (text++; text < end && strchr(" \r\n\t\"", *text);) text++;
             return text;
         }
+    }
     return NULL;
 }
 
@@ -197,13 +211,15 @@ static void check_config(const hmoe_config *c, const file *f) {
         { "lb_coef", c->loss_coef[HMOE_LB] }, { "pp_coef", c->loss_coef[HMOE_PP] },
         { "ent_coef", c->loss_coef[HMOE_ENT] }, { "z_coef", c->loss_coef[HMOE_Z] } };
     const char *vocab = value_of((const char *)f->data, (const char *)f->data + f->size, "vocab");
+    int bytes = vocab != NULL;
     char *comma;
+    for (const char *at = vocab; at && *at != ']'; at++) bytes += *at == ',';
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!CHECK(number_of(f, keys[i].key) == keys[i].loaded))
             printf("   %s: read as %.17g\n", keys[i].key, keys[i].loaded);
     CHECK(c->H[0] == 1 && c->H[1] == 2 && c->noisy_gating == 1);
     CHECK(c->routing == HMOE_TOP_K && c->gate == HMOE_GATE_NORM);
-    CHECK_INT(c->vocab_size, vocab ? 3 : 0);
+    CHECK_INT(c->vocab_size, bytes);
     for (int i = 0; i < c->vocab_size; i++) {
         CHECK_INT(c->vocab[i], strtod(vocab + 1, &comma));
         vocab = comma;
@@ -618,7 +634,9 @@ static void values_in_config(void) {
         context[] = "must not be shorter than the context", number[] = "must be a number",
         list[] = "must be a list of 1 to 256 whole numbers in their range",
         widths[] = "must be num_local_experts widths, the largest intermediate_size",
-        words[] = "must be \"off\", \"tokens\" or \"work\"";
+        words[] = "must be \"off\", \"tokens\" or \"work\"",
+        quantised[] = "says that the weights are quantised: convert them to F32, F16 or BF16 first",
+        rotary[] = "must be 1: all dimensions of a head are rotated";
     static const struct { const char *key, *value, *says; } cases[] = {
         { "model_type", "\"bert\"", strange },     { "model_type", "[\n1]", strange },
         { "num_attention_heads", "2", "width C is 2 and heads NH 2: C must be NH times an even "
@@ -638,12 +656,17 @@ static void values_in_config(void) {
         { "head_dim", "null", LOADS },
         { "head_dim", "[2]", "must be hidden_size / num_attention_heads" },
         { "quantization_config", "null", LOADS },
-        { "quantization_config", "{\"quant_method\": \"fp8\"}", strange },
+        { "quantization_config", "{\"quant_method\": \"fp8\"}", quantised },
+        { "quantization_config", "\"fp8\"", strange },
+        { "partial_rotary_factor", "1.0", LOADS }, { "partial_rotary_factor", "null", LOADS },
+        { "partial_rotary_factor", "0.5", rotary }, { "partial_rotary_factor", "\"1\"", rotary },
         { "rope_scaling", "null", LOADS },         { "rope_scaling", "{\"factor\": 2}", strange },
         { "rope_theta", NULL, LOADS },             { "rope_parameters", NULL, LOADS },
         { "rope_theta", "500000", "differs from rope_parameters" },
         { "rope_parameters", "null", LOADS },
         { "rope_parameters", "{\"rope_type\":\"default\"}", rope },
+        { "rope_parameters", "{\"rope_theta\":10000,\"partial_rotary_factor\":1}", LOADS },
+        { "rope_parameters", "{\"rope_theta\":10000,\"partial_rotary_factor\":0.5}", rope },
         { "rope_parameters", "{\"rope_type\":\"yarn\",\"rope_theta\":10000}", rope },
         { "rope_parameters", "{\"factor\":2,\"rope_theta\":10000}", rope },
         { "expert_sizes", "[2]", widths },         { "expert_sizes", "[1,2,2]", widths },
@@ -656,7 +679,8 @@ static void values_in_config(void) {
         { "budget", "0", LOADS },                  { "budget", "\"0\"", number },
         { "budget", "-0.5", "budget is -0.5: must be from 0 to 1" },
         { "budget", "0.5", "budget 0.5: changes top_p, so it needs Top-P routing" },
-        { "vocab", "[97,98]", "vocab: 2 bytes, V: 3, must be equal" },
+        { "vocab", "[97,98]", LOADS },             /* the third is special */
+        { "vocab", "[97,98,99,100]", "vocab: 4 bytes, V: 3: must be from 0 to V, and at most 256" },
         { "vocab", "[97,98,98]", bytes },          { "vocab", "[97,98,256]", list },
         { "vocab", "\"abc\"", list } };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -735,7 +759,7 @@ static void numbers_in_metadata(void) {
     static const struct { const char *member, *says; } strange[] = {
         { "\"%s\":\" 1\"", "must be a number in quotes: it is \" 1\"" },
         { "\"%s\":\"1 \"", "must be a number in quotes" },
-        { "\"%s\":\"\\u0031\"", "must be a number in quotes" },
+        { "\"%s\":\"\\u00e9\"", "must be a number in quotes" },
         { "\"%s\":1", "must be a number in quotes: it is 1" },
         { "\"%s\":\"5\",\"%s\":\"5\"", "comes twice" }, { "\"no_%s\":\"5\"", "is missing" } };
     enum { STRANGE = sizeof strange / sizeof *strange };
@@ -869,9 +893,12 @@ static void members_of_config(void) {
             pairs[i].value = other[k];
             load_config(unread || (k == 0 && nullable) ? LOADS : saved.key);
         }
-        pairs[i] = saved;                       /* with an escape in it: no key of ours */
+        pairs[i] = saved;                       /* with an escape in it, and twice */
         sprintf(pairs[i].key, "%.1s\\u%04x%s", saved.key, (unsigned)saved.key[1], saved.key + 2);
-        load_config(needless ? LOADS : missing);
+        load_config(LOADS);
+        pairs[pair_count++] = saved;
+        load_config(unread ? LOADS : twice);
+        pair_count--;
         pairs[i] = saved;
     }
     test_context = "";
@@ -1041,7 +1068,8 @@ static void load_with_member(const char *member, const char *right) {
     const file *rest = &good[HALF].file[FIRST];
     int n;
     load_with(MODEL, CONFIG, config_with(member), fits_config(member, right));
-    n = sprintf(text, "{%s,\"weight_map\":{\"x\":\"model-00001-of-00002.safetensors\"}}", member);
+    n = sprintf(text, "{%s,\"weight_map\":{\"x\":\"model-00001-of-00002.safetensors\","
+                "\"y\":\"model-00002-of-00002.safetensors\"}}", member);
     load_with(SHARDS, INDEX, make_file("model.safetensors.index.json", text, (size_t)n), right);
     for (int place = 0; place < 3; place++) {           /* as a tensor, it is one too many */
         char *header = (char *)rest->data + 8, *at = header + 1;
@@ -1278,29 +1306,35 @@ static void load_index(const char *text, const char *right, const char *blame) {
     test_context = "";
 }
 
-/* Names of a file: such that are there, that are not there, what is no JSON, and no such names. */
+static char long_file[300];
+
+/* Names of a file: such that are there, beside the second; not there; what is no JSON; and what
+   names no file of the directory. */
 static void indices(void) {
-    static const char names[] = "weight_map must name files such as "
-                                "model-00001-of-00002.safetensors";
+    static const char names[] = "weight_map must name files of this directory, such as "
+                                "model-00001-of-00002.safetensors",
+                      missing[] = "config.json describes";
     static const char *const cases[] = {
-        "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+        "model-00001-of-00002.safetensors", "model\\u002d00001-of-00002.safetensors",
         NULL,
-        "model-00001-of-00001.safetensors", "model-00001-of-00003.safetensors",
-        "model-00001-of-99999.safetensors",
+        "model-00002-of-00002.safetensors",
+        NULL,
+        "model-00001-of-00001.safetensors", "weights of two.safetensors", "x.safetensors",
+        "model-00001-of-99999.safetensors", "-.safetensors", "%s%n.safetensors",
+        "\xc3\xa9.safetensors",
         NULL,
         "model-\",  00002",
         NULL,
-        "model-00001-of-00000.safetensors", "model-00001-of-00002.safetensors2",
-        "model-00001-of-00002.safetensors\\n", "model-00001-of-00002.safetensor",
-        "model-00001-of-2abcd.safetensors", "model-00001-of- 0002.safetensors",
-        "model-00001-of-+0002.safetensors", "model-00001-of--0002.safetensors",
-        "model-0x001-of-00002.safetensors", "model-00001-OF-00002.safetensors",
-        "model-000001-of-000002.safetensors",
-        "model-00001-of-99999999999999999999.safetensors", "/model-00001-of-00002.safetensors",
-        "model-\",\"b\":\"-00002.safetensors", "model-\",\"bbb\":\"00002",
-        "model-00001-of-00002.bin", "model-00001-of-00002", "model-1-of-2.safetensors", "model-",
-        "" };
-    const char *right[] = { LOADS, NO_FILE, NOT_JSON, names };
+        "model-00001-of-00002.safetensors2", "model-00001-of-00002.safetensors\\n",
+        "model-00001-of-00002.safetensor", "/model-00001-of-00002.safetensors",
+        "./model-00001-of-00002.safetensors", "../model-00001-of-00002.safetensors",
+        "a/model-00001-of-00002.safetensors", "a\\/model-00001-of-00002.safetensors",
+        "\\u002e\\u002e\\u002fmodel-00001-of-00002.safetensors", "..\\\\model.safetensors",
+        "c:model-00001-of-00002.safetensors", ".model-00001-of-00002.safetensors",
+        "model-\",\"b\":\"-00002.safetensors", "model-\",\"bbb\":\"00002", "a\\u0000.safetensors",
+        "model-00001-of-00002.bin", "model-00001-of-00002", "model-1-of-2", ".safetensors",
+        "x.SAFETENSORS", "", long_file };
+    const char *right[] = { LOADS, missing, NO_FILE, NOT_JSON, names };
     static const char *const texts[][2] = {
         { "{}", "weight_map is missing" }, { "{\"weight_map\":null}", names },
         { "{\"weight_map\":[]}", names }, { "{\"weight_map\":{}}", names },
@@ -1308,14 +1342,23 @@ static void indices(void) {
         { "{\"weight_map\":[\"model-00001-of-00002.safetensors\"]}", names },
         { "{\"weight_map\":{\"a\":5}}", names }, { "{\"weight_map\":{\"a\":null}}", names },
         { "{\"weight_map\":{\"a\":{}}}", names }, { "{\"weight_map\":{},\"weight_map\":{}}",
-          "weight_map comes twice" } };
+          "weight_map comes twice" },
+        { "{\"weight_map\":{\"a\":\"model-00001-of-00002.safetensors\",\"b\":5}}", names } };
     checkpoint c = good[SHARDS];
     int kind = 0;
+    memset(long_file, 'x', 256);
+    strcpy(long_file + 256, ".safetensors");
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        char text[200];
+        char text[600];
         if (!cases[i]) { kind++; continue; }
-        sprintf(text, "{\"weight_map\":{\"a\":\"%s\",\"b\":5}}", cases[i]);
-        load_index(text, right[kind], right[kind] == NO_FILE ? cases[i] : ".index.json");
+        for (int last = 0; last < 2; last++) {
+            sprintf(text, "{\"weight_map\":{\"a\":\"%s\",\"b\":\"%s\",\"c\":\"%s\"}}",
+                    last ? "model-00002-of-00002.safetensors" : cases[i],
+                    "model-00002-of-00002.safetensors",
+                    last ? cases[i] : "model-00002-of-00002.safetensors");
+            load_index(text, right[kind], right[kind] == NO_FILE ? cases[i]
+                       : right[kind] == missing ? ".safetensors" : ".index.json");
+        }
     }
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
         load_index(texts[i][0], texts[i][1], ".index.json");
@@ -1326,15 +1369,18 @@ static void indices(void) {
 
 /* The model in n files, of which one may be left out (-1: none). */
 static checkpoint cut_model(int n, int without) {
-    static char name[3][40], text[80];
+    static char name[3][40], text[200];
     checkpoint c = good[SHARDS];
-    sprintf(text, "{\"weight_map\":{\"x\":\"model-00001-of-%05d.safetensors\"}}", n);
-    c.file[INDEX] = make_file("model.safetensors.index.json", text, strlen(text));
+    int at = 0;
     for (int i = 0; i < 3; i++) {
         sprintf(name[i], "model-%05d-of-%05d.safetensors", i + 1, n);
+        if (i < n) at += sprintf(text + at, "%s\"%d\":\"%s\"", i ? "," : "{\"weight_map\":{", i,
+                                 name[i]);
         c.file[FIRST + i] = shard(name[i], (size_t)i, (size_t)n);
         if (i >= n || i == without) c.file[FIRST + i].name = NULL;
     }
+    strcpy(text + at, "}}");
+    c.file[INDEX] = make_file("model.safetensors.index.json", text, strlen(text));
     return c;
 }
 
@@ -1371,6 +1417,201 @@ static void cuts(void) {
     test_context = "";
 }
 
+/* ---- Mixtrals of others: keys and tensors that ours do not have, or that ours must have. */
+
+/* A config.json with the keys that nobody leaves out; more follows. The rest is what transformers
+   takes for a key that is missing. */
+static char foreign_config[] =
+    "{\"model_type\":\"mixtral\",\"hidden_size\":2,\"num_hidden_layers\":2,\"vocab_size\":3,"
+    "\"num_attention_heads\":1,\"num_key_value_heads\":1,\"intermediate_size\":2";
+static hmoe_model before;          /* the model of the other tests */
+
+static void begin_foreign(void) {
+    hmoe_config c = hmoe_default_config();
+    c.V = 3, c.T = 2, c.C = 2, c.L = 2, c.NH = 1, c.E = 8, c.K = 2;
+    for (int e = 0; e < 8; e++) c.H[e] = 2;
+    before = model;
+    small_create(&model, &c, 1);
+    spread_weights(&model, 0.4, 0.6);
+}
+
+static void end_foreign(void) {
+    memory_clear();
+    hmoe_free(&model);
+    model = before;
+    CHECK(memory_live == model_bytes && memory_open == 0);
+    test_context = "";
+}
+
+/* Loads the tensors with this config.json. `says`: why not. NULL: it loads, and has the weights of
+   `model`, or its embedding as the output matrix too. */
+static hmoe_config load_foreign(const char *more, const tensors *t, const char *says, int tied,
+                                hmoe_status (*how)(hmoe_model *, const char *, int)) {
+    static char config[1000];
+    file weights = write_tensors("model.safetensors", t);
+    hmoe_status status;
+    hmoe_config c;
+    hmoe_model m;
+    size_t live = memory_live;
+    snprintf(config, sizeof config, "%s%s}", foreign_config, more);
+    memory_clear();
+    memory_put("config.json", (unsigned char *)config, strlen(config));
+    memory_put("model.safetensors", weights.data, weights.size);
+    memset(&m, 0, sizeof m);
+    test_context = more;
+    status = how(&m, "", 0);
+    c = m.config;
+    if (says) {
+        CHECK_INT(status, HMOE_BAD_FILE);
+        if (!CHECK(strstr(m.message, says) != NULL)) printf("   said: %s\n", m.message);
+        CHECK(memory_message_is_good(&m, status) && small_is_gone(&m));
+    } else if (CHECK_INT(status, HMOE_OK)) {
+        size_t head = m.head * sizeof *m.params;
+        CHECK(!memcmp(m.params, model.params, head));
+        CHECK(!memcmp(m.params + m.head, model.params + (tied ? 0 : m.head),
+                      3 * 2 * sizeof(float)));
+    } else printf("   said: %s\n", m.message);
+    hmoe_free(&m);
+    CHECK(memory_live == live && memory_open == 0);
+    free(weights.data);
+    return c;
+}
+
+static hmoe_status load_strictly(hmoe_model *m, const char *dir, int max_B) {
+    return hmoe_load(m, dir, max_B, 0);
+}
+
+static void foreign_configs(void) {
+    static const char *const needed[] = { "model_type", "hidden_size", "num_hidden_layers",
+        "vocab_size", "num_attention_heads", "num_key_value_heads", "intermediate_size" };
+    hmoe_config c;
+    tensors t;
+    begin_foreign();
+    t = list_tensors(1, 0, 1, 0);
+    c = load_foreign("", &t, NULL, 0, hmoe_load_mixtral);
+    CHECK(c.E == 8 && c.K == 2 && c.T == 131072 && c.rope_theta == 1e6 && c.rms_norm_eps == 1e-5);
+    CHECK(c.routing == HMOE_TOP_K && c.gate == HMOE_GATE_NORM && c.vocab_size == 0 && c.H[7] == 2);
+    c = load_foreign(",\"rms_norm_eps\":0.125,\"rope_theta\":500.5,\"max_position_embeddings\":7,"
+                     "\"num_experts_per_tok\":3,\"num_local_experts\":8", &t, NULL, 0,
+                     hmoe_load_mixtral);
+    CHECK(c.K == 3 && c.T == 7 && c.rope_theta == 500.5 && c.rms_norm_eps == 0.125);
+    c = load_foreign(",\"rope_parameters\":{\"rope_theta\":77}", &t, NULL, 0, hmoe_load_mixtral);
+    CHECK(c.rope_theta == 77);
+    load_foreign(",\"num_local_experts\":7", &t, "another shape", 0, hmoe_load_mixtral);
+    load_foreign(",\"rms_norm_eps\":null", &t, "rms_norm_eps must be a number", 0,
+                 hmoe_load_mixtral);
+    load_foreign(",\"hidden\\u005fact\":\"\\u0073ilu\",\"\\/\":\"\\/\"", &t, NULL, 0,
+                 hmoe_load_mixtral);
+    load_foreign(",\"hidden\\u005fact\":\"gelu\"", &t, "hidden_act has a value", 0,
+                 hmoe_load_mixtral);
+    for (size_t i = 0; i < sizeof needed / sizeof *needed; i++) {
+        char says[60], *at = strstr(foreign_config, needed[i]), was = *at;
+        sprintf(says, "%s is missing", needed[i]);
+        *at = 'X';
+        load_foreign("", &t, says, 0, hmoe_load_mixtral);
+        *at = was;
+    }
+    free(t.data);
+    end_foreign();
+}
+
+/* lm_head.weight is the last tensor. */
+static void tied_embeddings(void) {
+    static const char tied[] = ",\"tie_word_embeddings\":true";
+    tensors t, less;
+    begin_foreign();
+    t = list_tensors(1, 0, 1, 0);
+    less = list_tensors(1, 0, 1, 0);
+    less.n--, less.size -= 3 * 2 * sizeof(float);
+    load_foreign(tied, &less, NULL, 1, hmoe_load_mixtral);
+    load_foreign(tied, &t, NULL, 1, hmoe_load_mixtral);        /* it is there, and not used */
+    load_foreign("", &less, "lm_head.weight is missing", 0, hmoe_load_mixtral);
+    load_foreign(",\"tie_word_embeddings\":false", &less, "lm_head.weight is missing", 0,
+                 hmoe_load_mixtral);
+    load_foreign(tied, &less, "lm_head.weight is missing", 1, load_strictly);
+    load_foreign(",\"tie_word_embeddings\":1", &less, "tie_word_embeddings has a value", 1,
+                 hmoe_load_mixtral);
+    strcpy(less.entry[0].name, "rotary_emb.inv_freq");
+    load_foreign(tied, &less, "model.embed_tokens.weight is missing", 1, hmoe_load_mixtral);
+    free(t.data), free(less.data);
+    end_foreign();
+}
+
+/* A tensor more, at every place of the file. */
+static void tensors_that_do_not_matter(void) {
+    static const struct { const char *name, *dtype, *shape, *says; int bytes; } more[] = {
+        { "model.layers.0.self_attn.rotary_emb.inv_freq", "F32", "1", NULL, 4 },
+        { "rotary_emb.inv_freq", "I64", "1", NULL, 8 },
+        { "model.rotary\\u005femb.inv_freq", "F8_E4M3", "0", NULL, 0 },
+        { "x.rotary_emb.inv_freq2", "F32", "1", "is not a tensor of this model", 4 },
+        { "x.rotary_emb.inv_fre", "F32", "1", "is not a tensor of this model", 4 },
+        { "inv_freq", "F32", "1", "is not a tensor of this model", 4 },
+        { "rotary_emb.inv_freq", "F32", "2", "the last tensor does not end where the file", 8 },
+        { "rotary_emb.inv_freq", "F32", "0", "or leaves a hole there", 0 } };
+    begin_foreign();
+    for (size_t i = 0; i < sizeof more / sizeof *more; i++)
+        for (int place = 0; place < 8; place++) {
+            tensors t = list_tensors(1, 0, 1, 0);
+            entry *e = &t.entry[t.n];
+            int where = place == 7 ? t.n : place, at, bytes = more[i].bytes;
+            unsigned char *data;
+            at = where == t.n ? (int)t.size : atoi(t.entry[where].begin);
+            if (i == 7) bytes = 4;                     /* more room than it says */
+            if (i == 6) bytes = 4;                     /* less */
+            for (int k = where; k < t.n; k++) {
+                sprintf(t.entry[k].begin, "%d", atoi(t.entry[k].begin) + bytes);
+                sprintf(t.entry[k].end, "%d", atoi(t.entry[k].end) + bytes);
+            }
+            strcpy(e->name, more[i].name), strcpy(e->dtype, more[i].dtype);
+            strcpy(e->shape, more[i].shape);
+            sprintf(e->begin, "%d", at), sprintf(e->end, "%d", at + more[i].bytes);
+            data = (unsigned char *)small_array(t.size + (size_t)bytes);
+            memcpy(data, t.data, (size_t)at);
+            memcpy(data + at + bytes, t.data + at, t.size - (size_t)at);
+            free(t.data);
+            t.data = data, t.size += (size_t)bytes, t.n++;
+            if (!(i >= 6 && where == t.n - 1))         /* there other things are wrong */
+                load_foreign("", &t, more[i].says, 0, hmoe_load_mixtral);
+            if (!more[i].says) load_foreign("", &t, "is not a tensor", 0, load_strictly);
+            strcpy(e->end, "99999999");
+            load_foreign("", &t, i < 3 || i > 5 ? "has data_offsets that do not fit"
+                                                : more[i].says, 0, hmoe_load_mixtral);
+            free(data);
+        }
+    end_foreign();
+}
+
+/* Every name of a tensor, escaped; and types of numbers, with what they are. */
+static void names_and_types(void) {
+    static const char few[] = "has floats of 8 bits or fewer: dequantise the model first, to F32, "
+        "F16 or BF16", whole[] = "has integers, as in a quantised model: dequantise it first",
+        other[] = "must be F32, F16 or BF16";
+    static const char *const types[][2] = {
+        { "F8_E4M3", few }, { "F8_E5M2", few }, { "F8_E8M0", few }, { "F4", few },
+        { "F6_E2M3", few }, { "I8", whole }, { "I32", whole }, { "I64", whole }, { "U8", whole },
+        { "U16", whole }, { "F64", other }, { "BOOL", other }, { "C64", other }, { "", other },
+        { "F", other }, { "F32 ", other } };
+    tensors t;
+    begin_foreign();
+    t = list_tensors(1, 0, 1, 0);
+    for (int i = 0; i < t.n; i++) {
+        entry saved = t.entry[i];
+        char says[300], *dot = strchr(saved.name, '.');
+        sprintf(t.entry[i].name, "%.*s\\u002e%s", (int)(dot - saved.name), saved.name, dot + 1);
+        load_foreign("", &t, NULL, 0, hmoe_load_mixtral);
+        strcpy(t.entry[i].name, saved.name), strcpy(t.entry[i].dtype, "\\u0046\\u00332");
+        load_foreign("", &t, NULL, 0, hmoe_load_mixtral);
+        for (size_t k = 0; k < sizeof types / sizeof *types; k++) {
+            strcpy(t.entry[i].dtype, types[k][0]);
+            sprintf(says, "%s %s", saved.name, types[k][1]);
+            load_foreign("", &t, says, 0, hmoe_load_mixtral);
+        }
+        t.entry[i] = saved;
+    }
+    free(t.data);
+    end_foreign();
+}
+
 int main(void) {
     const char *wanted = getenv("FULL");
     full = wanted && *wanted == '1';
@@ -1404,6 +1645,10 @@ int main(void) {
     TEST(more_tensors_than_names);
     TEST(indices);
     TEST(cuts);
+    TEST(foreign_configs);
+    TEST(tied_embeddings);
+    TEST(tensors_that_do_not_matter);
+    TEST(names_and_types);
     return test_summary("damaged");
 }
 

@@ -183,7 +183,8 @@ static void bad_configurations(void) {
     REFUSE(c.rope_theta = NAN, "nan");
     REFUSE(c.rope_theta = 0, "0");
     REFUSE(c.vocab_size = 300, "300");
-    REFUSE(c.vocab_size = 3, "3");                 /* neither 0 nor V */
+    REFUSE(c.vocab_size = c.V + 1, "vocab: 12 bytes, V: 11");
+    REFUSE(c.vocab_size = -1, "vocab: -1 bytes");
 }
 
 /* Each size may be large, not all of them: products must not wrap around, and what does not fit

@@ -208,7 +208,9 @@ static void change_value(int p) {
         "\"lm_head.weight\"", "\"model.norm.weight\"", "\"weight_map\"", "\"rope_parameters\"",
         "\"rope_theta\"", "\"rope_type\"", "\"sliding_window\"", "\"head_dim\"", "\"vocab\"",
         "\"expert_sizes\"", "\"optimizer\"", "\"model-00001-of-00002.safetensors\"",
-        "\"model-00001-of-99999.safetensors\"", "\"x\":1,", "\"\\u0041\"", "\xef\xbb\xbf", "\r\n",
+        "\"model-00001-of-99999.safetensors\"", "\"../x.safetensors\"", "\"tie_word_embeddings\"",
+        "\"partial_rotary_factor\"", "\"x.rotary_emb.inv_freq\"", "\"F8_E4M3\"", "\"best_of\"",
+        "\"\\/\"", "\\u0065", "\"x\":1,", "\"\\u0041\"", "\xef\xbb\xbf", "\r\n",
         "[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]" };
     const char *word = words[draw(sizeof words / sizeof *words)];
     const uint8_t *text = piece[p];
@@ -309,7 +311,8 @@ static void take_file(int part, const char *name) {
 /* A model and its run, then the model in half precision, as two shards, and without a tensor. */
 static void write_seeds(const char *dir, const hmoe_config *c) {
     static const char index[] = "{\"metadata\":{\"total_size\":1},\"weight_map\":"
-                                "{\"lm_head.weight\":\"model-00002-of-00002.safetensors\"}}";
+                                "{\"lm_head.weight\":\"model-00002-of-00002.safetensors\","
+                                "\"model.norm.weight\":\"model-00001-of-00002.safetensors\"}}";
     static uint8_t config[ROOM];
     size_t config_size;
     hmoe_model m;
@@ -339,21 +342,25 @@ static void write_seeds(const char *dir, const hmoe_config *c) {
     memory_clear();
 }
 
-/* A Mixtral of others: fewer keys, and some that we do not write. */
-static void write_foreign_seed(const char *dir, const hmoe_config *c) {
+/* A Mixtral of others: fewer keys, and some that we do not write. tied: without lm_head.weight,
+   which is the last tensor. */
+static void write_foreign_seed(const char *dir, const hmoe_config *c, int tied) {
     static const char config[] =
         "{\"model_type\":\"mixtral\",\"hidden_size\":2,\"num_hidden_layers\":1,"
         "\"num_attention_heads\":1,\"num_key_value_heads\":1,\"num_local_experts\":2,"
         "\"num_experts_per_tok\":2,\"intermediate_size\":2,\"vocab_size\":3,"
         "\"max_position_embeddings\":2,\"rms_norm_eps\":1e-05,\"rope_theta\":1000000.0,"
         "\"sliding_window\":null,\"head_dim\":2,\"attention_bias\":false,\"rope_scaling\":null,"
-        "\"quantization_config\":null,\"hidden_act\":\"silu\",\"tie_word_embeddings\":null}";
+        "\"quantization_config\":null,\"hidden_act\":\"silu\",\"tie_word_embeddings\":";
     hmoe_model m;
     memset(&m, 0, sizeof m);
     memset(piece_size, 0, sizeof piece_size);
     MUST(hmoe_create(&m, c, 1, 1, 0) == HMOE_OK);
+    m.tensor_count -= (size_t)tied;
     write_tensors(FIRST, &m, 0, 1, "BF16");
-    memcpy(piece[CONFIG], config, piece_size[CONFIG] = sizeof config - 1);
+    m.tensor_count += (size_t)tied;
+    piece_size[CONFIG] = (size_t)sprintf((char *)piece[CONFIG], "%s%s}", config,
+                                         tied ? "true" : "null");
     write_seed(dir, BATCH);
     hmoe_free(&m);
 }
@@ -370,7 +377,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
         if (which == 1) c.routing = HMOE_TOP_P;
         if (which == 2) c.noisy_gating = 1, c.gate = HMOE_GATE_RAW;
         write_seeds(dir, &c);
-        if (which == 0) write_foreign_seed(dir, &c);
+        if (which == 0) write_foreign_seed(dir, &c, 0), write_foreign_seed(dir, &c, 1);
     }
     exit(0);
 }

@@ -149,7 +149,8 @@ static double memory_justified(double files, int max_B, int training) {
     double most = (1 << 19) + 2 * files;          /* a chunk; texts */
     hmoe_config c;
     if (hmoe_load_config(&c, "", NULL)) return most;
-    if (files < memory_params(&c) * (training ? 3 * sizeof(hmoe_real) : 2)) return most;
+    double least = memory_params(&c) - (training ? 0 : (double)c.V * c.C);   /* tied embeddings */
+    if (files < least * (training ? 3 * sizeof(hmoe_real) : 2)) return most;
     return most + 16 * files + (double)hmoe_activation_bytes(&c, max_B, training)
            + 2.0 * c.T * (c.C / c.NH + 1) * sizeof(hmoe_real);
 }
