@@ -110,8 +110,8 @@ THREADS AND REPRODUCIBILITY
 LIMITS
 
    HMOE_MAX_* below limit the sizes. Attention stores B * NH * T * T numbers, in training
-   for each layer. A key/value cache stores 2 * L * T * KV numbers. A thread needs 360 KB of
-   stack: set OMP_STACKSIZE=1M if the system gives less.
+   for each layer. A key/value cache stores 2 * L * T * KV numbers. Each thread needs 64 KB
+   of stack.
 
 CHANGES   1.0   the model, training, generation, files, inspection
 
@@ -435,7 +435,8 @@ typedef struct hmoe_usage {
 void hmoe_get_usage(const hmoe_model *m, int layer, hmoe_usage *usage);
 void hmoe_reset_usage(hmoe_model *m);
 
-/* Bytes of activations that such a model needs; 0 if the configuration is not valid. */
+/* Bytes of activations that such a model needs; 0 if the configuration is not valid. On a
+   CPU each thread needs 360 KB more. */
 size_t hmoe_activation_bytes(const hmoe_config *config, int max_B, int training);
 
 /* Parameters of the whole model, in all processes. */
@@ -514,6 +515,14 @@ typedef struct hmoe_routes {
    GPU. Structs, lists, H and scalars are in CPU memory. The arrays they point to are in
    the backend's memory; read and write them only with download and upload. */
 
+/* Memory for copies of parts of operands, in pieces of one size: one for each thread. A
+   thread that has none uses its stack, and is slower. The result is the same. */
+struct hmoe_panels {
+    void *memory;
+    hmoe_real *first;         /* the first piece, aligned */
+    int count;
+};
+
 /* One member of a list of linear maps y = x W^T, on rows rows[0] .. rows[1]-1. A dense
    layer is a list of one. Unequal experts are a list whose members have different sizes.
    No two members of a list write to the same place. */
@@ -528,6 +537,7 @@ typedef struct hmoe_linear {
     const int *x_row, *y_row; /* if not NULL, row r is read from row x_row[r] of x (y_row[r] of y).
                                  This is the gather: an expert reads its tokens in place, through
                                  row_token */
+    const struct hmoe_panels *panels;  /* in member 0, for the list; NULL: none, as on a GPU */
 } hmoe_linear;
 
 /* Factors of one AdamW step. */
@@ -1503,20 +1513,22 @@ typedef struct hmoe__buffers {
     double *host_sums;                  /* [L, HMOE_SUMS(E)] sums, and [1] the mean ce */
     hmoe_real *host_dP, *host_ce;       /* [L, E], [N] */
     hmoe_means *slope;                  /* [L] derivatives of the losses */
+    hmoe_linear *list;                  /* [E] products of the experts */
+    struct hmoe_panels panels;
 } hmoe__buffers;
 
 /* A dense linear map. x: [N, in]   w: [out, in]   y: [N, out] */
-static hmoe_linear hmoe__dense(hmoe_real *x, hmoe_real *w, hmoe_real *y, int in, int out,
-                               const int *rows, const hmoe_real *add) {
-    hmoe_linear map = { x, w, y, rows, in, out, in, out, add, NULL, NULL };
+static hmoe_linear hmoe__dense(hmoe_model *m, hmoe_real *x, hmoe_real *w, hmoe_real *y, int in,
+                               int out, const hmoe_real *add) {
+    hmoe_linear map = { x, w, y, m->buffers->all_rows, in, out, in, out, add, NULL, NULL,
+                        &m->buffers->panels };
     return map;
 }
 
 /* y = x W^T + add; W starts at params[w]. */
 static void hmoe__dense_forward(hmoe_model *m, hmoe_real *y, hmoe_real *x, size_t w,
                                 int in, int out, const hmoe_real *add) {
-    const int *rows = m->buffers->all_rows;
-    hmoe_linear map = hmoe__dense(x, m->params + w, y, in, out, rows, add);
+    hmoe_linear map = hmoe__dense(m, x, m->params + w, y, in, out, add);
     m->backend->linear_forward(&map, 1);
 }
 
@@ -1529,7 +1541,7 @@ static void hmoe__up_list(hmoe_linear *list, const hmoe_model *m, const hmoe__la
     for (int e = 0; e < m->config.E; e++) {
         int H = m->config.H[e];  /* here experts become unequal: each has its own width */
         hmoe_linear up = { x, params + ly->w13[e], u, ly->routes.expert_start + e, C, 2 * H,
-                           C, 2 * ldh, NULL, x_row, NULL };
+                           C, 2 * ldh, NULL, x_row, NULL, &m->buffers->panels };
         list[e] = up;
     }
 }
@@ -1541,7 +1553,7 @@ static void hmoe__down_list(hmoe_linear *list, const hmoe_model *m, const hmoe__
     for (int e = 0; e < m->config.E; e++) {
         int H = m->config.H[e];
         hmoe_linear down = { h, params + ly->w2[e], y, ly->routes.expert_start + e, H, C,
-                             ldh, C, NULL, NULL, y_row };
+                             ldh, C, NULL, NULL, y_row, &m->buffers->panels };
         list[e] = down;
     }
 }
@@ -1593,16 +1605,15 @@ static void hmoe__moe_block_forward(hmoe_model *m, int l, int N) {
     const hmoe_config *c = &m->config;
     hmoe__layer *ly = &m->layers[l];
     hmoe__buffers *b = m->buffers;
-    hmoe_linear list[HMOE_MAX_EXPERTS];
     const int *start = ly->routes.expert_start, *token = ly->routes.row_token;
     be->rmsnorm_forward(ly->n2, ly->rrms2, ly->x2, m->params + ly->w_norm2,
                         c->rms_norm_eps, N, c->C);
     hmoe__router_forward(m, l, N);
     if (!hmoe__remote_experts_forward(m, l)) {
-        hmoe__up_list(list, m, ly, m->params, ly->n2, ly->u, token);
-        be->experts_up(b->h, list, start, c->H, c->E, hmoe__widest(c));  /* u, h */
-        hmoe__down_list(list, m, ly, m->params, b->h, b->rows, NULL);
-        be->linear_forward(list, c->E);                                 /* rows = h W2^T */
+        hmoe__up_list(b->list, m, ly, m->params, ly->n2, ly->u, token);
+        be->experts_up(b->h, b->list, start, c->H, c->E, hmoe__widest(c));  /* u, h */
+        hmoe__down_list(b->list, m, ly, m->params, b->h, b->rows, NULL);
+        be->linear_forward(b->list, c->E);                                 /* rows = h W2^T */
     }
     be->combine_forward((ly + 1)->x, ly->x2, b->rows, &ly->routes, N, c->C);
     if (m->dropout > 0 && m->mode == HMOE_TRAIN)
@@ -1653,9 +1664,8 @@ hmoe_status hmoe_forward(hmoe_model *m, hmoe_mode mode, const int *tokens,
 /* Of y = x W^T: dx = dy W (add = 1: dx += dy W), dW += dy^T x. */
 static void hmoe__dense_backward(hmoe_model *m, hmoe_real *dx, size_t w, hmoe_real *dy,
                                  hmoe_real *x, int in, int out, int add) {
-    const int *rows = m->buffers->all_rows;
-    hmoe_linear input = hmoe__dense(dx, m->params + w, dy, in, out, rows, add ? dx : NULL);
-    hmoe_linear weight = hmoe__dense(x, m->grads + w, dy, in, out, rows, NULL);
+    hmoe_linear input = hmoe__dense(m, dx, m->params + w, dy, in, out, add ? dx : NULL);
+    hmoe_linear weight = hmoe__dense(m, x, m->grads + w, dy, in, out, NULL);
     m->backend->linear_backward_input(&input, 1);
     m->backend->linear_backward_weight(&weight, 1);
 }
@@ -1694,7 +1704,7 @@ static void hmoe__moe_block_backward(hmoe_model *m, int l, int N, double scale) 
     const hmoe_config *c = &m->config;
     hmoe__layer *ly = &m->layers[l];
     hmoe__buffers *b = m->buffers;
-    hmoe_linear list[HMOE_MAX_EXPERTS];
+    hmoe_linear *list = b->list;
     const int *start = ly->routes.expert_start, *token = ly->routes.row_token;
     hmoe_real *dy = hmoe__block_gradient(m, l, 1, N);
     if (!hmoe__remote_experts_backward(m, l, dy)) {
@@ -1965,7 +1975,8 @@ HMOE__INLINE hmoe_real hmoe__sigmoid(hmoe_real x) { return 1 / (1 + hmoe__exp(-x
    NR columns of B are copied into a *panel*: for each k, NR numbers side by side, padded
    with zeros. A *tile* then computes MR x NR results in registers, and reads the panel
    from the first-level cache in order. If A is transposed (in dW += dy^T x), a block of A
-   is copied, too. A thread needs 360 KB of stack for the two copies. */
+   is copied, too. Both copies, 360 KB, lie in the model's memory: many systems give a thread
+   a stack of 128 KB. Without that memory a thread makes smaller copies on its stack. */
 
 /* The sums of a tile fill most vector registers: MR * NR / (numbers in a register) of
    them. */
@@ -1980,7 +1991,10 @@ enum { HMOE__MR = 2, HMOE__NR = 64 / sizeof(hmoe_real) };     /* 128 bits: 8 of 
 #ifndef HMOE_PLAIN
 enum { HMOE__KC = 192,      /* part of k for which a panel fits the cache */
        HMOE__ROWS = 1536 / sizeof(hmoe_real),  /* so many rows of C use one panel */
-       HMOE__BLOCK_ROW = HMOE__ROWS + 16 };    /* a power of 2 would use only part of the cache */
+       HMOE__BLOCK_ROW = HMOE__ROWS + 16,      /* a power of 2 would use only part of the cache */
+       HMOE__PANEL = (int)HMOE__KC * (int)HMOE__NR,
+       HMOE__BLOCK = (int)HMOE__KC * (int)HMOE__BLOCK_ROW,
+       HMOE__PACKED = HMOE__PANEL + HMOE__BLOCK };  /* of struct hmoe_panels */
 
 /* Rotates the 8 bits of each number's index: index i + 128 b becomes 2 i + b. */
 HMOE__INLINE void hmoe__riffle(hmoe_real *to, const hmoe_real *from) {
@@ -2034,12 +2048,12 @@ static void hmoe__pack(hmoe_real *panel, const hmoe__view *b, int k0, int K, int
                         panel[c * nr + r] = r < n ? x[r * b->stride + c] : 0;
 }
 
-/* Copies a transposed A(i0 .. i0+rows-1, k0 .. k0+K-1) into block[k * BLOCK_ROW + i]. */
-static void hmoe__pack_block(hmoe_real *block, const hmoe__view *a, int i0, int rows,
-                             int k0, int K) {
+/* Copies a transposed A(i0 .. i0+rows-1, k0 .. k0+K-1) into block[k * block_row + i]. */
+static void hmoe__pack_block(hmoe_real *block, int block_row, const hmoe__view *a, int i0,
+                             int rows, int k0, int K) {
     for (int k = 0; k < K; k++) {
         const hmoe_real *a_k = hmoe__row_of(a, k0 + k) + i0;
-        for (int i = 0; i < rows; i++) block[k * HMOE__BLOCK_ROW + i] = a_k[i];
+        for (int i = 0; i < rows; i++) block[k * block_row + i] = a_k[i];
     }
 }
 
@@ -2084,11 +2098,11 @@ HMOE__INLINE void hmoe__tile(hmoe_real *c, const hmoe_real *d, size_t c_stride,
 /* The tile of rows i .. i+m-1 and columns j0 .. j0+n-1. block: its rows of a packed A, or
    NULL. */
 static void hmoe__multiply_tile(const hmoe__product *p, const hmoe_real *panel,
-                                const hmoe_real *block, int i, int m, int j0, int n, int k0,
-                                int K) {
+                                const hmoe_real *block, int block_row, int i, int m, int j0,
+                                int n, int k0, int K) {
     enum { NR = HMOE__NR, Q = HMOE__NR / 4 };
     const hmoe_real *row[HMOE__MR], *d = k0 ? p->c : p->d;
-    size_t stride = p->c_stride, at = i * stride + j0, a_step = block ? HMOE__BLOCK_ROW : 1;
+    size_t stride = p->c_stride, at = i * stride + j0, a_step = block ? (size_t)block_row : 1;
     hmoe_real *c = p->c + at;
     for (int r = 0; r < HMOE__MR; r++) {  /* rows past m repeat the last one */
         int in = r < m ? r : m - 1;
@@ -2103,26 +2117,71 @@ static void hmoe__multiply_tile(const hmoe__product *p, const hmoe_real *panel,
     }
 }
 
-/* Rows first .. end-1 of a product. */
-static void hmoe__multiply_rows(const hmoe__product *p, int first, int end) {
-    enum { MR = HMOE__MR, NR = HMOE__NR, Q = HMOE__NR / 4 };
-    hmoe_real panel[HMOE__KC * NR] HMOE__ALIGNED, block[HMOE__KC * HMOE__BLOCK_ROW] HMOE__ALIGNED;
-    int packed = p->a.transposed;
-    for (int i0 = first; i0 < end; i0 += HMOE__ROWS)
+/* Rows first .. end-1 of a product. panel and block have room for so many numbers. Less
+   room means more passes. No element depends on it: each is a sum over k in the same
+   order. */
+static void hmoe__multiply_with(const hmoe__product *p, int first, int end, hmoe_real *panel,
+                                int panel_size, hmoe_real *block, int block_size) {
+    enum { MR = HMOE__MR, Q = HMOE__NR / 4 };
+    int depth = p->K < 1 ? 1 : p->K < HMOE__KC ? p->K : HMOE__KC, packed = p->a.transposed;
+    int NR = depth * HMOE__NR <= panel_size ? HMOE__NR : HMOE__NR / 2, most = HMOE__ROWS;
+    int block_row = block_size / depth;
+    if (block_row > HMOE__BLOCK_ROW) block_row = HMOE__BLOCK_ROW;
+    if (packed && block_row < most) most = block_row / MR * MR;
+    for (int i0 = first; i0 < end; i0 += most)
         for (int k0 = 0; k0 == 0 || k0 < p->K; k0 += HMOE__KC) {  /* K 0: an empty sum */
-            int rows = end - i0 < HMOE__ROWS ? end - i0 : HMOE__ROWS;
+            int rows = end - i0 < most ? end - i0 : most;
             int K = p->K - k0 < HMOE__KC ? p->K - k0 : HMOE__KC;
-            if (packed) hmoe__pack_block(block, &p->a, i0, rows, k0, K);
+            if (packed) hmoe__pack_block(block, block_row, &p->a, i0, rows, k0, K);
             for (int j0 = 0; j0 < p->N; j0 += NR) {
                 int n = p->N - j0 < NR ? p->N - j0 : NR;
                 hmoe__pack(panel, &p->b, k0, K, j0, n, (n + Q - 1) / Q * Q);
                 for (int i = 0; i < rows; i += MR)
-                    hmoe__multiply_tile(p, panel, packed ? block + i : NULL, i0 + i,
+                    hmoe__multiply_tile(p, panel, packed ? block + i : NULL, block_row, i0 + i,
                                         rows - i < MR ? rows - i : MR, j0, n, k0, K);
             }
         }
 }
+
+/* The same on the stack, for products as small as those of attention. */
+static void hmoe__multiply_rows(const hmoe__product *p, int first, int end) {
+    enum { PANEL = 24576 / sizeof(hmoe_real), BLOCK = 14336 / sizeof(hmoe_real) };
+    hmoe_real panel[PANEL] HMOE__ALIGNED, block[BLOCK] HMOE__ALIGNED;
+    hmoe__multiply_with(p, first, end, panel, PANEL, block, BLOCK);
+}
+
+/* The same in a piece of the model's memory, if there is one. */
+static void hmoe__multiply_in(hmoe_real *piece, const hmoe__product *p, int first, int end) {
+    if (!piece) hmoe__multiply_rows(p, first, end);
+    else hmoe__multiply_with(p, first, end, piece, HMOE__PANEL, piece + HMOE__PANEL, HMOE__BLOCK);
+}
+#else
+enum { HMOE__PACKED = 0 };
+
+static void hmoe__multiply_in(hmoe_real *piece, const hmoe__product *p, int first, int end) {
+    (void)piece;
+    hmoe__multiply_rows(p, first, end);
+}
 #endif
+
+static void hmoe__free_panels(struct hmoe_panels *panels) {
+    HMOE_FREE(panels->memory);
+    memset(panels, 0, sizeof *panels);
+}
+
+/* Makes pieces for all threads that there are now. If there is no memory for them, returns 0
+   and keeps those that it has. */
+static int hmoe__grow_panels(struct hmoe_panels *panels) {
+    size_t piece = HMOE__PACKED * sizeof(hmoe_real), n = (size_t)hmoe__threads();
+    char *memory;
+    if (!piece || n <= (size_t)panels->count) return 1;
+    if ((memory = (char *)HMOE_MALLOC(n * piece + 64)) == NULL) return 0;
+    hmoe__free_panels(panels);
+    panels->memory = memory;
+    panels->first = (hmoe_real *)(void *)(memory + (64 - (uintptr_t)memory % 64) % 64);
+    panels->count = (int)n;
+    return 1;
+}
 
 /* A few rows of x W^T, as in generation. Packing would cost more than it saves, and both
    operands are stored along k: each element is a dot product. Computes columns first ..
@@ -2205,29 +2264,34 @@ static hmoe__product hmoe__product_of(const hmoe_linear *map, int form) {
     return form == HMOE__FORWARD ? forward : form == HMOE__INPUT ? input : weight;
 }
 
+/* The cost of one of its results. */
+static double hmoe__cost_of(const hmoe_linear *map, const hmoe__product *p) {
+    return map->in && map->out ? (double)p->K : 1;   /* null: rows of zeros */
+}
+
 /* A list of products. The results of all members are one line of work; each thread
    computes a part. */
 static void hmoe__multiply_list(const hmoe_linear *list, int n, int form) {
-    hmoe__product product[HMOE_MAX_EXPERTS];
-    double cost[HMOE_MAX_EXPERTS], work = 0;   /* of one result, of all */
-    assert(n <= HMOE_MAX_EXPERTS);
+    const struct hmoe_panels *panels = n ? list->panels : NULL;
+    double work = 0;
     for (int i = 0; i < n; i++) {
-        product[i] = hmoe__product_of(&list[i], form);
-        cost[i] = (double)product[i].K;
-        if (!list[i].in || !list[i].out) cost[i] = 1;  /* null: rows of zeros */
-        work += cost[i] * product[i].M * product[i].N;
+        hmoe__product p = hmoe__product_of(&list[i], form);
+        work += hmoe__cost_of(&list[i], &p) * p.M * p.N;
     }
     int parts = work > 5e5 ? hmoe__threads() : 1;  /* waking threads costs time */
     HMOE__PARALLEL_FOR(parts)
     for (int part = 0; part < parts; part++) {
         hmoe__work mine = hmoe__work_of_thread(work, part, parts);
+        size_t at = (size_t)part * HMOE__PACKED;
+        hmoe_real *piece = panels && part < panels->count ? panels->first + at : NULL;
         for (int i = 0; i < n; i++) {  /* expert without tokens: no rows or an empty sum */
-            const hmoe__product *p = &product[i];
-            int by_columns = p->M < 4 && form == HMOE__FORWARD, first, end;
-            end = by_columns ? hmoe__next_work(&mine, p->N, cost[i] * p->M, &first)
-                             : hmoe__next_work(&mine, p->M, cost[i] * p->N, &first);
-            if (by_columns) hmoe__multiply_columns(p, first, end);
-            else hmoe__multiply_rows(p, first, end);
+            hmoe__product p = hmoe__product_of(&list[i], form);
+            double cost = hmoe__cost_of(&list[i], &p);
+            int by_columns = p.M < 4 && form == HMOE__FORWARD, first, end;
+            end = by_columns ? hmoe__next_work(&mine, p.N, cost * p.M, &first)
+                             : hmoe__next_work(&mine, p.M, cost * p.N, &first);
+            if (by_columns) hmoe__multiply_columns(&p, first, end);
+            else hmoe__multiply_in(piece, &p, first, end);
         }
     }
 }
@@ -2687,9 +2751,11 @@ static hmoe_status hmoe__create_tables(hmoe_model *m) {
         b->host_dP = (hmoe_real *)hmoe__alloc_zeroed(LE, sizeof *b->host_dP);
         b->host_ce = (hmoe_real *)hmoe__alloc_zeroed(m->max_tokens + 1, sizeof *b->host_ce);
         b->slope = (hmoe_means *)hmoe__alloc_zeroed(L, sizeof *b->slope);
+        b->list = (hmoe_linear *)hmoe__alloc_zeroed((size_t)c->E, sizeof *b->list);
     }
     if (!m->tensors || !m->layers || !m->usage || !m->chosen || !b || !b->host_sums || !b->host_dP
-        || !b->host_ce || !b->slope)
+        || !b->host_ce || !b->slope || !b->list
+        || (!strcmp(m->backend->name, "cpu") && !hmoe__grow_panels(&b->panels)))
         return hmoe__no_memory(m->message, (double)m->tensor_count * sizeof *m->tensors,
                                "the list of tensors");
     hmoe__list_tensors(m, m->layers);
@@ -2788,6 +2854,8 @@ void hmoe_free(hmoe_model *m) {
         HMOE_FREE(b->host_dP);
         HMOE_FREE(b->host_ce);
         HMOE_FREE(b->slope);
+        HMOE_FREE(b->list);
+        hmoe__free_panels(&b->panels);
     }
     HMOE_FREE(b);
     HMOE_FREE(m->tensors);
@@ -2941,6 +3009,7 @@ static hmoe_status hmoe__check_batch(hmoe_model *m, hmoe_mode mode, const int *t
         return HMOE__BAD(m->message, "a batch of %d x %d tokens: the model was made for sequences "
                          "of 1 to %d, and %d tokens in all", B, T, m->config.T, m->max_tokens);
     if (!tokens) return HMOE__BAD(m->message, "tokens are missing");
+    if (m->buffers->panels.count) hmoe__grow_panels(&m->buffers->panels);   /* more threads now? */
     if (mode == HMOE_TRAIN && (!m->grads || !targets))
         return HMOE__BAD(m->message, "training needs %s", m->grads ? "targets"
                          : "a model that was made for training");

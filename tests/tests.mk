@@ -7,12 +7,11 @@
 ## JOBS=4 runs four tests at a time
 ## make bench         measure speed, a minute; PROFILE=1 adds where the time goes
 DOUBLE_TESTS += $(patsubst %,$(BUILD)/tests/model/%,gradients by_hand against_naive steering)
-FLOAT_TESTS += $(patsubst %,$(BUILD)/tests/%,model/reproducible model/extremes files/errors files/locale \
-	files/damaged)
+FLOAT_TESTS += $(patsubst %,$(BUILD)/tests/%,model/reproducible model/extremes files/errors \
+	files/locale files/damaged)
 TESTS = $(DOUBLE_TESTS) $(FLOAT_TESTS) $(BUILD)/tests/model/against_naive_float \
 	$(BUILD)/tests/model/against_naive_plain
-SCRIPTS = tests/programs/house.sh tests/programs/header.sh tests/programs/programs.sh tests/programs/runs.sh \
-	tests/cuda/cuda.sh
+SCRIPTS = $(patsubst %,tests/programs/%.sh,house stack header programs runs) tests/cuda/cuda.sh
 BENCH = $(BUILD)/tests/programs/bench
 USED = $(HEADERS) $(wildcard tests/*.h tests/*/*.h) $(BUILD)/flags
 

@@ -195,14 +195,16 @@ static void hmoe__muon_end(const hmoe_muon_matrix *q, double lr, double decay) {
    X^T. */
 static void hmoe__newton_schulz(const hmoe_model *m, hmoe_muon_matrix *q, int n) {
     hmoe_linear to_A[HMOE__GROUP], to_AA[HMOE__GROUP], to_X[HMOE__GROUP];
+    const struct hmoe_panels *panels = &m->buffers->panels;
     for (int step = 0; step < 5; step++) {
         for (int i = 0; i < n; i++) {
             int k = q[i].range[1], wide = q[i].rows < q[i].cols ? q[i].cols : q[i].rows;
             hmoe_linear A = { q[i].X, q[i].X, q[i].A, q[i].range, wide, k, wide, k, NULL, NULL,
-                              NULL };
-            hmoe_linear AA = { q[i].A, q[i].A, q[i].B, q[i].range, k, k, k, k, NULL, NULL, NULL };
+                              NULL, panels };
+            hmoe_linear AA = { q[i].A, q[i].A, q[i].B, q[i].range, k, k, k, k, NULL, NULL, NULL,
+                               panels };
             hmoe_linear X = { q[i].Y, q[i].X, q[i].B, q[i].range, wide, k, wide, k, NULL, NULL,
-                              NULL };
+                              NULL, panels };
             to_A[i] = A, to_AA[i] = AA, to_X[i] = X;
         }
         m->backend->linear_forward(to_A, n);           /* A  = X X^T */

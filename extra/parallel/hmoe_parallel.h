@@ -414,11 +414,10 @@ static void hmoe__my_list(hmoe_linear *list, const hmoe_model *m, const hmoe__la
                           const hmoe__crossing *cross, int up, hmoe_real *params, hmoe_real *x,
                           hmoe_real *y, const int *at) {
     hmoe_parallel *p = hmoe__parallel(m);
-    hmoe_linear all[HMOE_MAX_EXPERTS];
-    if (up) hmoe__up_list(all, m, ly, params, x, y, at);
-    else hmoe__down_list(all, m, ly, params, x, y, at);
+    if (up) hmoe__up_list(list, m, ly, params, x, y, at);
+    else hmoe__down_list(list, m, ly, params, x, y, at);
     for (int i = 0; i < p->mine; i++) {
-        list[i] = all[p->expert[i]];
+        list[i] = list[p->expert[i]];   /* in place: they ascend */
         list[i].rows = cross->start + i;
         if (up) list[i].ldy = 2 * p->ldh;
         else list[i].ldx = p->ldh;
@@ -430,7 +429,7 @@ static void hmoe__parallel_forward(hmoe_model *m, int l) {
     const hmoe_backend *be = m->backend;
     hmoe__layer *ly = &m->layers[l];
     hmoe__crossing *cross = &p->crossing[m->grads ? l : 0];
-    hmoe_linear list[HMOE_MAX_EXPERTS];
+    hmoe_linear *list = m->buffers->list;
     const int *row_token = ly->routes.row_token;
     int C = m->config.C, E = m->config.E, rows = ly->routes.expert_start[E];
     hmoe__plan(p, cross, ly->routes.expert_start, E, 1);
@@ -471,7 +470,7 @@ static void hmoe__parallel_backward(hmoe_model *m, int l, const hmoe_real *dy) {
     const hmoe_backend *be = m->backend;
     hmoe__layer *ly = &m->layers[l];
     hmoe__crossing *cross = &p->crossing[l];
-    hmoe_linear list[HMOE_MAX_EXPERTS];
+    hmoe_linear *list = m->buffers->list;
     int C = m->config.C, E = m->config.E, rows = ly->routes.expert_start[E];
     p->reduced = 0;
     hmoe__plan(p, cross, ly->routes.expert_start, E, 0);

@@ -83,6 +83,11 @@ static float *factors(size_t n, double scale, int packed = 0) {
     return x;
 }
 
+static hmoe_linear dense(float *x, float *w, float *y, int in, int out, const int *rows) {
+    hmoe_linear map = { x, w, y, rows, in, out, in, out, NULL, NULL, NULL, NULL };
+    return map;
+}
+
 /* The case is laid out: the device gets its copy. A product of no rows makes that one's twin, which
    is the business of the steps from then on. */
 static void ready() {
@@ -92,7 +97,7 @@ static void ready() {
     CHECK(there);
     gpu->zero(there, used + 64);
     float *x = (float *)there;
-    hmoe_linear nothing = hmoe__dense(x, x, x, 1, 1, (int *)there, NULL);
+    hmoe_linear nothing = dense(x, x, x, 1, 1, (int *)there);
     gpu->linear_forward(&nothing, 1);
     gpu->upload(there, here, used);
     if (precision == HMOE_BF16)
@@ -278,10 +283,10 @@ static void products_side_by_side(int form) {
     for (int i = 0; i < 2; i++) {
         int out = i ? 8 : 5;
         size_t wide = (size_t)N * out, size = (size_t)in * out;
-        list[i] = hmoe__dense(form == HMOE__INPUT ? room<float>((size_t)N * in) : x,
-                              form == HMOE__WEIGHT ? numbers(size, 1, 1) : factors(size, 1, 1),
-                              form == HMOE__FORWARD ? room<float>(wide) : factors(wide, 1), in, out,
-                              rows, NULL);
+        list[i] = dense(form == HMOE__INPUT ? room<float>((size_t)N * in) : x,
+                        form == HMOE__WEIGHT ? numbers(size, 1, 1) : factors(size, 1, 1),
+                        form == HMOE__FORWARD ? room<float>(wide) : factors(wide, 1), in, out,
+                        rows);
     }
     products_of_list(form, 2);
 }
@@ -316,8 +321,8 @@ static void twin_is_fresh(const float *x, int row, int end, int cols, int ld) {
     int *rows_there = (int *)gpu->alloc(sizeof rows);
     gpu->upload(w_there, w.data(), w.size() * 4);
     gpu->upload(rows_there, rows, sizeof rows);
-    hmoe_linear map = hmoe__dense((float *)on(there, x) + (size_t)row * ld, w_there, y_there, cols,
-                                  OUT, rows_there, NULL);
+    hmoe_linear map = dense((float *)on(there, x) + (size_t)row * ld, w_there, y_there, cols, OUT,
+                            rows_there);
     map.ldx = ld;
     gpu->linear_forward(&map, 1);
     gpu->download(y.data(), y_there, y.size() * 4);
@@ -652,7 +657,7 @@ static void experts_case(int N, int E, int slots, int C, int widest, hmoe_routin
     room<float>(1);
     for (int e = 0; e < E; e++) {
         hmoe_linear up = { x, factors((size_t)2 * H[e] * C, 0.3, 1), u, start + e, C, 2 * H[e], C,
-                           2 * ldh, NULL, r.row_token, NULL };
+                           2 * ldh, NULL, r.row_token, NULL, NULL };
         list[e] = up;
     }
     ready();

@@ -152,6 +152,7 @@ static double memory_justified(double files, int max_B, int training) {
     double least = memory_params(&c) - (training ? 0 : (double)c.V * c.C);   /* tied embeddings */
     if (files < least * (training ? 3 * sizeof(hmoe_real) : 2)) return most;
     return most + 16 * files + (double)hmoe_activation_bytes(&c, max_B, training)
+           + (double)hmoe__threads() * HMOE__PACKED * sizeof(hmoe_real)
            + 2.0 * c.T * (c.C / c.NH + 1) * sizeof(hmoe_real);
 }
 

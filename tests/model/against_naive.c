@@ -119,6 +119,25 @@ static void naive_product(product *p, enum form form) {
     free(x); free(y); free(w);
 }
 
+/* Computes the product with memory for the panels of `count` threads. The first time it keeps the
+   result; later the result must have the same bits. */
+static void compute_again(void (*fast)(const hmoe_linear *, int), product *p, int count,
+                          const hmoe_real *given, hmoe_real *kept) {
+    struct hmoe_panels panels = { NULL, NULL, 0 };
+    hmoe_real *array[3] = { p->x, p->y, p->w };
+    size_t size[3] = { p->x_size, p->y_size, p->w_size };
+    threads(count);
+    if (count) hmoe__grow_panels(&panels);
+    threads(2);
+    p->list[0].panels = count ? &panels : NULL;
+    for (int i = 0; i < 3; given += size[i++]) memcpy(array[i], given, size[i] * sizeof *given);
+    fast(p->list, p->n);
+    for (int i = 0; i < 3; kept += size[i++])
+        if (count == 2) memcpy(kept, array[i], size[i] * sizeof *kept);
+        else CHECK(!memcmp(kept, array[i], size[i] * sizeof *kept));
+    hmoe__free_panels(&panels);
+}
+
 static void products(enum form form) {
     threads(2);
     void (*fast)(const hmoe_linear *, int) = form == FORWARD ? hmoe__linear_forward
@@ -128,7 +147,13 @@ static void products(enum form form) {
         int n = round % 3 == 0 ? 1 : pick(2, MEMBERS);
         product_create(&p, form, n, n <= 2 || round == 59);
         naive_product(&p, form);
-        fast(p.list, n);
+        size_t all = p.x_size + p.y_size + p.w_size;
+        hmoe_real *given = reals(all), *kept = reals(all);
+        memcpy(given, p.x, p.x_size * sizeof *given);
+        memcpy(given + p.x_size, p.y, p.y_size * sizeof *given);
+        memcpy(given + p.x_size + p.y_size, p.w, p.w_size * sizeof *given);
+        for (int count = 2; count >= 0; count--) compute_again(fast, &p, count, given, kept);
+        free(given), free(kept);
         /* sums of up to 400 products of N(0, 1) numbers are around 20 */
         check_same(p.y, p.y_expected, p.y_size, 20 * tolerance);
         check_same(p.x, p.x_expected, p.x_size, 20 * tolerance);

@@ -119,7 +119,7 @@ static void linear(void) {
     memcpy(before, dweights, 30 * 5 * sizeof(hmoe_real));
     for (int e = 0, offset = 0; e < 3; offset += width[e++] * in) {
         hmoe_linear member = { x, weights + offset, y, &expert_start[e], in, width[e], ldx, ldy,
-                               NULL, NULL, NULL };
+                               NULL, NULL, NULL, NULL };
         list[e] = input[e] = weight[e] = member;
         input[e].y = weight[e].y = c;
         input[e].x = dx;

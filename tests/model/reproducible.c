@@ -122,19 +122,22 @@ static int same_bits(const hmoe_model *a, const hmoe_model *b) {
         && !memcmp(a->exp_avg_sq, b->exp_avg_sq, bytes);
 }
 
+/* The last model is made for one thread, and has more later. */
 static void same_bits_for_any_number_of_threads(void) {
-    static const int counts[3] = { 1, 2, 5 };
+    static const int counts[4] = { 1, 2, 5, 3 };
     for (int rule = 0; rule < 5; rule++) {
         hmoe_config c = run_config(rule % 3 == 1 ? HMOE_TOP_P : HMOE_TOP_K, rule == 2);
         if (rule > 2) steer(&c, rule == 3 ? 3 : 11);
-        hmoe_model m[3];
-        for (int i = 0; i < 3; i++) {
-            threads(counts[i]);
+        hmoe_model m[4];
+        for (int i = 0; i < 4; i++) {
+            threads(i < 3 ? counts[i] : 1);
             create_run(&m[i], &c, 1337);
+            threads(counts[i]);
             train(&m[i], 1, 3);
+            CHECK(HMOE__PACKED == 0 || m[i].buffers->panels.count == hmoe__threads());
             CHECK(i == 0 || same_bits(&m[0], &m[i]));
         }
-        for (int i = 0; i < 3; i++) hmoe_free(&m[i]);
+        for (int i = 0; i < 4; i++) hmoe_free(&m[i]);
     }
     threads(TEST_THREADS);
 }

@@ -99,7 +99,9 @@ static void products(int M, int N, int K) {
     if (!x) exit(1);
     for (size_t i = 0; i < n; i++) x[i] = (hmoe_real)(i % 7) * (hmoe_real)0.01;
     hmoe_real *w = x + (size_t)M * K, *y = w + (size_t)N * K;
-    hmoe_linear map = hmoe__dense(x, w, y, K, N, rows, NULL);
+    struct hmoe_panels panels = { NULL, NULL, 0 };
+    hmoe__grow_panels(&panels);
+    hmoe_linear map = { x, w, y, rows, K, N, K, N, NULL, NULL, NULL, &panels };
     printf("product  %4d x %4d x %4d ", M, N, K);
     for (int f = 0; f < 3; f++) {
         for (int r = 0; r < REPEATS; r++) {
@@ -110,6 +112,7 @@ static void products(int M, int N, int K) {
         printf("  %s %.0f", names[f], median(rate, REPEATS));
     }
     puts(" GFLOP/s");
+    hmoe__free_panels(&panels);
     free(x);
 }
 

@@ -80,6 +80,7 @@ platform s390x s390x-linux-gnu-gcc qemu-s390x 0 "" "${TESTS-tests/model/by_hand
     tests/model/reproducible tests/files/errors tests/files/damaged}"
 cd "$here" || exit 1
 
+in_small_stacks() (ulimit -s 300 && OMP_STACKSIZE=128k exec "$@")
 score() {         # score PLATFORM DIR: prints it
     "$1/generate" "$2" --score text --threads 1 2>&1 | sed -n 's/^nll \([0-9.]*\) .*/\1/p'
 }
@@ -89,6 +90,10 @@ for p in $platforms; do
     check "$p trains" says "^final: " "$p/train_tiny" $recipe $model --steps 2 --out "run-$p"
     check "$p trains over it" says "^final: " "$p/train_tiny" $recipe $model --steps 6 \
         --eval-every 2 --overwrite --out "run-$p"
+    case $p in native|musl)
+        check "$p: in small stacks" says "^final: " in_small_stacks "$p/train_tiny" --data text \
+            --width 256 --heads 1 --context 300 --threads 2 --steps 1 --batch 2 --out "small-$p" ;;
+    esac
     check "$p: log.csv has 7 lines and no others" [ "$(wc -l <"run-$p/log.csv")" -eq 7 ]
     check "$p: files are whole" [ "$(find "run-$p" -name '*.tmp' -o -name '*.new')" = "" ]
     "$p/generate" "run-$p" -n 400 --temperature 3 --threads 1 >written 2>said
