@@ -4452,6 +4452,22 @@ static void hmoe__close_input(hmoe__input *in) {
     in->file = NULL, in->header = NULL;
 }
 
+/* A run must not go on from damaged numbers: a NaN would show later, as something else's
+   fault. */
+static hmoe_status hmoe__check_chunk(const hmoe_model *m, const hmoe__input *in, size_t saved,
+                                     const hmoe_real *x, size_t n, char *message) {
+    int squares = saved / m->tensor_count == 2;
+    char name[HMOE_NAME_SIZE + 16];
+    if (m->tensors[saved % m->tensor_count].state) return HMOE_OK;   /* hmoe__check_state */
+    for (size_t i = 0; i < n; i++) {
+        if (isfinite(x[i]) && (!squares || x[i] >= 0)) continue;
+        hmoe__saved_tensor(m, saved, name);
+        return HMOE__CORRUPT(message, "%.300s: %s must be finite%s: it has %g", in->path, name,
+                             squares ? " and not negative" : "", (double)x[i]);
+    }
+    return HMOE_OK;
+}
+
 static hmoe_status hmoe__read_tensors(hmoe_model *m, hmoe__input *in, hmoe_real *chunk) {
     for (size_t i = 0; i < in->found; i++) {
         const hmoe__place *place = &in->here[i];   /* in the file's order */
@@ -4463,7 +4479,10 @@ static hmoe_status hmoe__read_tensors(hmoe_model *m, hmoe__input *in, hmoe_real 
             n = all - at < hmoe__chunk ? all - at : hmoe__chunk;
             failed = fread(chunk, size, n, in->file) != n;
             hmoe__order_bytes(chunk, n, size);
+            if (failed) break;
             if (place->format->widen) place->format->widen(chunk, n);
+            if (in->training)
+                HMOE__TRY(hmoe__check_chunk(m, in, place->tensor, chunk, n, m->message));
             if (m->processes) m->processes->upload(m, chunk, place->tensor, at, n);
             else m->backend->upload(to + at, chunk, n * sizeof *chunk);
         }

@@ -449,6 +449,8 @@ static void one_checkpoint(void) {
     snprintf(many, sizeof many, "%s/many", getenv("MPI_DIR"));
     make(&p, &c, 8, ranks, HMOE_PAIRS);
     fill(p.one.exp_avg, p.one.param_count, 1), fill(p.one.exp_avg_sq, p.one.param_count, 1);
+    for (size_t i = 0; i < p.one.param_count; i++)
+        p.one.exp_avg_sq[i] *= p.one.exp_avg_sq[i];      /* never negative */
     each_tensor(&p, p.part.exp_avg, p.one.exp_avg, take);
     each_tensor(&p, p.part.exp_avg_sq, p.one.exp_avg_sq, take);
     p.one.step = p.part.step = 12, p.one.tokens = p.part.tokens = 345;

@@ -150,6 +150,7 @@ static void make_checkpoints(void) {
     spread_weights(&model, 0.4, 0.6);
     fill(model.exp_avg, model.param_count, 1);
     fill(model.exp_avg_sq, model.param_count, 1);
+    for (size_t i = 0; i < model.param_count; i++) model.exp_avg_sq[i] = fabsf(model.exp_avg_sq[i]);
     model.seed = 12345, model.step = 7, model.tokens = 99, model.optimizer = 1;
     model.best_of = 1234567890123456;
     model.flops = 123456789, model.seconds = 1.5, model.best_val_loss = 2.5;
@@ -862,6 +863,32 @@ static void states(void) {
     CHECK(loaded.config.rms_norm_eps == c.rms_norm_eps && loaded.config.H[1] == 0);
     hmoe_free(&loaded), hmoe_free(&m);
     CHECK(memory_live == model_bytes && memory_open == 0);
+    test_context = "";
+}
+
+/* A number of a run that is no more what AdamW can have left, in each tensor of each array, the last
+   of them; in a model only weights are kept, as they are. */
+static void numbers_of_a_run(void) {
+    static const float wrong[] = { NAN, INFINITY, -INFINITY, -1, -0.0f };
+    checkpoint c = good[RUN];
+    tensors t = list_tensors(3, 0, 1, 0);
+    for (int i = 0; i < t.n; i++)
+        for (int k = 0; k < 5; k++) {
+            int squares = strstr(t.entry[i].name, ".exp_avg_sq") != NULL;
+            unsigned char *at = t.data + atoi(t.entry[i].end) - 4, saved[4];
+            char says[200];
+            sprintf(says, "%s must be finite%s: it has ", t.entry[i].name,
+                    squares ? " and not negative" : "");
+            test_context = says;
+            memcpy(saved, at, 4);
+            memcpy(at, &wrong[k], 4);
+            hmoe__order_bytes(at, 1, 4);
+            c.file[FIRST] = write_tensors("training.safetensors", &t);
+            load(&c, k < 3 || (k == 3 && squares) ? says : LOADS, 1, "training.safetensors");
+            free(c.file[FIRST].data);
+            memcpy(at, saved, 4);
+        }
+    free(t.data);
     test_context = "";
 }
 
@@ -1630,6 +1657,7 @@ int main(void) {
     TEST(numbers_in_metadata);
     TEST(half_precision);
     TEST(states);
+    TEST(numbers_of_a_run);
     TEST(members_of_config);
     TEST(members_of_headers);
     TEST(parts_of_a_description);
