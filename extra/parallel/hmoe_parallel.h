@@ -91,8 +91,9 @@ typedef struct hmoe_parallel {
    the same arguments, except tokens, targets and B, which may be 0. Losses, usage and the
    gradients' norm are those of all processes. The first process saves and loads for all,
    and hmoe_save writes what a single process would write. If a call fails in one process,
-   it fails in all, with the same status and message. But if hmoe_join fails, it fails in
-   this process only, and the caller must end the others. */
+   it fails in all, with the same status and message. But if hmoe_join has no memory, it fails
+   in this process only, and the caller must end the others. It fails in all if they are not
+   of the same build. */
 hmoe_status hmoe_join(hmoe_parallel *p, const hmoe_wire *wire, char *message);
 void hmoe_train_with(hmoe_model *m, hmoe_parallel *p);   /* p NULL: only this process */
 void hmoe_leave(hmoe_parallel *p);        /* call it after hmoe_free */
@@ -587,6 +588,26 @@ static hmoe_status hmoe__parallel_by_first(hmoe_model *m, hmoe_file_work work,
     return HMOE_OK;
 }
 
+/* Processes of different builds would misread each other's bytes. What they say of
+   themselves here must have the same form in every version. */
+static hmoe_status hmoe__check_builds(hmoe_parallel *p, char *message) {
+    uint64_t mine[4], *all = (uint64_t *)p->parts;
+    mine[0] = sizeof(hmoe_real), mine[1] = hmoe__hash(HMOE_VERSION);
+    mine[2] = sizeof(hmoe_model), mine[3] = 0x0102030405060708u;   /* the order of bytes */
+    hmoe__gather(p, HMOE_ALL, mine, all, sizeof mine);
+    for (int r = 1; r < p->wire->size; r++) {
+        const uint64_t *its = all + 4 * r;
+        if (!memcmp(its, all, sizeof mine)) continue;
+        if (its[3] == all[3] && its[0] != all[0])
+            return HMOE__BAD(message, "process 0 computes with numbers of %d bytes and process %d "
+                             "with %d: start the same build everywhere", (int)all[0], r,
+                             (int)its[0]);
+        return HMOE__BAD(message, "processes 0 and %d are of different versions or machines: start "
+                         "the same build everywhere", r);
+    }
+    return HMOE_OK;
+}
+
 hmoe_status hmoe_join(hmoe_parallel *p, const hmoe_wire *wire, char *message) {
     size_t R = (size_t)wire->size, numbers = HMOE__PIECE + R;
     memset(p, 0, sizeof *p);
@@ -600,7 +621,7 @@ hmoe_status hmoe_join(hmoe_parallel *p, const hmoe_wire *wire, char *message) {
     p->everyones = (int *)((double *)p->parts + numbers);
     p->out.count = p->everyones + 2 * R, p->out.at = p->out.count + R;
     p->in.count = p->out.at + R, p->in.at = p->in.count + R;
-    return HMOE_OK;
+    return hmoe__check_builds(p, message);
 }
 
 void hmoe_train_with(hmoe_model *m, hmoe_parallel *p) {

@@ -72,6 +72,8 @@ failures() {
     done
     check "unequal options" fails 2 '--lr: process 0 has 0.002 by default and process 1 0.003' \
         1 --out e : -n 1 $train --out e --lr 0.003
+    check "a float and a double" fails 1 'numbers of 4 bytes and process 1 with 8' 1 --out e : \
+        -n 1 "$here/train_double" --data text $recipe --out e
     check "a default against the same value" fails 2 '--k: process 0 has 2 by default' \
         1 --out e : -n 1 $train --out e --k 2
     check "help to one: no hang" help_to_one
@@ -185,6 +187,8 @@ for mpi in openmpi mpich; do
     fi
     train="$here/train_$mpi --data $here/text $recipe"
     check "$mpi: build the trainer" build train_$mpi train_tiny.c -DHMOE_MPI
+    check "$mpi: the trainer in double" build train_double train_tiny.c -DHMOE_MPI \
+        -DHMOE_REAL=double
     check "$mpi: the trainer, by clang" build_by clang c99 by_clang train_tiny.c -DHMOE_MPI
     check "$mpi: mpi.c, in C++17" build_by g++ c++17 in_cpp extra/parallel/mpi.c -x c++ \
         -DOMPI_SKIP_MPICXX -DMPICH_SKIP_MPICXX
