@@ -1854,6 +1854,12 @@ hmoe_status hmoe_update(hmoe_model *m, const hmoe_adamw *a) {
    PART TWO - THE ENGINE ROOM. You have read the model. What follows makes it fast, safe
    and portable; skip it until you need it. */
 
+/* With these flags isfinite() is always 1, and the order of a sum is the compiler's choice. */
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(_M_FP_FAST) \
+    || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "Compile hmoe.h without -ffast-math or -Ofast: use -O3 -ffp-contract=fast -fno-math-errno"
+#endif
+
 #if defined(HMOE_MALLOC) != defined(HMOE_FREE)
 #error "Define both HMOE_MALLOC and HMOE_FREE, or neither"
 #elif !defined(HMOE_MALLOC)

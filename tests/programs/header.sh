@@ -65,6 +65,15 @@ variants() {
     check "$compiler $language: runs" quietly ./one
 }
 
+# Flags under which a NaN cannot be seen are refused, with what to do.
+refuses_fast_math() {
+    for flag in -ffast-math -Ofast -ffinite-math-only; do
+        $1 $flag -c no_files.$2 -o fast.o >output 2>&1 && { echo "it takes $flag"; return 1; }
+        grep -q 'Compile hmoe.h without -ffast-math' output || { cat output; return 1; }
+    done
+}
+has_standard() { echo 'int main() {}' >standard.cpp && "$1" -std="$2" -c standard.cpp -o standard.o; }
+
 tried=" "
 for compiler in ${CC:-} gcc clang g++ clang++; do
     case $tried in *" $compiler "*) continue ;; esac
@@ -76,8 +85,15 @@ for compiler in ${CC:-} gcc clang g++ clang++; do
         continue
     fi
     case $compiler in
-        *++*) variants "$compiler" c++17 cpp ;;
-        *)    variants "$compiler" c99 c ;;
+        *++*) variants "$compiler" c++17 cpp
+            check "$compiler refuses fast mathematics" refuses_fast_math "$compiler" cpp
+            for standard in c++20 c++2b; do
+                has_standard "$compiler" $standard >/dev/null 2>&1 || continue
+                check "$compiler $standard" quietly \
+                    $compiler -std=$standard $warnings all.cpp -c -o implemented.o
+            done ;;
+        *)    variants "$compiler" c99 c
+            check "$compiler refuses fast mathematics" refuses_fast_math "$compiler" c ;;
     esac
 done
 
