@@ -3719,16 +3719,20 @@ static int hmoe__byte_character(int byte) {
     }
 }
 
-/* A BPE without merges: every byte is a token. */
+/* A BPE without merges: every byte is a token. Bytes that the vocabulary lacks become ?, or
+   a space, or token 0: a tokenizer without unk_token would drop them. */
 static void hmoe__write_byte_tokenizer(FILE *f, const hmoe_config *c) {
     static const char level[] = "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, "
                                 "\"trim_offsets\": false, \"use_regex\": false}";
+    const size_t n = (size_t)c->vocab_size;
+    int unknown = memchr(c->vocab, '?', n) ? '?' : memchr(c->vocab, ' ', n) ? ' ' : c->vocab[0];
     fprintf(f, "{\n  \"version\": \"1.0\",\n  \"truncation\": null,\n  \"padding\": null,\n"
             "  \"added_tokens\": [],\n  \"normalizer\": null,\n  \"pre_tokenizer\": %s,\n"
             "  \"post_processor\": null,\n  \"decoder\": %s,\n", level, level);
-    fputs("  \"model\": {\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null,\n"
-          "    \"continuing_subword_prefix\": null, \"end_of_word_suffix\": null,\n"
-          "    \"fuse_unk\": false, \"byte_fallback\": false, \"merges\": [], \"vocab\": {", f);
+    fprintf(f, "  \"model\": {\"type\": \"BPE\", \"dropout\": null, \"unk_token\": \"\\u%04x\",\n"
+            "    \"continuing_subword_prefix\": null, \"end_of_word_suffix\": null,\n"
+            "    \"fuse_unk\": false, \"byte_fallback\": false, \"merges\": [], \"vocab\": {",
+            (unsigned)hmoe__byte_character(unknown));
     for (int i = 0; i < c->vocab_size; i++)
         fprintf(f, "%s\"\\u%04x\": %d", i ? ", " : "",
                 (unsigned)hmoe__byte_character(c->vocab[i]), i);

@@ -276,6 +276,21 @@ def test_tokenizers_reads_the_vocabulary(folder, sample, all_bytes):
         assert tokenizer.decode(ids) == part
 
 
+@pytest.mark.parametrize("alphabet, unknown", {b"ab? \n": b"?", b"ab \n": b" ", b"ba\n": b"\n",
+                                               b"ba": b"a"}.items())
+def test_bytes_that_were_never_seen_are_one_known_byte(alphabet, unknown, tmp_path):
+    """Not nothing: a text keeps its length in bytes."""
+    (tmp_path / "data").write_bytes(alphabet * 700)
+    folder = str(tmp_path / "run")
+    train(folder, "--steps", "1", data=tmp_path / "data")
+    tokenizer = tokenizers.Tokenizer.from_file(folder + "/tokenizer.json")
+    vocab, text = read_config(folder)["vocab"], "aaz\u00e9Zb\U0001f600a"
+    seen = bytes(byte if byte in alphabet else unknown[0] for byte in text.encode())
+    ids = tokenizer.encode(text).ids
+    assert ids == [vocab.index(byte) for byte in seen]
+    assert tokenizer.decode(ids) == seen.decode()
+
+
 # --- files that safetensors writes ----------------------------------------------------------------
 
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt", "from": "\"a\\b\n\""}])
