@@ -6,7 +6,8 @@
 ## make fuzz          look for files that break the readers: SECONDS=60, with clang
 ## JOBS=4 runs four tests at a time
 ## make bench         measure speed, a minute; PROFILE=1 adds where the time goes
-DOUBLE_TESTS += $(patsubst %,$(BUILD)/tests/model/%,gradients by_hand against_naive steering)
+DOUBLE_TESTS += $(patsubst %,$(BUILD)/tests/%,model/gradients model/by_hand model/against_naive \
+	model/steering files/precision)
 FLOAT_TESTS += $(patsubst %,$(BUILD)/tests/%,model/reproducible model/extremes files/errors \
 	files/locale files/damaged)
 TESTS = $(DOUBLE_TESTS) $(FLOAT_TESTS) $(BUILD)/tests/model/against_naive_float \
