@@ -582,6 +582,75 @@ static void dropout_masks(void) {
     free(x); free(y); free(dy); free(later); free(tokens);
 }
 
+/* Which numbers each call of a training pass drops: the backend's functions, with a look at what
+   they did to their arrays. With dropout 0.5 a number is kept and doubled, or it is dropped. */
+enum { CALLS = 100, MASK = 6 * 8 };                /* 6 tokens of 8 numbers */
+static unsigned char masks[CALLS][MASK];
+static int mask_calls;
+
+static void seen_dropout_forward(hmoe_real *y, const hmoe_real *x, double p, uint64_t key, int first,
+                                 int N, int C) {
+    hmoe_real given[MASK];
+    memcpy(given, y, sizeof given);
+    hmoe__dropout_forward(y, x, p, key, first, N, C);
+    for (int i = 0; i < MASK; i++) {
+        int kept = fabs((double)(y[i] - x[i])) > fabs((double)(given[i] - x[i]));
+        CHECK_NEAR(y[i] - x[i], kept ? 2 * (double)(given[i] - x[i]) : 0, 1e-9, 1e-15);
+        masks[mask_calls][i] = (unsigned char)kept;
+    }
+    mask_calls++;
+}
+
+static void seen_dropout_backward(hmoe_real *dblock, const hmoe_real *dy, double p, uint64_t key,
+                                  int first, int N, int C) {
+    hmoe__dropout_backward(dblock, dy, p, key, first, N, C);
+    for (int i = 0; i < MASK; i++) masks[mask_calls][i] = dblock[i] != 0;
+    mask_calls++;
+}
+
+/* One pass over a sequence of 6 tokens: four masks forward (two layers, two places in each), and the
+   same four backward. */
+static void one_pass(hmoe_model *m) {
+    static const int tokens[6] = { 1, 2, 3, 4, 5, 6 };
+    int at = mask_calls;
+    CHECK_INT(hmoe_forward(m, HMOE_TRAIN, tokens, tokens, 1, 6), HMOE_OK);
+    CHECK_INT(hmoe_backward(m, 1), HMOE_OK);
+    CHECK_INT(mask_calls, at + 8);
+    for (int i = 0; i < 4; i++) CHECK(!memcmp(masks[at + i], masks[at + 7 - i], MASK));
+    mask_calls = at + 4;
+}
+
+/* Each layer, each place in it, each step, each micro-batch of a step and each seed has a mask of
+   its own; the same seed and step have the same. Two masks agree in about half of their numbers. */
+static void dropout_masks_differ(void) {
+    hmoe_backend looking = *hmoe__cpu_backend();
+    hmoe_adamw adamw = hmoe_default_adamw();
+    hmoe_config c = small_config();
+    looking.dropout_forward = seen_dropout_forward;
+    looking.dropout_backward = seen_dropout_backward;
+    mask_calls = 0;
+    for (int seed = 1; seed < 4; seed++) {         /* the third model is the second again */
+        hmoe_model m;
+        memset(&m, 0, sizeof m);
+        m.backend = &looking;
+        CHECK_INT(hmoe_create(&m, &c, (uint64_t)(seed < 3 ? seed : 2), 1, 1), HMOE_OK);
+        m.dropout = 0.5;
+        for (int step = 0; step < 2; step++) {
+            one_pass(&m), one_pass(&m);
+            CHECK_INT(hmoe_update(&m, &adamw), HMOE_OK);
+        }
+        hmoe_free(&m);
+    }
+    CHECK_INT(mask_calls, 3 * 16);
+    for (int i = 0; i < 2 * 16; i++)
+        for (int k = 0; k < i; k++) {
+            int same = 0;
+            for (int j = 0; j < MASK; j++) same += masks[i][j] == masks[k][j];
+            CHECK(same > MASK / 8 && same < MASK * 7 / 8);     /* 24, with a deviation of 3.5 */
+        }
+    CHECK(!memcmp(masks[16], masks[32], 16 * MASK));
+}
+
 static void noise_only_in_training(void) {
     hmoe_config c = small_config();
     hmoe_adamw still = { 0, 0.9, 0.99, 0, 1 };     /* lr 0: the weights stay */
@@ -831,6 +900,7 @@ int main(void) {
     TEST(schedule);
     TEST(accumulation);
     TEST(dropout_masks);
+    TEST(dropout_masks_differ);
     TEST(noise_only_in_training);
     TEST(usage_is_what_the_routes_say);
     TEST(experts_in_pairs);
