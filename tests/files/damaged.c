@@ -866,8 +866,7 @@ static void states(void) {
     test_context = "";
 }
 
-/* A number of a run that is no more what AdamW can have left, in each tensor of each array, the last
-   of them; in a model only weights are kept, as they are. */
+/* The last number of each tensor of each array of a run: one that AdamW cannot have left. */
 static void numbers_of_a_run(void) {
     static const float wrong[] = { NAN, INFINITY, -INFINITY, -1, -0.0f };
     checkpoint c = good[RUN];
@@ -1510,7 +1509,8 @@ static hmoe_status load_strictly(hmoe_model *m, const char *dir, int max_B) {
 
 static void foreign_configs(void) {
     static const char *const needed[] = { "model_type", "hidden_size", "num_hidden_layers",
-        "vocab_size", "num_attention_heads", "num_key_value_heads", "intermediate_size" };
+        "vocab_size", "num_attention_heads", "intermediate_size" };
+    char *kv = strstr(foreign_config, "num_key_value_heads");
     hmoe_config c;
     tensors t;
     begin_foreign();
@@ -1538,6 +1538,10 @@ static void foreign_configs(void) {
         load_foreign("", &t, says, 0, hmoe_load_mixtral);
         *at = was;
     }
+    *kv = 'X';                                     /* as many as heads; 8 if there is no such key */
+    load_foreign(",\"num_key_value_heads\":null", &t, NULL, 0, hmoe_load_mixtral);
+    load_foreign("", &t, "num_key_value_heads must divide", 0, hmoe_load_mixtral);
+    *kv = 'n';
     free(t.data);
     end_foreign();
 }

@@ -1,7 +1,7 @@
-/* Files and the numbers in them, computing in double: model.safetensors has floats, so each number is
-   rounded once; training.safetensors has doubles, so none changes; and floats and half floats are
-   read as the doubles that they are. The tensors are copied in more than one piece. The files' bytes
-   are read here, by their definition. */
+/* Files of a build that computes in double. model.safetensors has floats, so each number is rounded
+   once. training.safetensors has doubles, so none changes. Floats and half floats are read as the
+   doubles that they are. The tensors are so large that they are copied in several pieces. The test
+   reads the files' bytes by their definition. */
 
 #define HMOE_IMPLEMENTATION
 #include "hmoe.h"
@@ -104,8 +104,8 @@ static void half_floats(void) {
     for (size_t i = 0; i < model.tensor_count; i++) {
         const hmoe_tensor *t = &model.tensors[i];
         size_t end = at + 2 * (size_t)t->rows * t->cols;
-        n += sprintf(header + n, "%s\"%s\":{\"dtype\":\"BF16\",\"shape\":[%d", i ? "," : "", t->name,
-                     t->rows);
+        n += sprintf(header + n, "%s\"%s\":{\"dtype\":\"BF16\",\"shape\":[%d", i ? "," : "",
+                     t->name, t->rows);
         if (t->dims == 2) n += sprintf(header + n, ",%d", t->cols);
         n += sprintf(header + n, "],\"data_offsets\":[%d,%d]}", (int)at, (int)end);
         at = end;
@@ -126,7 +126,8 @@ static void half_floats(void) {
 }
 
 int main(void) {
-    static const char *const files[] = { "model.safetensors", "training.safetensors", "config.json" };
+    static const char *const files[] = { "model.safetensors", "training.safetensors",
+                                         "config.json" };
     hmoe_config c = small_config();
     if (!mkdtemp(directory)) { perror(directory); return 1; }
     c.V = 20000;                               /* 160,000 numbers in the largest tensors */

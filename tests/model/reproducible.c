@@ -343,7 +343,7 @@ static void tokenizer_of_the_caller(void) {
         create_run(&m, &c, 5);
         m.tokenizer = text;
         CHECK_INT(hmoe_prepare(&m, path("a", ""), 1), HMOE_OK);
-        CHECK(holds(path("a", "tokenizer.json.tmp"), text));
+        CHECK(access(path("a", "tokenizer.json"), F_OK) != 0);
         hmoe_discard(&m, path("a", ""), 1);
         CHECK(rmdir(path("a", "")) == 0);
         CHECK_INT(hmoe_save(&m, path("a", ""), 1), HMOE_OK);
