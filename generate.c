@@ -201,7 +201,7 @@ int main(int argc, char **argv) {
     if (!set.score) batch = 0;                       /* no room for whole sequences */
     if (hmoe_load_mixtral(&model, dir, batch)) cli_fail(1, "%s", model.message);
     tokenizer_of_model(&set.words, &model.config, dir);
-    if (!model.config.vocab_size) model.tokenizer = set.words.json;
+    if (!model.config.vocab_size) model.tokenizer = set.words.text;
     if (set.export_to) export_mixtral(&model, dir, set.export_to);
     else if (set.score) score(&model, dir, batch);
     else speak(&model);

@@ -101,7 +101,7 @@ static inline void corpus_load(corpus *x, hmoe_model *m, hmoe_config *c, int fre
     corpus_read_tokenizer(x, c, dir);
     if (!fresh && x->words.V > c->V)
         cli_fail(1, "%s: has %d tokens, but the model has only %d", x->tokenizer, x->words.V, c->V);
-    if (!c->vocab_size) m->tokenizer = x->words.json;
+    if (!c->vocab_size) m->tokenizer = x->words.text;
     if (x->tokens) corpus_open_tokens(x, c, fresh);
     else corpus_read_bytes(x, c, fresh, hint);
     size_t n = x->train.n, T = (size_t)c->T, least = T + 1;

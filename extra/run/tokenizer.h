@@ -6,7 +6,8 @@
 #include "cli.h"
 
 typedef struct tokenizer {
-    char *json;            /* the text of tokenizer.json; NULL: there is none */
+    char *text;            /* of tokenizer.json, as it is; NULL: there is none */
+    char *json;            /* the same, with plain names */
     int V;                 /* number of its tokens */
     const char **piece;    /* [V] their JSON strings, in that text. NULL: it has no bytes, such as
                               <|endoftext|> */
@@ -83,6 +84,8 @@ static inline void tokenizer_read(tokenizer *t, const char *path) {
         || hmoe__read_json(&t->json, file, (uint64_t)bytes, 1 << 28, path, why))
         cli_fail(1, "%s", why);
     fclose(file);
+    size_t n;
+    t->text = (char *)cli_read(path, &n, "");
     for (int i = 0; i < 512; i++) t->byte_of[i] = -1;
     for (int byte = 0; byte < 256; byte++) t->byte_of[hmoe__byte_character(byte)] = byte;
     tokenizer_walk(t, path);
