@@ -46,17 +46,17 @@ test-full: all
 	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) BIN=$(SANITIZED)/ all
 	$(PYTHON_OR_NOT)
 	@$(MAKE) --no-print-directory playground || echo 'no playground: its test is skipped'
-	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) FULL=1 tests/cuda/cuda.sh FULL= \
-		$(TESTS) $(filter-out tests/cuda/cuda.sh,$(SCRIPTS)) $(FULL_TESTS) \
+	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) FULL=1 tests/cuda/cuda.sh $(BUILD)/tests/files/damaged FULL= \
+		$(filter-out %/damaged,$(TESTS)) $(filter-out tests/cuda/cuda.sh,$(SCRIPTS)) $(FULL_TESTS) \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
 		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/programs/programs.sh tests/programs/test_options.py \
-		tests/cuda/cuda_programs.sh tests/cuda/test_static.py \
-		FULL=1 $(SANITIZED)/tests/files/damaged
+		tests/cuda/cuda_programs.sh tests/cuda/test_static.py
 
 test-long: $(PROGRAMS) data
+	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) $(SANITIZED)/tests/files/damaged
 	$(PYTHON_OR_NOT)
 	@$(RUN_TESTS) BIN=$(BIN) tests/model/learning.sh tests/cuda/test_barriers.py \
-		FULL=1 tests/files/test_crashes.py $(LONG_TESTS)
+		FULL=1 tests/files/test_crashes.py $(SANITIZED)/tests/files/damaged $(LONG_TESTS)
 
 test-everywhere:
 	@$(RUN_TESTS) BUILD=$(BUILD) tests/programs/everywhere.sh tests/programs/analysis.sh

@@ -175,10 +175,14 @@ static void make_checkpoints(void) {
 static const char *after_key(const char *text, const char *end, const char *key) {
     char escaped[8];
     for (; *key && text < end; key++) {
+        if (*text == *key) {
+            text++;
+            continue;
+        }
+        if (*text != '\\' || text + 6 >= end) return NULL;
         sprintf(escaped, "\\u%04x", (unsigned)(unsigned char)*key);
-        if (*text == *key) text++;
-        else if (text + 6 < end && !memcmp(text, escaped, 6)) text += 6;
-        else return NULL;
+        if (memcmp(text, escaped, 6)) return NULL;
+        text += 6;
     }
     return *key == 0 && text < end && *text == '"' ? text + 1 : NULL;
 }
