@@ -71,11 +71,7 @@ static inline int cli_is_same(const char *a, const char *b) {
     return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
-/* A path from the root. whole: [2 CLI_PATH_SIZE] */
-static inline const char *cli_whole_path(char *whole, const char *path) {
-    if (*path == '/' || !getcwd(whole, CLI_PATH_SIZE)) return path;
-    return strncat(strcat(whole, "/"), path, CLI_PATH_SIZE - 2);
-}
+static inline int cli_is_relative(const char *path) { return *path != '/'; }
 
 /* Is this open file still the one behind that name? */
 static inline int cli_is_open_at(int f, const char *path) {
@@ -122,7 +118,7 @@ static inline double cli_seconds(void) {
 
 /* Seconds since `began`; `instead`, if the process was stopped meanwhile: nobody knows how long. */
 static inline double cli_seconds_since(double began, double instead) {
-    double seconds = cli_seconds() - began;          /* before it is asked: it may be stopped now */
+    double seconds = cli_seconds() - began;          /* first: a stop after this must not count */
     if (cli_continued) seconds = instead;
     cli_continued = 0;
     return seconds;

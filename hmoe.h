@@ -305,6 +305,7 @@ typedef struct hmoe_model {
     double seconds;        /* kept for the caller: time spent in training */
     double best_val_loss;  /* kept for the caller: lowest so far; at first DBL_MAX */
     uint64_t best_of;      /* kept for the caller: what it was measured on; at first 0 */
+    uint64_t recipe;       /* kept for the caller: a hash of the options; at first 0 */
     int optimizer;         /* kept for the caller: which optimizer; at first 0 */
 
     /* Internal. */
@@ -3770,8 +3771,8 @@ static int hmoe__write_header(FILE *f, hmoe_model *m, size_t arrays, size_t size
         hmoe__write_double(f, m->seconds);
         fputs("\",\"best_val_loss\":\"", f);
         hmoe__write_double(f, m->best_val_loss);
-        fprintf(f, "\",\"best_of\":\"%llu\",\"optimizer\":\"%d\"", (unsigned long long)m->best_of,
-                m->optimizer);
+        fprintf(f, "\",\"best_of\":\"%llu\",\"recipe\":\"%llu\",\"optimizer\":\"%d\"",
+                (unsigned long long)m->best_of, (unsigned long long)m->recipe, m->optimizer);
     }
     fputs("}", f);
     for (size_t i = 0; i < arrays * m->tensor_count; i++) {
@@ -4404,7 +4405,8 @@ static uint64_t hmoe__get_uint64(hmoe__reader *r, const char *name, int needed) 
 
 static void hmoe__read_state(hmoe__reader *r, hmoe_model *m) {
     m->seed = hmoe__get_uint64(r, "seed", 1);
-    m->best_of = hmoe__get_uint64(r, "best_of", 0);   /* older files lack it */
+    m->best_of = hmoe__get_uint64(r, "best_of", 0);   /* older files lack these two */
+    m->recipe = hmoe__get_uint64(r, "recipe", 0);
     m->step = (int64_t)hmoe__get_whole(r, "step", 1e15);
     m->tokens = (int64_t)hmoe__get_whole(r, "tokens", 1e15);
     hmoe__get_double(r, "flops", 1, &m->flops);

@@ -1,4 +1,4 @@
-/* train_tiny.c - trains a small heterogeneous mixture of experts on a text, byte by byte.
+/* train_tiny.c - trains a small heterogeneous mixture of experts on a text.
 
        train_tiny --data my.txt --out run          a new run, kept in the directory run/
        train_tiny --resume --out run               goes on with it
@@ -99,10 +99,11 @@ typedef struct run {
 
 /* --- the command line ------------------------------------------------------------------------ */
 
-/* Checks that the options fit together and make a model, after --resume has added its recipe's. */
+/* Checks that the options fit together and make a model. With --resume, those of recipe.txt are
+   already set. */
 static void check_options(const hmoe_config *c) {
     char why[HMOE_MESSAGE_SIZE];
-    if (set.warmup < 0) set.warmup = (set.steps + 2) / 3;
+    if (set.warmup < 0 && set.steps > 0) set.warmup = (set.steps + 2) / 3;
     corpus_check(&set.corpus, options);
     if (set.backend.cuda && set.optimizer)
         cli_fail(2, "--optimizer muon: runs on the cpu only, leave out --backend cuda");
@@ -143,7 +144,7 @@ static void read_options(int argc, char **argv) {
     set.warmup = -1;                                 /* unless it is given */
     losses_add_options(options, rows, ROWS, "--balance-rate", set.model.loss_coef);
     int words = cli_parse(argc, argv, options, OPTIONS, "usage: train_tiny [options]\n"
-                          "Trains a heterogeneous mixture of experts on the bytes of a text.");
+                          "Trains a heterogeneous mixture of experts on a text.");
     if (words) cli_fail(2, "%.120s: unexpected word (--help lists the options)", argv[1]);
     if (set.resume && set.overwrite)
         cli_fail(2, "--overwrite and --resume: give only one of them");
@@ -182,8 +183,8 @@ static void introduce(const run *r, const char *program) {
 /* Makes a new model, with weights from the seed or from another model. */
 static void create(run *r) {
     hmoe_model *m = &r->model;
-    corpus_load(&set.corpus, m, &set.model, !set.init.from, set.init.from,
-                is_given("--data") ? "" : "\n(`make data` fetches it)");
+    corpus_open(&set.corpus, m, is_given("--data") ? "" : "\n(`make data` fetches it)");
+    corpus_load(&set.corpus, m, &set.model, !set.init.from, set.init.from);
     if (hmoe_create(m, &set.model, set.seed, set.batch / cli_ranks, 1))
         cli_fail(1, "%s", m->message);
     if (set.init.from) init_copy(&set.init, m);
@@ -196,11 +197,13 @@ static void load(run *r) {
     resume_recipe was;
     hmoe_config c = resume_options(m, set.out, options, OPTIONS, &was);
     check_options(&c);
+    if (!set.backend.cuda && !is_given("--precision")) set.backend.bf16 = 0;
+    corpus_open(&set.corpus, m, "\n(--data says where it is now)");
+    resume_compare_text(&was, set.corpus.size, set.corpus.hash, set.corpus.path);
     m->backend = cli_start_backend(&set.backend);
     if (hmoe_load_as(m, &c, set.out, set.batch / cli_ranks, 1)) cli_fail(1, "%s", m->message);
     resume_compare_state(options, m, set.out);
-    corpus_load(&set.corpus, m, &c, 0, set.out, "");
-    resume_compare_text(&was, set.corpus.size, set.corpus.hash, set.corpus.train.path);
+    corpus_load(&set.corpus, m, &c, 0, set.out);
     resume_tell_rate(&was, m->step, options);
 }
 
@@ -254,7 +257,7 @@ static double train_step(run *r, hmoe_losses *mean) {
         mean->ce += part * m->losses.ce;
         for (int i = 0; i < HMOE_LOSS_TERMS; i++) mean->term[i] += part * m->losses.term[i];
     }
-    if (!status && m->step == r->start.step) display_untrained(m);
+    if (!status) display_untrained(m, m->step - r->start.step);
     adamw.lr = hmoe_learning_rate(step, set.warmup, set.steps, adamw.lr, set.min_lr);
     if (set.adamw.lr > 0) muon.lr *= adamw.lr / set.adamw.lr;
     if (!status && m->optimizer) status = hmoe_muon_update(&muon, m);

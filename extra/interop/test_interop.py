@@ -396,7 +396,7 @@ def test_tokens_of_a_library(tmp_path):
                     "300"], check=True, capture_output=True)
     parts = [np.fromfile(made / name, "<u2").tolist() for name in ("train.bin", "val.bin")]
     library = tokenizers.Tokenizer.from_file(str(made / "tokenizer.json"))
-    assert library.decode(parts[0]).replace("\ufffd", "") in text      # it may end in mid-letter
+    assert library.decode(parts[0]) + library.decode(parts[1]) == text
     out = tmp_path / "out"
     said = run("train_tiny", "--tokens", made / "train.bin", "--tokens-val", made / "val.bin",
                "--tokenizer", made / "tokenizer.json", *TINY, "--out", out)
@@ -477,7 +477,7 @@ def test_300_tokens_are_no_bytes_but_can_be_exported():
     w, c = plain_mixtral(300, 2, 1)
     save("plain-300", w, c)
     assert "300 tokens are no bytes" in run("generate", "plain-300", "--prompt", "a", status=1)
-    assert "not below 300" in run("generate", "plain-300", "--score", "text", status=1)
+    assert "tokens are 0 to 299" in run("generate", "plain-300", "--score", "text", status=1)
     assert all(int(token) < 300 for token in run("generate", "plain-300").split())
     said = run("generate", "plain-300", "--export-mixtral", "plain-300-out")
     assert "plain-300-out" in said

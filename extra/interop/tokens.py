@@ -43,7 +43,9 @@ def main(words):
         sys.exit(__doc__)
     raw, out = Path(words[0]).read_bytes(), Path(words[1])
     first = len(raw) * 9 // 10
-    parts = [part.decode("utf-8", "replace") for part in (raw[:first], raw[first:])]
+    while first < len(raw) and raw[first] & 0xC0 == 0x80:       # not in the middle of a letter
+        first -= 1
+    parts = [part.decode() for part in (raw[:first], raw[first:])]
     tokenizer = train(parts[0], int(words[2])) if words[2].isdigit() else \
         Tokenizer.from_file(words[2])
     out.mkdir(parents=True, exist_ok=True)

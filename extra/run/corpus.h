@@ -11,8 +11,10 @@ typedef struct corpus {
     const char *data, *tokens, *tokens_val, *tokenizer;     /* the options, all names of files */
     text_tokens train, val;                /* val may be the same text as train: */
     size_t n_train, n_val, val_start;      /*   it has n_val tokens from val_start on */
+    const char *path;                      /* of the text, or of the tokens */
     double size;                           /* bytes, or tokens, of the files */
     uint64_t hash;                         /* of all of them */
+    int largest;                           /* token of the files */
     double tokens_per_byte;                /* of val; 0: it is 1, or not known */
     tokenizer words;
 } corpus;
@@ -20,8 +22,8 @@ typedef struct corpus {
 #define CORPUS_OPTIONS(x) \
     CLI_TEXT("--data", &(x).data, "FILE", "tinyshakespeare/input.txt", \
              "text; its last tenth is for validation"), \
-    CLI_TEXT("--tokens", &(x).tokens, "FILE", NULL, "instead of a text: tokens, of 16 bits each" \
-             "\n                             or with the header of llm.c"), \
+    CLI_TEXT("--tokens", &(x).tokens, "FILE", NULL, "instead of a text: tokens of 16 bits, as of" \
+             "\n                             nanoGPT and llama2.c, or a file of llm.c"), \
     CLI_TEXT("--tokens-val", &(x).tokens_val, "FILE", NULL, \
              "tokens for validation; without it the last tenth"), \
     CLI_TEXT("--tokenizer", &(x).tokenizer, "FILE", NULL, \
@@ -38,38 +40,46 @@ static inline void corpus_check(corpus *x, const cli_option *options) {
     if (x->tokenizer && !x->tokens) cli_fail(2, "--tokenizer: needs --tokens");
 }
 
-/* Reads the bytes as tokens. fresh: their vocabulary becomes the model's. */
-static inline void corpus_read_bytes(corpus *x, hmoe_config *c, int fresh, const char *hint) {
+/* Reads the text, or the files of tokens once, for their hash. hint: what to do if it is missing. */
+static inline void corpus_open(corpus *x, hmoe_model *m, const char *hint) {
     text_tokens text = { x->data, 0, NULL, NULL, 0, 1 };
-    text.bytes = cli_read_once(x->data, &text.n, hint);
+    x->path = x->tokens ? x->tokens : x->data;
+    if (x->tokens) {
+        text = text_open(x->tokens);
+        x->largest = text_scan(&text, &x->hash);
+    } else {
+        text.bytes = cli_read_once(x->data, &text.n, hint);
+        x->hash = text_hash(0, text.bytes, text.n);
+    }
     x->train = x->val = text;
-    x->size = (double)text.n;
-    x->hash = text_hash(0, text.bytes, text.n);
-    if (fresh) hmoe_byte_vocab(c, text.bytes, text.n, NULL);
+    if (x->tokens_val) {
+        x->val = text_open(x->tokens_val);
+        int largest = text_scan(&x->val, &x->hash);
+        if (largest > x->largest) x->largest = largest;
+    }
+    x->size = (double)x->train.n + (x->tokens_val ? (double)x->val.n : 0);
+    double sum = (double)(x->hash >> 32) + (double)(uint32_t)x->hash;   /* below 2^33: exact */
+    if (cli_sum(m, sum) != sum * cli_ranks)
+        cli_fail(1, "%s: the processes read different files", x->path);
+}
+
+/* Turns the bytes into tokens. fresh: their vocabulary becomes the model's. */
+static inline void corpus_use_bytes(corpus *x, hmoe_config *c, int fresh) {
+    if (fresh && x->train.n) hmoe_byte_vocab(c, x->train.bytes, x->train.n, NULL);
     else if (!c->vocab_size)
         cli_fail(1, "%s: the model's %d tokens are no bytes, so it reads no text: give --tokens",
                  x->data, c->V);
-    text_to_tokens(c, text.bytes, text.n, x->data);
+    text_to_tokens(c, x->train.bytes, x->train.n, x->data);
 }
 
-/* Opens the files of tokens. fresh: V comes from the tokenizer, or from the largest token. */
-static inline void corpus_open_tokens(corpus *x, hmoe_config *c, int fresh) {
-    x->train = text_open(x->tokens);
-    int largest = text_scan(&x->train, &x->hash);
-    x->size = (double)x->train.n;
-    x->val = x->train;
-    if (x->tokens_val) {
-        x->val = text_open(x->tokens_val);
-        int other = text_scan(&x->val, &x->hash);
-        x->size += (double)x->val.n;
-        if (other > largest) largest = other;
-    }
+/* fresh: V comes from the tokenizer, or from the largest token. */
+static inline void corpus_use_tokens(corpus *x, hmoe_config *c, int fresh) {
     if (fresh) {
-        c->V = x->words.V ? x->words.V : largest + 1;
+        c->V = x->words.V ? x->words.V : x->largest + 1;
         c->vocab_size = 0;
     }
-    if (largest >= c->V)
-        cli_fail(1, "%s: its largest token is %d, but the %s has only %d", x->tokens, largest,
+    if (x->largest >= c->V)
+        cli_fail(1, "%s: its largest token is %d, but the %s has only %d", x->tokens, x->largest,
                  fresh ? "tokenizer" : "model", c->V);
 }
 
@@ -77,14 +87,17 @@ static inline void corpus_open_tokens(corpus *x, hmoe_config *c, int fresh) {
 static inline void corpus_count_bytes(corpus *x, const hmoe_config *c) {
     enum { PIECE = 1 << 16 };
     int *piece = (int *)cli_alloc(PIECE * sizeof *piece);
-    double sum = 0;
-    for (size_t at = 1, n; at < x->n_val; at += n) {
+    double sum = 0, length = 0;
+    for (size_t at = 1, n; at < x->n_val && length >= 0; at += n) {
         n = x->n_val - at < PIECE ? x->n_val - at : PIECE;
         text_get(&x->val, x->val_start + at, n, piece);
-        sum += tokenizer_length(&x->words, c, piece, n);
+        length = tokenizer_length(&x->words, c, piece, n);
+        sum += length;
     }
     free(piece);
-    if (sum > 0) x->tokens_per_byte = (double)(x->n_val - 1) / sum;
+    if (length < 0)
+        cli_warn("%s has tokens that the tokenizer lacks: no loss per byte is shown", x->val.path);
+    else if (sum > 0) x->tokens_per_byte = (double)(x->n_val - 1) / sum;
 }
 
 /* Reads the tokenizer of the option. A model in `dir` may have one there, or else its tokens may be
@@ -94,16 +107,10 @@ static inline void corpus_read_tokenizer(corpus *x, hmoe_config *c, const char *
     else if (dir) tokenizer_of_model(&x->words, c, dir);
 }
 
-/* Reads all. fresh: the model's vocabulary becomes that of the text. `dir`: NULL, or that of the
-   model. hint: what to do if there is no text. */
+/* Prepares what corpus_open has read for a model. fresh: the model's vocabulary becomes that of the
+   text. `dir`: NULL, or that of the model. */
 static inline void corpus_load(corpus *x, hmoe_model *m, hmoe_config *c, int fresh,
-                               const char *dir, const char *hint) {
-    corpus_read_tokenizer(x, c, dir);
-    if (!fresh && x->words.V > c->V)
-        cli_fail(1, "%s: has %d tokens, but the model has only %d", x->tokenizer, x->words.V, c->V);
-    if (!c->vocab_size) m->tokenizer = x->words.text;
-    if (x->tokens) corpus_open_tokens(x, c, fresh);
-    else corpus_read_bytes(x, c, fresh, hint);
+                               const char *dir) {
     size_t n = x->train.n, T = (size_t)c->T, least = T + 1;
     x->n_train = n;
     if (!x->tokens_val) {
@@ -113,12 +120,15 @@ static inline void corpus_load(corpus *x, hmoe_model *m, hmoe_config *c, int fre
     }
     x->n_val = x->val.n - x->val_start;
     if (n < least)
-        cli_fail(1, "%s has %lu %s: it needs at least %lu for --context %d", x->train.path,
+        cli_fail(1, "%s has %lu %s: it needs at least %lu for --context %d", x->path,
                  (unsigned long)n, x->tokens ? "tokens" : "bytes", (unsigned long)least, c->T);
     if (x->n_val < 2) cli_fail(1, "%s: needs at least 2 tokens", x->val.path);
-    double sum = (double)(x->hash >> 32) + (double)(uint32_t)x->hash;   /* below 2^33: exact */
-    if (cli_sum(m, sum) != sum * cli_ranks)
-        cli_fail(1, "%s: is another file for another process", x->train.path);
+    corpus_read_tokenizer(x, c, dir);
+    if (x->tokens) corpus_use_tokens(x, c, fresh);
+    else corpus_use_bytes(x, c, fresh);
+    if (!fresh && x->tokenizer && x->words.V > c->V)
+        cli_fail(1, "%s: has %d tokens, but the model has only %d", x->tokenizer, x->words.V, c->V);
+    if (!c->vocab_size) m->tokenizer = x->words.text;
     if (x->tokens) corpus_count_bytes(x, c);
 }
 

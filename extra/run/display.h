@@ -140,22 +140,29 @@ static inline void display_evaluation(const hmoe_model *m, double loss, double b
     display_collapse(m);
 }
 
-/* Warns if tensors have no gradient after the first step's backward pass, or one that is less than
-   the rounding of all gradients: then nothing will ever train them. An expert's tensors may have
-   none because no token chose it yet. A router of one expert has nothing to learn. */
-static inline void display_untrained(hmoe_model *m) {
-    double rounding = 1e-7 * sqrt(cli_sum(m, m->backend->squared_norm(m->grads, m->param_count)));
+/* Is this the gradient of 0, up to the rounding of all gradients? Not asked of an expert, which may
+   have no token yet, and of a router of one expert, which has nothing to learn. */
+static inline int display_is_untrained(hmoe_model *m, const hmoe_tensor *t, double rounding) {
+    if (t->state || t->expert >= 0 || (m->config.E == 1 && t->rows == 1)) return 0;
+    size_t n = (size_t)t->rows * t->cols;
+    return sqrt(cli_sum(m, m->backend->squared_norm(m->grads + t->offset, n))) <= rounding;
+}
+
+/* Warns if tensors have no gradient after the backward passes of the first two steps. (In the first
+   alone, experts that are copies of each other leave their router without one.) */
+static inline void display_untrained(hmoe_model *m, int64_t steps_before) {
+    static unsigned char *before;                    /* [tensor_count] those of the first step */
     const hmoe_tensor *first = NULL;
     int count = 0;
+    if (steps_before > 1) return;
+    if (steps_before == 0) before = (unsigned char *)cli_alloc(m->tensor_count);
+    double rounding = 1e-7 * sqrt(cli_sum(m, m->backend->squared_norm(m->grads, m->param_count)));
     for (size_t i = 0; i < m->tensor_count; i++) {
-        const hmoe_tensor *t = &m->tensors[i];
-        size_t n = (size_t)t->rows * t->cols;
-        if (t->state || t->expert >= 0 || (m->config.E == 1 && t->rows == 1)) continue;
-        double squares = cli_sum(m, m->backend->squared_norm(m->grads + t->offset, n));
-        if (sqrt(squares) > rounding) continue;
-        if (!first) first = t;
-        count++;
+        int untrained = display_is_untrained(m, &m->tensors[i], rounding);
+        if (steps_before == 0) before[i] = (unsigned char)untrained;
+        else if (before[i] && untrained && ++count == 1) first = &m->tensors[i];
     }
+    if (steps_before == 1) free(before);
     if (first)
         cli_warn("with these options nothing trains %d of the model's tensors, such as %s: its "
                  "gradient is 0\n(a router needs --k above 1, --gate raw, or a loss of its own "

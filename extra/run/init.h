@@ -34,8 +34,9 @@ static const char init_free[] = " --context ", init_free_slim[] = " --context --
 static inline void init_check(const init *x, const cli_option *options) {
     if (!x->from && x->upcycle) cli_fail(2, "--upcycle: needs --init");
     if (!x->from && x->slim) cli_fail(2, "--slim: needs --init");
-    if (x->upcycle && x->slim) cli_fail(2, "--slim: use --sizes with --upcycle");
-    if (x->slim && cli_given(options, "--sizes")) cli_fail(2, "--sizes: --slim has the rule");
+    if (x->upcycle && x->slim) cli_fail(2, "--slim: with --upcycle, give the rule by --sizes");
+    if (x->slim && cli_given(options, "--sizes"))
+        cli_fail(2, "--sizes: leave it out, --slim gives the rule");
     if (x->upcycle && cli_given(options, "--experts"))
         cli_fail(2, "--experts: --upcycle %d says how many", x->upcycle);
     if (x->from && cli_given(options, "--resume"))
@@ -50,22 +51,29 @@ static inline int init_width(const init *x, const hmoe_config *from, int e) {
     return from->H[x->upcycle ? 0 : e];
 }
 
-/* Fills c->H. Without --hidden, the mean is the largest one whose widths are there. */
-static inline void init_widths(const init *x, hmoe_config *c, const hmoe_config *from,
-                               const char *rule, int mean, int given) {
+/* Fills c->H with the widths of a rule. Returns the first expert that has too few hidden units for
+   that in the other model, or -1. */
+static inline int init_try_widths(const init *x, hmoe_config *c, const hmoe_config *from,
+                                  const char *rule, int mean) {
     char why[HMOE_MESSAGE_SIZE];
-    int fits = 0, narrow = 0;
-    for (mean = given ? mean : hmoe__widest(from); mean > 0 && !fits; mean--) {
-        if (hmoe_expert_sizes(c->H, c->E, (long long)c->E * mean, rule, why))
-            cli_fail(2, "%s %.120s: %s", x->slim ? "--slim" : "--sizes", rule, why);
-        fits = 1;
-        for (int e = 0; e < c->E; e++)
-            if (c->H[e] > init_width(x, from, e)) fits = 0, narrow = e;
-        if (given) break;
-    }
-    if (!fits)
-        cli_fail(2, "--hidden %d: expert %d would have width %d, but has only %d in %s", mean,
-                 narrow, c->H[narrow], init_width(x, from, narrow), x->from);
+    if (hmoe_expert_sizes(c->H, c->E, (long long)c->E * mean, rule, why))
+        cli_fail(2, "%s %.120s: %s", x->slim ? "--slim" : "--sizes", rule, why);
+    for (int e = 0; e < c->E; e++)
+        if (c->H[e] > init_width(x, from, e)) return e;
+    return -1;
+}
+
+/* The same for the mean of --hidden, or else for the largest one for which every expert has enough
+   hidden units. */
+static inline void init_widths(const init *x, hmoe_config *c, const hmoe_config *from,
+                               const char *rule, int hidden, int given) {
+    int mean = given ? hidden : hmoe__widest(from);
+    int narrow = init_try_widths(x, c, from, rule, mean);
+    while (narrow >= 0 && !given && mean > 1) narrow = init_try_widths(x, c, from, rule, --mean);
+    if (narrow >= 0)
+        cli_fail(2, "%s %.120s: expert %d would have width %d with --hidden %d, but has only %d in "
+                 "%s", x->slim ? "--slim" : "--sizes", rule, narrow, c->H[narrow], mean,
+                 init_width(x, from, narrow), x->from);
 }
 
 /* The configuration of the model that we begin with. */

@@ -18,6 +18,8 @@ static inline FILE *log_open(const char *dir, int64_t step, int resume) {
         end = ftell(f);
     }
     if (truncate(path, end) || fseek(f, 0, SEEK_END)) cli_cannot("write", path);
+    if (end == 0 && step > 0) cli_warn("%s is not there: it begins anew after step %lld", path,
+                                       (long long)step);
     if (end == 0) {
         fputs("step,tokens,seconds,lr,loss,ce,", f);
         for (int i = 0; i < HMOE_LOSS_TERMS; i++) fprintf(f, "%s,", hmoe_loss_terms[i].name);

@@ -14,7 +14,7 @@ typedef struct prompt {
 } prompt;
 
 #define PROMPT_OPTIONS(x) \
-    CLI_TEXT("--prompt", &(x).text, "TEXT", NULL, "start of the text, else a newline; -: input"), \
+    CLI_TEXT("--prompt", &(x).text, "TEXT", NULL, "start of the text, else a newline; -: stdin"), \
     CLI_TEXT("--prompt-file", &(x).file, "FILE", NULL, "file with the start of the text"), \
     CLI_TEXT("--tokens", &(x).numbers, "LIST", NULL, \
              "start as numbers of tokens, \"12 7 9\"; write numbers, too")
@@ -31,7 +31,7 @@ static inline void prompt_read_numbers(prompt *x, int V) {
     x->token = (int *)cli_alloc((strlen(x->numbers) / 2 + 1) * sizeof *x->token);
     for (const char *at = x->numbers; *at; at = end) {
         long token = strtol(at, &end, 10);
-        if (end == at || token < 0 || token >= V || (*end && *end != ' ' && *end != ','))
+        if (end == at || token < 0 || token >= V || !strchr(" ,\n", *end))
             cli_fail(2, "--tokens %.80s: needs numbers from 0 to %d, such as \"12 7 9\"",
                      x->numbers, V - 1);
         x->token[x->n++] = (int)token;
@@ -43,7 +43,7 @@ static inline void prompt_read_numbers(prompt *x, int V) {
 static inline void prompt_read(prompt *x, const hmoe_config *c) {
     const char *what = x->file ? x->file : "--prompt";
     const char *file = x->text && !strcmp(x->text, "-") ? "/dev/stdin" : x->file;
-    unsigned char *bytes = (unsigned char *)x->text;
+    unsigned char *bytes = NULL;
     if (x->numbers) prompt_read_numbers(x, c->V);
     else if (file) bytes = cli_read(file, &x->n, "");
     else if (x->text) {
@@ -55,13 +55,11 @@ static inline void prompt_read(prompt *x, const hmoe_config *c) {
             cli_fail(1, "%s: the model's %d tokens are no bytes, so it reads no text: give "
                      "--tokens (extra/interop/tokens.py makes them)", what, c->V);
         text_to_tokens(c, bytes, x->n, what);
-        x->token = (int *)cli_alloc(x->n * sizeof *x->token);
-        for (size_t i = 0; i < x->n; i++) x->token[i] = bytes[i];
-        free(bytes);
     }
-    if (x->n) return;
-    x->token = (int *)cli_alloc(sizeof *x->token);
-    x->token[0] = text_start(c);
+    if (!x->token) x->token = (int *)cli_alloc((x->n + 1) * sizeof *x->token);
+    for (size_t i = 0; i < x->n && !x->numbers; i++) x->token[i] = bytes[i];
+    if (!x->n) x->token[0] = text_start(c);
+    if (bytes) free(bytes);
 }
 
 #endif

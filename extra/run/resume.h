@@ -2,7 +2,13 @@
 
    recipe.txt has a line for each option that decides what the next step does: its name and its
    value. --resume uses them. An option on the command line replaces one, and a line says so. The
-   options that shape the model are not in it: they are in config.json and cannot change. */
+   options that shape the model are not in it: they are in config.json and cannot change.
+   config.json also has K, p and the losses, for programs that only use the model; here recipe.txt
+   counts.
+
+   The state, training.safetensors, holds the hash of its recipe. A save replaces the state first.
+   If it ends before it replaces recipe.txt, too, the recipe of that hash still has its temporary
+   name, and the next start renames it. */
 #ifndef RESUME_H
 #define RESUME_H
 
@@ -75,10 +81,23 @@ static inline void resume_compare_state(const cli_option *options, const hmoe_mo
 
 /* --- recipe.txt ------------------------------------------------------------------------------- */
 
+/* Is it a number outside its range? Then its default is a word, such as "all". */
+static inline int resume_is_unset(const cli_option *o) {
+    return (o->kind == CLI_IS_INT || o->kind == CLI_IS_REAL) && cli_get(o) < o->low;
+}
+
 /* The value of an option, as the command line would have it. */
 static inline const char *resume_value_of(const cli_option *o) {
+    if (resume_is_unset(o)) return o->initial;
     if (o->kind != CLI_IS_TEXT) return cli_name_of(o, cli_get(o));
     return *(const char **)o->value ? *(const char **)o->value : "none";
+}
+
+static inline void resume_set_default(const cli_option *o) {
+    if (o->kind == CLI_IS_TEXT) *(const char **)o->value = o->initial;
+    else if (cli_set(o, o->initial)) return;
+    else if (o->kind == CLI_IS_INT) *(int *)o->value = (int)o->low - 1;
+    else *(double *)o->value = o->low - 1;
 }
 
 static inline const cli_option *resume_find_loss(const cli_option *options, int i) {
@@ -134,57 +153,120 @@ typedef struct resume_recipe {
     int text_is_given;     /* the command line names a text */
 } resume_recipe;
 
-/* Writes recipe.txt. Names of files become whole paths, for a later start elsewhere. */
-static inline hmoe_status resume_write(const char *dir, const cli_option *options, int n,
-                                       double size, uint64_t hash, char *message) {
-    char whole[2 * CLI_PATH_SIZE];
-    hmoe__output out;
-    if (cli_rank > 0) return HMOE_OK;
-    hmoe_status status = hmoe__open_output(&out, dir, "recipe.txt", message);
-    if (status) return status;
-    fputs("# The options of this run that --resume uses, if the command line has no others.\n",
-          out.file);
-    for (const cli_option *o = options; o < options + n; o++) {
-        const char *file = o->kind == CLI_IS_TEXT ? *(const char **)o->value : NULL;
-        int is_number = o->kind == CLI_IS_INT || o->kind == CLI_IS_REAL;
-        if (!resume_keeps(o) || (o->kind == CLI_IS_TEXT && !file)
-            || (is_number && cli_get(o) < o->low)) continue;        /* its default is a word */
-        fprintf(out.file, "%s ", o->name + 2);
-        resume_write_text(out.file, file ? cli_whole_path(whole, file) : resume_value_of(o));
-        putc('\n', out.file);
-    }
-    fprintf(out.file, "text-size %.0f\ntext-hash %016llx\n", size,
-            (unsigned long long)hash);
-    return cli_end_file(&out, message);
+/* The hash of a recipe, and 0 if it cannot be read. */
+static inline uint64_t resume_hash(const char *path) {
+    uint64_t hash = UINT64_C(14695981039346656037);           /* FNV-1a */
+    FILE *f = hmoe__open(path);
+    if (!f) return 0;
+    for (int c; (c = getc(f)) != EOF;) hash = (hash ^ (uint64_t)c) * UINT64_C(1099511628211);
+    fclose(f);
+    return hash;
 }
 
-/* Uses a line of recipe.txt. Returns whether it is right. */
+/* Writes recipe.txt under a temporary name, and its hash to *recipe. Names of files become whole
+   paths, for a later start elsewhere. */
+static inline hmoe_status resume_prepare(hmoe__output *out, const char *dir,
+                                         const cli_option *options, int n, double size,
+                                         uint64_t hash, uint64_t *recipe, char *message) {
+    char here[CLI_PATH_SIZE];
+    if (cli_rank > 0) return HMOE_OK;
+    hmoe_status status = hmoe__open_output(out, dir, "recipe.txt", message);
+    if (status) return status;
+    fputs("# The options of this run that --resume uses, if the command line has no others.\n",
+          out->file);
+    for (const cli_option *o = options; o < options + n; o++) {
+        const char *file = o->kind == CLI_IS_TEXT ? *(const char **)o->value : NULL;
+        if (!resume_keeps(o) || (o->kind == CLI_IS_TEXT && !file) || resume_is_unset(o)) continue;
+        fprintf(out->file, "%s ", o->name + 2);
+        if (file && cli_is_relative(file) && getcwd(here, sizeof here)) {
+            resume_write_text(out->file, here);
+            putc('/', out->file);
+        }
+        resume_write_text(out->file, resume_value_of(o));
+        putc('\n', out->file);
+    }
+    fprintf(out->file, "text-size %.0f\ntext-hash %016llx\n", size, (unsigned long long)hash);
+    status = hmoe__close_output(out, HMOE_OK, message);
+    if (status) remove(out->beside);
+    else *recipe = resume_hash(out->beside);
+    return status;
+}
+
+static inline hmoe_status resume_commit(hmoe__output *out, char *message) {
+    if (cli_rank > 0 || !hmoe__replace(out->beside, out->path)) return HMOE_OK;
+    return HMOE__FAIL(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(errno));
+}
+
+static inline void resume_discard(hmoe__output *out) {
+    if (cli_rank == 0) remove(out->beside);
+}
+
+/* The hash of the recipe of the state in dir, 0 if it has none. */
+static inline uint64_t resume_hash_of_state(hmoe_model *m, const char *dir) {
+    int repeats = 0;
+    hmoe__input in;
+    const char *value = NULL;
+    memset(&in, 0, sizeof in);
+    if (!hmoe__path(in.path, dir, "training.safetensors", NULL) && !hmoe__open_tensors(m, &in)) {
+        value = hmoe__json_find(in.header, "__metadata__", &repeats);
+        if (value) value = hmoe__json_find(value, "recipe", &repeats);
+    }
+    uint64_t hash = value ? strtoull(value + 1, NULL, 10) : 0;
+    hmoe__close_input(&in);
+    return hash;
+}
+
+/* Finishes a save that ended after it had replaced the state. */
+static inline void resume_finish_save(hmoe_model *m, const char *dir) {
+    char why[HMOE_MESSAGE_SIZE];
+    hmoe__output recipe;
+    if (cli_rank > 0 || hmoe__name_output(&recipe, dir, "recipe.txt", why)
+        || access(recipe.beside, F_OK)) return;
+    if (resume_hash(recipe.beside) != resume_hash_of_state(m, dir)) remove(recipe.beside);
+    else if (hmoe__replace(recipe.beside, recipe.path)) cli_cannot("rename", recipe.beside);
+}
+
+/* Uses a line of recipe.txt, and marks its option in `seen` [n]. Returns whether it is right. */
 static inline int resume_use_line(const cli_option *options, int n, char *line,
-                                  resume_recipe *was) {
-    char *value = strchr(line, ' '), *end;
-    if (!value) return 0;
-    *value++ = 0;
+                                  resume_recipe *was, char *seen) {
+    char *blank = strchr(line, ' '), *value = blank + 1, *end;
+    if (!blank) return 0;
     resume_read_text(value);
-    if (!strcmp(line, "text-size")) {
+    if (!strncmp(line, "text-size ", 10)) {
         was->size = strtod(value, &end);
         return !*end && was->size >= 0;
     }
-    if (!strcmp(line, "text-hash")) {
+    if (!strncmp(line, "text-hash ", 10)) {
         was->hash = strtoull(value, &end, 16);
         return !*end && end - value == 16;
     }
+    size_t length = (size_t)(blank - line);
     for (const cli_option *o = options; o < options + n; o++)
-        if (!strcmp(o->name + 2, line)) return resume_keeps(o) && cli_set(o, value);
+        if (strlen(o->name + 2) == length && !strncmp(o->name + 2, line, length)) {
+            seen[o - options] = 1;
+            return resume_keeps(o) && cli_set(o, value);
+        }
     return 0;
+}
+
+/* The options that are in recipe.txt without a line of it: a version without them wrote it, or
+   somebody removed the line. */
+static inline void resume_tell_missing(const cli_option *options, int n, const char *seen) {
+    for (int i = 0; i < n; i++)
+        if (resume_keeps(&options[i]) && !seen[i] && options[i].kind != CLI_IS_TEXT
+            && !resume_is_unset(&options[i]))
+            printf("changed  recipe.txt has no %s: it is %s\n", options[i].name + 2,
+                   resume_value_of(&options[i]));
 }
 
 /* Sets the options to the values in recipe.txt, whose text must then stay in memory. */
 static inline void resume_use_recipe(hmoe_model *m, const char *dir, const cli_option *options,
                                      int n, resume_recipe *was) {
-    char path[CLI_PATH_SIZE];
+    char path[CLI_PATH_SIZE], seen[256] = { 0 };
     size_t size;
     int number = 1;
     cli_need_file(cli_path(path, dir, "recipe.txt"));
+    resume_finish_save(m, dir);
     was->is_there = cli_sum(m, cli_rank == 0 && access(path, F_OK) == 0) > 0;
     if (!was->is_there) {
         cli_warn("%s has no recipe.txt: options that are not given now have their defaults", dir);
@@ -192,15 +274,18 @@ static inline void resume_use_recipe(hmoe_model *m, const char *dir, const cli_o
     }
     static char *volatile kept;      /* options point into the text: it is no leak */
     char *line = kept = (char *)cli_read_once(path, &size, "");
+    if (strlen(line) != size || !strstr(line, "\ntext-size ") || !strstr(line, "\ntext-hash "))
+        cli_fail(1, "%s is damaged or not complete\n(remove it and give all options again)", path);
     for (int more = 1; more; number++) {
         char *end = line + strcspn(line, "\n");
         more = *end == '\n';
         *end = 0;
-        if (*line && *line != '#' && !resume_use_line(options, n, line, was))
-            cli_fail(1, "%s, line %d: \"%.120s\" is no option of a run, or has a wrong value\n"
-                     "(without this file, give all options again)", path, number, line);
+        if (*line && *line != '#' && !resume_use_line(options, n, line, was, seen))
+            cli_fail(1, "%s, line %d: \"%.120s\": no such option, or a wrong value\n(correct it, "
+                     "or remove the file and give all options again)", path, number, line);
         line = end + 1;
     }
+    resume_tell_missing(options, n, seen);
 }
 
 /* Then sets those on the command line again, and says what changes. */
@@ -238,6 +323,7 @@ static inline hmoe_config resume_options(hmoe_model *m, const char *dir, const c
     if (cli_rank == 0 && hmoe_load_config(&c, dir, why)) cli_fail(1, "%s", why);
     cli_share(&c, sizeof c);
     resume_compare(options, &c, dir, "");
+    for (int i = 0; i < n; i++) if (resume_keeps(&options[i])) resume_set_default(&options[i]);
     resume_use_config(options, &c);
     resume_use_recipe(m, dir, options, n, was);
     resume_use_schedule(was, options);
@@ -252,9 +338,9 @@ static inline void resume_compare_text(const resume_recipe *was, double size, ui
                                        const char *path) {
     if (!was->is_there || (was->size == size && was->hash == hash)) return;
     if (!was->text_is_given)
-        cli_fail(1, "%s has changed since the run was saved: its size was %.0f and is %.0f\n"
-                 "(--data, or --tokens, with its name goes on with it as it is)", path, was->size,
-                 size);
+        cli_fail(1, "%s has changed since the run was saved: its size was %.0f and is %.0f, or "
+                 "other bytes are in it\n(to go on with the changed text, add its name: --data, or "
+                 "--tokens)", path, was->size, size);
     printf("changed  the text: %s has other contents, as given now\n", path);
 }
 
@@ -264,7 +350,7 @@ static inline void resume_tell_rate(const resume_recipe *was, int64_t step,
     resume_recipe is = *was;
     resume_use_schedule(&is, options);
     double next = resume_rate(&is, step + 1);
-    if (was->is_there && step < is.steps && next != resume_rate(was, step + 1))
+    if (was->is_there && step > 0 && step < is.steps && next != resume_rate(was, step + 1))
         printf("changed  learning rate %.9g -> %.9g at the next step\n", resume_rate(was, step),
                next);
 }

@@ -65,6 +65,7 @@ static inline text_tokens text_open(const char *path) {
     enum { MAGIC_16 = 20240520, MAGIC_32 = 20240801 };
     text_tokens x = { path, 0, NULL, NULL, 0, 2 };
     char why[HMOE_MESSAGE_SIZE];
+    if (!cli_is_file(path)) cli_fail(1, "%s: is no regular file, which --tokens needs", path);
     uint32_t head[256] = { 0 };
     int64_t bytes = 0;
     if (hmoe__open_input(&x.file, &bytes, path, why)) cli_fail(1, "%s", why);
@@ -74,10 +75,12 @@ static inline text_tokens text_open(const char *path) {
         if (head[0] == MAGIC_32) x.width = 4;
     }
     x.n = (size_t)((bytes - x.start) / x.width);
-    if ((bytes - x.start) % x.width || (x.start && x.n != head[2]))
-        cli_fail(1, "%s is no file of tokens: after its first %d bytes it has %lld, which are not "
-                 "%s numbers of %d bits", path, (int)x.start, (long long)(bytes - x.start),
-                 x.start ? "the promised" : "whole", 8 * x.width);
+    if ((bytes - x.start) % x.width)
+        cli_fail(1, "%s is no file of tokens: %lld bytes are not a whole number of %d-bit tokens",
+                 path, (long long)(bytes - x.start), 8 * x.width);
+    if (x.start && x.n != head[2])
+        cli_fail(1, "%s is no file of tokens: its header promises %lu tokens, but it has %lu", path,
+                 (unsigned long)head[2], (unsigned long)x.n);
     return x;
 }
 
@@ -89,9 +92,9 @@ static inline int text_scan(const text_tokens *x, uint64_t *hash) {
         n = x->n - at < PIECE ? x->n - at : PIECE;
         text_get(x, at, n, piece);
         for (size_t i = 0; i < n; i++) {
-            if (piece[i] < 0)
-                cli_fail(1, "%s: token %lu is %lu, above 2147483647", x->path,
-                         (unsigned long)(at + i), (unsigned long)(uint32_t)piece[i]);
+            if ((uint32_t)piece[i] >= HMOE_MAX_DIM)
+                cli_fail(1, "%s: token %lu is %lu: it must be below %d", x->path,
+                         (unsigned long)(at + i), (unsigned long)(uint32_t)piece[i], HMOE_MAX_DIM);
             if (piece[i] > largest) largest = piece[i];
         }
         *hash = text_hash(*hash, piece, n * sizeof *piece);
@@ -104,14 +107,16 @@ static inline int text_scan(const text_tokens *x, uint64_t *hash) {
 static inline text_tokens text_read(const hmoe_config *c, const char *path) {
     text_tokens x = { path, 0, NULL, NULL, 0, 1 };
     uint64_t hash = 0;
+    int largest = 0;
     if (c->vocab_size) x.bytes = cli_read(path, &x.n, "");
     else x = text_open(path);
     if (x.n < 2)
         cli_fail(1, "%s has %lu %s: a text to score needs at least 2", path, (unsigned long)x.n,
                  x.bytes ? "bytes" : "tokens");
     if (x.bytes) text_to_tokens(c, x.bytes, x.n, path);
-    else if (text_scan(&x, &hash) >= c->V)
-        cli_fail(1, "%s: has tokens that are not below %d, as the model's are", path, c->V);
+    else if ((largest = text_scan(&x, &hash)) >= c->V)
+        cli_fail(1, "%s: has token %d, but the model's tokens are 0 to %d", path, largest,
+                 c->V - 1);
     return x;
 }
 

@@ -9,8 +9,8 @@ typedef struct tokenizer {
     char *text;            /* of tokenizer.json, as it is; NULL: there is none */
     char *json;            /* the same, with plain names */
     int V;                 /* number of its tokens */
-    const char **piece;    /* [V] their JSON strings, in that text. NULL: it has no bytes, such as
-                              <|endoftext|> */
+    const char **piece;    /* [V] their JSON strings, in that text; "\"\"" for one without bytes,
+                              such as <|endoftext|>; NULL for a number that is no token */
     int byte_of[512];      /* the byte of a character of the alphabet, or -1 */
 } tokenizer;
 
@@ -35,11 +35,12 @@ static inline unsigned long tokenizer_character(const char **at) {
     return x < 0x80 ? x : 512;
 }
 
-/* Calls `put`, unless NULL, with each byte of a piece. Returns their number, or -1 if it has other
-   characters than the alphabet's. */
+/* Calls `put`, unless NULL, with each byte of a piece. Returns their number, or -1 if there is no
+   piece, or if it has other characters than the alphabet's. */
 static inline int tokenizer_bytes(const tokenizer *t, const char *piece, void (*put)(int byte)) {
     int n = 0;
-    for (const char *at = piece ? piece + 1 : "\""; *at != '"'; n++) {
+    if (!piece) return -1;
+    for (const char *at = piece + 1; *at != '"'; n++) {
         unsigned long x = tokenizer_character(&at);
         if (x >= 512 || t->byte_of[x] < 0) return -1;
         if (put) put(t->byte_of[x]);
@@ -70,7 +71,7 @@ static inline void tokenizer_walk(tokenizer *t, const char *path) {
     }
     for (const char *item; added && *added == '[' && (item = hmoe__json_next(&added, 0)) != NULL;) {
         int id = tokenizer_id(hmoe__json_find(item, "id", &repeats), path);
-        if (t->piece) t->piece[id] = NULL;
+        if (t->piece) t->piece[id] = "\"\"";
         else if (id >= t->V) t->V = id + 1;
     }
 }
@@ -93,9 +94,10 @@ static inline void tokenizer_read(tokenizer *t, const char *path) {
     for (int i = 0; i < t->V; i++) t->piece[i] = NULL;
     tokenizer_walk(t, path);
     for (int i = 0; i < t->V && t->piece; i++)
-        if (tokenizer_bytes(t, t->piece[i], NULL) < 0) {
+        if (t->piece[i] && tokenizer_bytes(t, t->piece[i], NULL) < 0) {
             free(t->piece);
             t->piece = NULL;
+            cli_warn("%s is no byte-level tokenizer: tokens are shown as numbers", path);
         }
 }
 
@@ -104,10 +106,10 @@ static inline void tokenizer_read(tokenizer *t, const char *path) {
 static inline void tokenizer_name_bytes(const tokenizer *t, hmoe_config *c) {
     int n = 0;
     for (int i = 0; i < t->V && t->piece; i++) {
-        const char *at = t->piece[i] ? t->piece[i] + 1 : "\"";
+        const char *at = t->piece[i] ? t->piece[i] + 1 : "";
         int length = tokenizer_bytes(t, t->piece[i], NULL);
         int byte = length == 1 ? t->byte_of[tokenizer_character(&at)] : -1;
-        if (length == 0) continue;
+        if (length <= 0) continue;
         if (byte < 0 || n < i || (n > 0 && byte <= c->vocab[n - 1])) return;
         c->vocab[n++] = (unsigned char)byte;
     }
@@ -133,21 +135,22 @@ static inline void tokenizer_put(const tokenizer *t, const hmoe_config *c, int t
     char number[16];
     if (c->vocab_size) {
         if (token < c->vocab_size) put(c->vocab[token]);
-    } else if (t->piece) {
-        if (token < t->V) tokenizer_bytes(t, t->piece[token], put);
-    } else {
+    } else if (!t->piece || token >= t->V || tokenizer_bytes(t, t->piece[token], put) < 0) {
         snprintf(number, sizeof number, "%d ", token);
         for (const char *digit = number; *digit; digit++) put(*digit);
     }
 }
 
-/* How many bytes these tokens stand for, or 0 if that is not known. */
+/* How many bytes these tokens stand for; 0 if there is no tokenizer, -1 if it lacks one of them. */
 static inline double tokenizer_length(const tokenizer *t, const hmoe_config *c, const int *tokens,
                                       size_t n) {
     double sum = 0;
     if (c->vocab_size) return (double)n;
-    for (size_t i = 0; i < n && t->piece; i++)
-        if (tokens[i] < t->V) sum += tokenizer_bytes(t, t->piece[tokens[i]], NULL);
+    for (size_t i = 0; i < n && t->piece; i++) {
+        int length = tokens[i] < t->V ? tokenizer_bytes(t, t->piece[tokens[i]], NULL) : -1;
+        if (length < 0) return -1;
+        sum += length;
+    }
     return sum;
 }
 

@@ -66,8 +66,8 @@ static inline int cli_is_same(const char *a, const char *b) {
            && x.dwVolumeSerialNumber == y.dwVolumeSerialNumber;
 }
 
-static inline const char *cli_whole_path(char *whole, const char *path) {
-    return _fullpath(whole, path, 2 * CLI_PATH_SIZE) ? whole : path;
+static inline int cli_is_relative(const char *path) {
+    return *path != '/' && *path != '\\' && !(*path && path[1] == ':');
 }
 
 static inline int cli_keep(const char *dir) { (void)dir; return -1; }

@@ -153,6 +153,7 @@ static void make_checkpoints(void) {
     for (size_t i = 0; i < model.param_count; i++) model.exp_avg_sq[i] = fabsf(model.exp_avg_sq[i]);
     model.seed = 12345, model.step = 7, model.tokens = 99, model.optimizer = 1;
     model.best_of = 1234567890123456;
+    model.recipe = 6543210987654321;
     model.flops = 123456789, model.seconds = 1.5, model.best_val_loss = 2.5;
     CHECK_INT(hmoe_save(&model, "", 1), HMOE_OK);
     model_bytes = memory_live;
@@ -297,6 +298,8 @@ static void check_loaded(hmoe_model *m, const checkpoint *c) {
         CHECK(m->best_val_loss == number_of(first, "best_val_loss"));
         CHECK(isnan(number_of(first, "best_of")) ? m->best_of == 0
               : (double)m->best_of == number_of(first, "best_of"));
+        CHECK(isnan(number_of(first, "recipe")) ? m->recipe == 0
+              : (double)m->recipe == number_of(first, "recipe"));
     }
     if (m->max_tokens == 0) return;
     status = hmoe_forward(m, HMOE_EVALUATE, tokens, tokens, 1, m->config.T < 2 ? 1 : 2);
@@ -759,7 +762,8 @@ static void numbers_in_metadata(void) {
     static const struct { const char *key; double high; int whole; } keys[] = {
         { "step", 1e15, 1 }, { "tokens", 1e15, 1 }, { "optimizer", 1e6, 1 },
         { "flops", 1.7e308, 0 }, { "seconds", 1.7e308, 0 }, { "best_val_loss", 1.7e308, 0 },
-        { "seed", 0, 1 }, { "best_of", 0, 1 } };
+        { "seed", 0, 1 }, { "best_of", 0, 1 },
+        { "recipe", 0, 1 } };
     enum { KEYS = sizeof keys / sizeof *keys };
     static const struct { const char *member, *says; } strange[] = {
         { "\"%s\":\" 1\"", "must be a number in quotes: it is \" 1\"" },
@@ -777,7 +781,7 @@ static void numbers_in_metadata(void) {
             if (k >= 6 && i >= 0)              /* a seed is all digits, and has 64 bits */
                 right = !numbers[i].never && strspn(text, "0123456789") == strlen(text)
                         && (strlen(text) < 20 || strcmp(text, "18446744073709551615") <= 0);
-            if ((k == 2 || k == 7) && i == -1) right = 1;   /* may be missing */
+            if ((k == 2 || k >= 7) && i == -1) right = 1;   /* may be missing */
             sprintf(member, i < 0 ? strange[i + STRANGE].member : "\"%s\":\"%s\"", key,
                     i < 0 ? key : text);
             sprintf(says, "%s %s", key, i < 0 ? strange[i + STRANGE].says : "");

@@ -209,7 +209,7 @@ static void change_value(int p) {
         "\"rope_theta\"", "\"rope_type\"", "\"sliding_window\"", "\"head_dim\"", "\"vocab\"",
         "\"expert_sizes\"", "\"optimizer\"", "\"model-00001-of-00002.safetensors\"",
         "\"model-00001-of-99999.safetensors\"", "\"../x.safetensors\"", "\"tie_word_embeddings\"",
-        "\"partial_rotary_factor\"", "\"x.rotary_emb.inv_freq\"", "\"F8_E4M3\"", "\"best_of\"",
+        "\"partial_rotary_factor\"", "\"x.rotary_emb.inv_freq\"", "\"F8_E4M3\"", "\"best_of\"", "\"recipe\"",
         "\"\\/\"", "\\u0065", "\"x\":1,", "\"\\u0041\"", "\xef\xbb\xbf", "\r\n",
         "[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]" };
     const char *word = words[draw(sizeof words / sizeof *words)];

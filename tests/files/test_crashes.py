@@ -532,6 +532,32 @@ def test_errors_while_it_replaces_a_run(on, call, link, killer, one, other):
     assert hits and found <= {"old", "new"}
 
 
+def rate_of(directory):
+    with open(directory + "/recipe.txt") as f:
+        return re.search(r"^lr (.*)$", f.read(), re.MULTILINE)[1]
+
+
+@pytest.mark.parametrize("how", [{}, {"CALL": "rename", "ON": "1", "HIT": "hit"}],
+                         ids=["killed", "rename fails"])
+def test_the_recipe_is_that_of_the_state(how, killer, one):
+    """A run goes on with another rate, and its save fails at each call. The next start finds the
+    older state with the older rate, or the newer with the newer."""
+    copy(one.name, "k")
+    step, rate, found = saved_step("k"), rate_of("k"), set()
+    for number in range(1, 300):
+        copy(one.name, "k")
+        result = train("k", "--resume", "--lr", "0.5", "--steps", str(step + 1),
+                       env=dict(os.environ, LD_PRELOAD=killer, AT=str(number), **how))
+        if result[0] == 0:
+            break
+        resumes("at call %d" % number, "k")
+        is_new = saved_step("k") > step
+        assert rate_of("k") == ("0.5" if is_new else rate), (number, result)
+        found.add(is_new)
+    assert result[0] == 0, result
+    assert found == {False, True}
+
+
 def test_killed_exports(one, other):
     began = time.monotonic()
     works("an export", run("generate", other.name, "--export-mixtral", "e"))

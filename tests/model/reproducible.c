@@ -216,12 +216,12 @@ static void resumed_is_never_stopped(void) {
         train(&straight, 1, 6);
         train(&first, 1, 3);
         first.seconds = 12.5;
-        first.best_val_loss = 1.75, first.best_of = 0xfedcba9876543210;
+        first.best_val_loss = 1.75, first.best_of = 0xfedcba9876543210, first.recipe = 0x8000000000000001;
         CHECK_INT(hmoe_save(&first, path("run", ""), 1), HMOE_OK);
         memset(&second, 0, sizeof second);
         CHECK_INT(hmoe_load(&second, path("run", ""), 3, 1), HMOE_OK);
         CHECK(second.seconds == 12.5 && second.best_val_loss == 1.75);
-        CHECK(second.best_of == 0xfedcba9876543210);
+        CHECK(second.best_of == 0xfedcba9876543210 && second.recipe == 0x8000000000000001);
         second.losses = first.losses;              /* those of the last pass are not state */
         second.grad_norm = first.grad_norm;
         CHECK(same_bits(&first, &second));

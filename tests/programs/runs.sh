@@ -57,6 +57,14 @@ two lines"
 check "it is found again" gives 0 "^final: " resume
 check "and is the same text" cmp whole/model.safetensors odd/model.safetensors
 
+out=zero; train --steps 0 >said 2>stderr
+check "--steps 0, then the rest" gives 0 "^changed  steps 0 -> 20, as given now$" resume --steps 20
+check "no rate is said to change" not grep -q "learning rate" stdout
+"$train_tiny" --data text --threads 1 $model --batch 2 --lr 0.01 --steps 0 --out zero2 >said 2>stderr
+"$train_tiny" --resume --threads 1 --steps 20 --out zero2 >said 2>stderr
+"$train_tiny" --data text --threads 1 $model --batch 2 --lr 0.01 --steps 20 --out straight >said 2>stderr
+check "the weights are those of a run in one part" cmp straight/model.safetensors zero2/model.safetensors
+
 # --- what is given now counts, and is said ---------------------------------------------------------
 out=cut
 train --steps 2000 --stop-at 20 >said 2>stderr
@@ -91,6 +99,11 @@ check "a text that is gone" gives 1 "cannot read $here/text" resume
 cksum cut/* 2>&1 | grep -v log.csv >after
 check "nothing has changed" cmp before after
 cp kept text
+tr 'a' '#' <kept >text
+check "a text with a new byte: that it has changed" gives 1 "text has changed" resume
+head -c 20 kept >text
+check "a text that is too short now: that it has changed" gives 1 "text has changed" resume
+cp kept text
 check "another one" gives 0 "^changed  data $here/text -> other, as given now$" resume --data similar --stop-at 7 --data other
 check "it is another" grep -q "^changed  the text: other has other contents" stdout
 check "and stays" gives 0 "^text     .*/other: 2700 tokens" resume --stop-at 8
@@ -122,14 +135,20 @@ cp cut/recipe.txt recipe
 for edit in "lr" "lr_0.1" "lr nan" "lr 0,1" "lr 1 " "width 16" "out other" "text-hash 12" "text-size x" \
     "resume " "--lr 1" "backend gpu"; do
     sed "s/^lr .*/$edit/" recipe >cut/recipe.txt
-    check "recipe.txt, $edit" gives 1 "cut/recipe.txt, line 13: \"${edit%% *}\" is no option" resume
+    check "recipe.txt, $edit" gives 1 "cut/recipe.txt, line 13: \"$edit\": no such option, or a wrong value" resume
 done
 { cat recipe; printf 'lr x'; } >cut/recipe.txt
-check "recipe.txt, a last line without its end" gives 1 "cut/recipe.txt, line [0-9]*: \"lr\"" resume
+check "recipe.txt, a last line without its end" gives 1 "cut/recipe.txt, line [0-9]*: \"lr x\"" resume
+for n in 0 30 300; do
+    head -c $n recipe >cut/recipe.txt
+    check "recipe.txt, its first $n bytes" gives 1 "cut/recipe.txt is damaged or not complete" resume --data text
+done
+{ head -c 200 recipe; printf '\000\000'; tail -c +203 recipe; } >cut/recipe.txt
+check "recipe.txt, bytes of 0" gives 1 "cut/recipe.txt is damaged or not complete" resume
 sed 's/^data .*/&\\/' recipe >cut/recipe.txt
 check "recipe.txt, a backslash at a line's end" gives 1 "cannot read .*text" resume
 sed '/^clip/d' recipe >cut/recipe.txt
-check "a line less: the default" gives 0 "^stopped" resume --stop-at 7
+check "a line less: the default, and a line says so" gives 0 "^changed  recipe.txt has no clip: it is 1$" resume --stop-at 7
 rm cut/recipe.txt
 check "none, as in older versions" warns "cut has no recipe.txt: options that are not given now have their defaults" \
     resume --data text --steps 20 --stop-at 8
@@ -140,11 +159,11 @@ out=warned
 check "one expert with a normalised gate" warns "nothing trains 2 .*layers.0.block_sparse_moe.gate.weight" \
     train --steps 2 --k 1 --gate norm --pp 0
 check "the same under Top-P" warns "nothing trains 2 .*layers.0.block_sparse_moe.gate.weight" \
-    train --steps 2 --routing topp --p 0.0001 --ent 0 --pp 0 --eval-every 100 --stop-at 1
+    train --steps 3 --routing topp --p 0.0001 --ent 0 --pp 0 --eval-every 100 --stop-at 2
 check "attention to one token" warns "nothing trains 4 .*layers.0.self_attn.q_proj.weight" \
     train --steps 2 --context 1
 tr -dc o <text | head -c 300 >same-letter
-check "a text of one letter" warns "nothing trains .*self_attn.q_proj" train --steps 1 --data same-letter
+check "a text of one letter" warns "nothing trains .*self_attn.q_proj" train --steps 2 --data same-letter
 for fine in "" "--k 1 --gate norm" "--k 1 --pp 0" "--experts 1" "--k 4 --pp 0" "--noisy --pp 0" \
     "--sizes 0,1,1,1" "--balance work" "--routing topp"; do
     # shellcheck disable=SC2086
@@ -173,6 +192,8 @@ check "which has the same loss" [ "$(score begun)" = "$(score het)" ]
 check "--slim that cuts" gives 0 "widths 3 3 3 3" begin mixtral --slim homogeneous --hidden 3 --steps 0
 check "--upcycle: widths" gives 0 "widths 12 12 12" begin dense --upcycle 3 --steps 0
 check "--upcycle: the loss is the dense model's" [ "$(score begun)" = "$(score dense)" ]
+check "--upcycle: a router that waits for its experts to differ is no fault" gives 0 "^final: " \
+    begin dense --upcycle 3 --pp 0 --steps 3
 check "--upcycle with all else" gives 0 "^final: " begin dense --upcycle 6 --sizes geometric --routing topp \
     --noisy --balance tokens --steps 3
 check "--upcycle trains" gives 0 "^final: " begin dense --upcycle 4 --k 2 --steps 30
@@ -193,10 +214,10 @@ done <<'END'
 2 --hidden_30:_the_model_in_het_has_9 het --hidden 30
 2 --routing_topp:_the_model_in_het_has_topk het --routing topp
 2 --slim_twisted het --slim twisted
-2 expert_3_would_have_width_30,_but_has_only_13 mixtral --slim arithmetic --hidden 21
-2 use_--sizes_with_--upcycle dense --upcycle 2 --slim modse
+2 expert_1_would_have_width_18_with_--hidden_21,_but_has_only_13 mixtral --slim arithmetic --hidden 21
+2 give_the_rule_by_--sizes dense --upcycle 2 --slim modse
 1 is_not_dense,_it_has_4_experts het --upcycle 2
-2 would_have_width_13,_but_has_only_12 dense --upcycle 2 --hidden 13
+2 would_have_width_13_with_--hidden_13,_but_has_only_12 dense --upcycle 2 --hidden 13
 2 --upcycle_2_says_how_many dense --upcycle 2 --experts 2
 2 --init_and_--resume dense --resume
 END
@@ -289,8 +310,20 @@ done <<'END'
 END
 out=tokens; learn --tokens ids.bin --steps 4 --stop-at 2 >stdout 2>stderr
 check "tokens cannot become bytes" gives 1 "18 tokens are no bytes" resume --data text
+check "an option that is given now and was not before is said" gives 0 "^changed  final-tokens all -> 16, as given now$" \
+    resume --final-tokens 16 --stop-at 3
 printf "$(octal16 <ids-val)" >>ids.bin
 check "tokens that changed" gives 1 "ids.bin has changed" resume
+
+printf '{"model": {"vocab": {"e": 1, "th": 3, "x": 4, "\342\226\201": 0}}}' >pieces.json
+check "a tokenizer of another kind is said" warns "pieces.json is no byte-level tokenizer" \
+    learn --tokens pieces.bin --tokenizer pieces.json --steps 1
+printf '{"model": {"vocab": {"e": 1, "th": 3, "a": 7}}}' >pieces.json
+check "tokens that a tokenizer lacks are said" warns "pieces.bin has tokens that the tokenizer lacks" \
+    learn --tokens pieces.bin --tokenizer pieces.json --steps 1
+check "and no loss per byte is shown" not grep -q "nats/byte" stdout
+{ printf "$(header 20240801 7 2)"; printf '\001\000\000\000\377\377\377\177'; } >huge.bin
+check "a token of 2^31 - 1" gives 1 "huge.bin: token 1 is 2147483647: it must be below 1048576" learn --tokens huge.bin
 
 # --- prompts, and the size of the last evaluation ---------------------------------------------------
 printf 'to be' >start
@@ -300,6 +333,8 @@ write --prompt-file start >g2; check "--prompt-file" cmp g1 g2
 write --prompt - <start >g2; check "--prompt -" cmp g1 g2
 printf 'to be' | write --prompt=- >g2; check "--prompt - from a pipe" cmp g1 g2
 check "--prompt-file without a file" gives 1 "cannot read none" write --prompt-file none
+check "an empty prompt is none" [ "$(write --prompt "")" = "$(write)" ]
+check "a prompt and a score" gives 2 "--score: cannot go with --prompt" write --prompt a --score text
 check "two of them" gives 2 "give only one" write --prompt a --prompt-file start
 out=bytes
 check "--final-tokens" gives 0 "^final: .* over 16 tokens" resume --final-tokens 20
