@@ -117,6 +117,8 @@ check "k > E" gives 2 "K" "$train_tiny" --data text --out u --experts 4 --k 5
 check "C % NH" gives 2 "" "$train_tiny" --data text --out u --width 30 --heads 4
 check "NH % NKV" gives 2 "NKV must divide NH" "$train_tiny" --data text --out u --kv-heads 3
 check "odd head" gives 2 "" "$train_tiny" --data text --out u --width 12 --heads 4
+check "ambiguous" gives 2 "several options begin like this" "$train_tiny" --data text --out u --l 3 --steps 0
+check "no control codes in an error" gives 2 'a?\[2Jb?c: unexpected' "$train_tiny" "$(printf 'a\033[2Jb\nc')"
 check "no directory made by any of these" absent u
 check "help" gives 0 "usage: train_tiny" "$train_tiny" --help
 for option in data tokens tokens-val tokenizer out resume overwrite init upcycle slim width layers heads kv-heads context experts hidden sizes routing k p gate \
@@ -225,7 +227,7 @@ check "resume with a strange byte" gives 1 "byte 90 .*offset 3004" \
     train --resume --out a --data text-Z
 
 # --- interruptions --------------------------------------------------------------------------------
-for signal in INT TERM; do
+for signal in INT TERM HUP; do
     rm -rf s
     "$train_tiny" --data text $model $recipe $endless --out s >said 2>stderr & running=$!
     wait_for_rows s/log.csv 3
@@ -250,6 +252,17 @@ step=$(tail -n 1 "it's/log.csv" | cut -d , -f 1)
 check "and works" gives 0 "^final: " sh -c \
     "$command --threads 1 --eval-tokens 200 --steps $((step + 2))"
 
+(trap '' HUP; exec "$train_tiny" --data text $model $recipe $endless --out s --overwrite) >said 2>stderr & running=$!
+wait_for_rows s.new/log.csv 3
+kill -HUP $running; wait_for_rows s.new/log.csv $(($(wc -l <s.new/log.csv) + 50))
+check "nohup: goes on" kill -STOP $running
+before=$(tail -n 2 s.new/log.csv | head -n 1 | cut -d , -f 1); sleep 2; kill -CONT $running
+wait_for_rows s.new/log.csv $((before + 50)); kill -INT $running; wait $running; running=
+check "the time of Ctrl-Z is none of the run's" awk -F , -v row=$before 'NR > row { x[NR] = $3 }
+    END { exit !(x[row + 10] - x[row + 1] < 1.5) }' s/log.csv
+train --steps 400 --out cut-off 2>stderr | true
+check "whose output nobody reads" [ "$(tail -n 1 cut-off/log.csv | cut -d , -f 1)" = 400 ]
+check "is saved" gives 0 "^final: " train --resume --out cut-off
 "$train_tiny" --data text $model $recipe $endless --out lost >said 2>stderr & running=$!
 wait_for_rows lost/log.csv 3
 rm -rf lost; kill -INT $running; wait $running; status=$?; running=
@@ -440,6 +453,8 @@ sed -i.bak '/"vocab"/d' all-bytes/config.json; rm all-bytes/tokenizer.json
 "$generate" all-bytes --score text --threads 1 >g2
 check "256 tokens are bytes" same g1 g2
 check "no model" gives 1 "none" "$generate" none
+cp -r a ./-a
+check "after -- a word is a word" gives 0 "" "$generate" -n 5 -- -a
 tail -c 300 text >validation
 check "--score" gives 0 "^nll [0-9.]* nats/token over 299 tokens$" write --score validation
 nll=$(cut -d ' ' -f 2 stdout)
