@@ -1,7 +1,9 @@
 #!/bin/sh
 # runs.sh - runs keep their word: --resume needs no other option, a changed text is not trained on
-# silently, a run can begin with the weights of another model, and can learn from files of tokens.
+# silently, a run can begin with the weights of another model, can learn from files of tokens, and
+# what it prints is true.
 # shellcheck source=tests/harness.sh
+# shellcheck disable=SC2209,SC1010,SC3045  # out=cut and out=done name runs; ulimit -v: where it is
 . "$(dirname "$0")/../harness.sh"
 cd "$here" || exit 1
 train_tiny=${BIN}train_tiny generate=${BIN}generate
@@ -276,7 +278,9 @@ printf "$(octal16 <piece-ids)" >pieces.bin
 check "pieces" gives 0 "^final: .* over 209 tokens" learn --tokens pieces.bin --tokenizer pieces.json --steps 150
 a_token=$(sed -n 's/^final: val_loss \([0-9.]*\) .*/\1/p' stdout)
 check "V is the tokenizer's" grep -q '"vocab_size": 6,' tokens/config.json
-check "8 bytes for 7 tokens" near "$(sed -n 's/^val_loss \([0-9.]*\) .*/\1/p' stdout)" "$a_token * 7 / 8" 0.004
+bytes=$(tail -n 209 piece-ids | awk '{ x += $1 == 2 ? 0 : $1 == 3 ? 2 : 1 } END { print x }')
+check "bytes of the tokens predicted" near \
+    "$(sed -n 's/^val_loss \([0-9.]*\) .*/\1/p' stdout)" "$a_token * 209 / $bytes" 2e-6
 "$generate" tokens --threads 1 --temperature 0 -n 30 | tr '\n' '/' >written
 check "they are written" grep -q "/the the/the the/" written
 dd if=ids.bin of=large.bin bs=1M seek=199 2>stderr                       # with a hole before it
@@ -341,29 +345,165 @@ check "--final-tokens" gives 0 "^final: .* over 16 tokens" resume --final-tokens
 check "--final-tokens beyond the text" gives 0 "^final: .* over 299 tokens" resume --final-tokens 9999
 
 # --- what a run prints ------------------------------------------------------------------------------
-one=$(out=sum; train --steps 1 --ent 0.01 --z 0.01 --batch 2 >stdout 2>stderr; cut -d , -f 9-10 sum/log.csv | tail -n 1)
-two=$(out=sum; train --steps 1 --ent 0.01 --z 0.01 --batch 1 --accum 2 >stdout 2>stderr; cut -d , -f 9-10 sum/log.csv | tail -n 1)
+sum() {           # sum OPTIONS...: the means over the micro-batches of a step: ce, ent and z
+    out=sum; train --steps 1 --ent 0.01 --z 0.01 "$@" >stdout 2>stderr; tail -n 1 sum/log.csv | cut -d , -f 6,9,10
+}
+one=$(sum --batch 4) two=$(sum --batch 2 --accum 2)
+check "micro-batches have sequences of their own: ce" near "${one%%,*}" "${two%%,*}" 2e-6
+one=${one#*,} two=${two#*,}
+check "an untrained router's entropy is nearly ln 4, in 2 layers, times 4 experts" near \
+    "${one%,*}" "2 * 4 * log(4)" 0.05
+check "its logits are nearly 0, so z is (ln 4)^2 in each" near "${one#*,}" "2 * log(4) ^ 2" 0.05
 check "micro-batches: ent" near "${one%,*}" "${two%,*}" 2e-6
 check "micro-batches: z" near "${one#*,}" "${two#*,}" 2e-6
-out=left; train --steps 3000 --stop-at 40 >stdout 2>stderr
+out=left; train --steps 3000000 --stop-at 40 >stdout 2>stderr
 resume --stop-at 80 >stdout 2>stderr
 check "the time left after --resume is that of this start" awk '/ tok.s .* left/ {
     for (i = 1; i <= NF; i++) if ($i == "tok/s") { split($(i + 1), t, ":"); speed = $(i - 1) }
-    left = 60 * t[1] + t[2]; should = (3000 - 80) * 16 / speed
+    left = 60 * t[1] + t[2]; should = (3000000 - 80) * 16 / speed
     bad = left > should * 1.02 + 1 || left < should * 0.98 - 1.5; seen = 1 } END { exit bad || !seen }' stdout
-out=seen; train --steps 9 --eval-tokens 9999 >stdout 2>stderr
-tail -c 300 text >validation
-"$generate" seen --threads 1 --score validation --routes r.csv >said 2>stderr
-for l in 1 2; do
-    check "entropy of layer $l" near "$(awk -v l=$l '$1 == l ":" { print $2 }' l=$l <<END
-$(grep -A 1 "^layer: entropy" stdout | tail -n 1 | sed 's/   /\n/g; s/^ *//')
-END
-)" "$(awk -F , -v l=$l 'NR > 1 && $5 == l - 1 { n = split($9, P, " "); for (i = 1; i <= n; i++)
-        if (P[i] > 0) x -= P[i] * log(P[i]); c++ } END { print x / c }' r.csv)" 0.006
-done
-name=$(printf '%0955d' 0); mkdir -p "d/$(printf '%0200d' 0)"
 long() { awk "BEGIN { for (i = 0; i < $1 / 4; i++) printf \"d/./\" }"; }
-mkdir d 2>stderr
 check "--out of 960 bytes" gives 1 "cannot" "$train_tiny" --data none --out "/none/$(long 952)/x"
 check "--out of 961 bytes" gives 2 "longer than 960 bytes" "$train_tiny" --data none --out "/none/$(long 952)/xy"
+
+# --- what a run says of itself -----------------------------------------------------------------------
+"$train_tiny" --data text --threads 1 $model --batch 2 --lr 0.01 --steps 30 --out third >stdout 2>stderr
+check "warm-up: a third of the steps" [ "$(cut -d , -f 1,4 third/log.csv | sed -n '6p;11p' | tr '\n' ' ')" = \
+    "5,0.005000000 10,0.010000000 " ]
+out=muon; train --optimizer muon --warmup 1000000 --steps 3000000 --stop-at 1 --eval-every 1 >stdout 2>stderr
+at_first=$(out=zero; train --steps 0 | sed -n 's/^step 0: validation loss \([0-9.]*\).*/\1/p')
+check "Muon warms up, too" near "$(ends muon 14)" "$at_first" 1e-4
+# A run of which the file says 9000 s and 5 TFLOP until now.
+out=long; train --steps 30 --stop-at 20 >stdout 2>stderr
+flops=$(sed -n 's/.*"flops":"\([0-9]*\)".*/\1/p' long/training.safetensors | head -n 1)
+flops=$(printf '"flops":"5e%0*d"' $((${#flops} - 2)) 12)
+sed "s/\"seconds\":\"...../\"seconds\":\"9000./; s/\"flops\":\"[0-9]*\"/$flops/" long/training.safetensors >edited
+mv edited long/training.safetensors
+check "seconds of the whole run" gives 0 "^final: .*, 90[0-9][0-9]\.[0-9] s$" resume
+check "TFLOPs of the whole run" grep -q "^step 30: .*, 5\.00 TFLOPs so far" stdout
+check "--balance leaves a --pp that is given" gives 0 "" eval "out=seen train --steps 1 --balance work --pp 0.02"
+check "it is there" grep -q '"pp_coef": 0.02,' seen/config.json
+
+# The last evaluation's table of experts and its entropies are those of the routes.
+out=seen; train --steps 9 --eval-tokens 9999 >shown 2>stderr
+tail -c 300 text >validation
+"$generate" seen --threads 1 --score validation --routes r.csv >said 2>stderr
+sed -n '/^step 9: /,$p' shown >last
+for l in 1 2; do
+    routes() { awk -F , -v l=$l 'NR > 1 && $5 == l - 1 { n = split($9, P, " "); k = split($6, e, " "); split($7, H, " ")
+        for (i = 1; i <= n; i++) if (P[i] > 0) x -= P[i] * log(P[i])
+        for (i = 1; i <= k; i++) { t[e[i]]++; w[e[i]] += H[i]; all += H[i] } c++ }
+        END { for (i = 0; i < n; i++) printf "%f %f ", 100 * t[i] / c, 100 * w[i] / all; print x / c }' r.csv; }
+    routes >expected
+    { grep "^layer $l " last | tr -c '0-9\n' ' ' | cut -c 8-
+      sed 's/   /\n/g; s/^ *//' last | sed -n "s/^ *$l: \([0-9.]*\) .*/\1/p"; } | tr '\n' ' ' >printed
+    check "layer $l: experts' tokens and compute, and entropy" awk '
+        { for (i = 1; i <= NF; i++) x[NR, i] = $i; n[NR] = NF }
+        END { for (i = 1; i <= 9; i++) { d = x[1, i] - x[2, i]; within = i < 9 ? 0.51 : 0.006
+            bad += d > within || d < -within } exit bad || n[1] != 9 || n[2] != 9 }' expected printed
+done
+"$generate" het --threads 1 --score text --routes het.csv >said 2>stderr
+awk -F , 'NR > 1 && $5 == 0 { x[NR] = $3; h[NR] = $4; s += $4; n++ } END { for (i in h) if (h[i] < s / n)
+    { a += x[i]; na++ } else { b += x[i]; nb++ } print na * nb ? b / nb - a / na : 0 }' het.csv >difference
+check "routes: where the model is unsure, the loss is higher" awk '{ exit !($1 > 0.1) }' difference
+check "the table goes to a pipe's reader" sh -c '[ -p pipe ] || mkfifo pipe; cat pipe >read & reader=$!
+    "$1" seen --threads 1 --score validation --routes pipe && [ -p pipe ] || kill $reader
+    wait $reader' sh "$generate"
+check "whole" cmp r.csv read
+
+# Two windows for the last evaluation: the first and the last 8 predictions.
+head -c 9 validation >front; tail -c 9 validation >back
+out=seen; resume --final-tokens 16 >stdout 2>stderr
+check "evaluation windows reach from end to end" near "$(sed -n 's/^final: val_loss \([0-9.]*\) .*/\1/p' stdout)" \
+    "($(score seen front) + $(score seen back)) / 2" 2e-6
+
+# --- crashes ----------------------------------------------------------------------------------------
+out=cut; train --steps 20 --stop-at 6 >said 2>stderr
+rows cut/log.csv | cut -d , -f 1-4 >before
+sed -n '5,6s/^[45],/7,/p; 7p' cut/log.csv >rest; cat rest >>cut/log.csv; printf '9,1' >>cut/log.csv
+check "rows that were not saved are dropped" gives 0 "^stopped" resume --stop-at 9
+check "each step has one row" [ "$(cut -d , -f 1 cut/log.csv | tr '\n' ' ')" = "step 1 2 3 4 5 6 7 8 9 " ]
+rm -rf cut
+# shellcheck disable=SC2086
+"$train_tiny" --data text --threads 1 $model --steps 100000000 --eval-every 100000000 --save-every 2 --out cut \
+    >stdout 2>stderr & running=$!
+i=0; while [ ! -s cut/training.safetensors ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i + 1)); done
+kill -9 $running; wait $running 2>/dev/null; running=
+check "--save-every: a killed run goes on" gives 0 "^stopped" resume --stop-at $(($(ends cut 1) + 1))
+train --steps 2000 --stop-at 20 >said 2>stderr
+rm cut/best/model.safetensors; mkdir -p cut/best/model.safetensors/in-the-way
+cksum cut/training.safetensors cut/model.safetensors >before
+check "best/ that cannot be saved" gives 1 "" resume --stop-at 60
+cksum cut/training.safetensors cut/model.safetensors >after
+check "so the state is not, either: the next start does both" cmp before after
+rm -r cut/best/model.safetensors
+check "and does" gives 0 "^stopped" resume --stop-at 60
+check "best" [ -s cut/best/model.safetensors ]
+if have strace && strace -o trace true 2>stderr; then
+    # shellcheck disable=SC2086
+    strace -f -e trace=rename,renameat,renameat2 -o trace "$train_tiny" --data text --threads 1 $model $recipe \
+        --steps 5 --out traced >stdout 2>stderr
+    check "a crash between the saves leaves best/ to be saved again: the state comes last" \
+        awk -F '"' '$4 ~ /best\// { best = NR } $4 == "traced/training.safetensors" { state = NR }
+            END { exit !(best && best < state) }' trace
+fi
+mkdir only; cp -r seen/best only
+check "a best/ alone is not written over" gives 1 "only: there is a run already" \
+    "$train_tiny" --data text --threads 1 $model --steps 1 --out only
+rm -rf old; cp -r "$root/tests/files/version-1.0/topk" old
+out=old; resume --data text --eval-tokens 200 --steps 22 >stdout 2>stderr
+check "an old run's best/ counts" not grep -q "starts anew" stdout
+train --steps 20 --stop-at 1 --lr 0.30000000000000004 >stdout 2>stderr
+check "recipe.txt has all digits of a number" grep -q -x "lr 0.30000000000000004" "$out/recipe.txt"
+
+# --- more of --init and of tokens -------------------------------------------------------------------
+check "--init: another k" gives 0 "top-k 1;" begin het --k 1 --steps 0
+# A hidden unit that W2 does not use has no strength, whatever W1 and W3 are.
+out=lame; train --experts 1 --layers 1 --hidden 6 --steps 30 >stdout 2>stderr
+file=lame/model.safetensors
+start=$(od -An -N 8 -t u1 $file | awk '{ print 8 + $1 + 256 * $2 + 65536 * $3 }')
+offset=$(tr '}' '\n' <$file | sed -n 's/.*w2.weight".*"data_offsets":\[\([0-9]*\),.*/\1/p' | head -n 1)
+for row in 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
+    head -c 4 /dev/zero | dd of=$file bs=1 seek=$((start + offset + (row * 6 + 2) * 4)) conv=notrunc 2>stderr
+done
+check "--slim drops the unit without effect" gives 0 "widths 5$" begin lame --slim homogeneous --hidden 5 --steps 0
+check "so the loss stays" near "$(score begun)" "$(score lame)" 2e-6
+sed -n 101,109p ids >nine; printf "$(octal16 <nine)" >nine.bin; cp val.bin val2.bin; printf '\036\000' >>val2.bin
+check "the shortest file of tokens" gives 0 "^final: " learn --tokens nine.bin --tokens-val val.bin --steps 20
+check "a token that only the validation has" gives 0 "^final: " learn --tokens train.bin --tokens-val val2.bin
+check "counts" grep -q '"vocab_size": 31,' tokens/config.json
+cp train.bin changing.bin
+learn --tokens changing.bin --tokens-val val.bin --stop-at 3 >stdout 2>stderr
+printf '\000\000\000\000' | dd of=changing.bin bs=1 seek=2000 conv=notrunc 2>stderr
+out=tokens; check "a changed file beside the same validation" gives 1 "changing.bin has changed" resume
+{ printf "$(header 20240801 7 2)"; printf '\001\000\000\000\377\377\377\377'; } >high.bin
+check "a token of 32 bits" gives 1 "token 1 is 4294967295, above 2147483647" learn --tokens high.bin
+learn --tokens train.bin --tokens-val val.bin --routing topp --steps 2000 --stop-at 40 >stdout 2>stderr
+resume --tokens nine.bin --tokens-val val.bin --lr 0 --min-lr 0 --stop-at 41 >stdout 2>stderr
+"$generate" tokens --threads 1 --score nine.bin --routes r.csv >said 2>stderr
+check "log: experts a token, over all layers" near "$(ends tokens 13)" \
+    "$(awk -F , 'NR > 1 { x += split($6, e, " "); n++ } END { printf "%.6f", x / n }' r.csv)" 2e-6
+for option in "--page x.html" --show-tiles; do
+    # shellcheck disable=SC2086
+    check "$option needs bytes" gives 2 "${option%% *}: needs a model whose tokens are bytes" \
+        "$generate" tokens --score val.bin $option
+done
+"$generate" bytes --threads 1 --tokens "1,2, 3" -n 30 >numbers-out
+check "--tokens with commas" cmp numbers-out numbers-of-bytes
+# Token 1 is a backslash, token 3 is in the list of added tokens alone.
+printf '{"model": {"vocab": {"e": 0, "\\\\": 1}}, "added_tokens": [{"id": 3, "content": "<|end|>"}]}' >added.json
+yes '0 1' | head -n 150 | tr ' ' '\n' >ones; printf "$(octal16 <ones)" >ones.bin
+check "an added token" gives 0 "^val_loss" learn --tokens ones.bin --tokenizer added.json --steps 60
+check "counts, too" grep -q '"vocab_size": 4,' tokens/config.json
+check "a backslash is one byte" [ "$("$generate" tokens --threads 1 --temperature 0 -n 5)" = '\e\e\' ]
+
+# --- what generate begins with ----------------------------------------------------------------------
+write -n 100 >g1; write -n 100 --temperature 0.8 --top-k 0 --top-p 1 --seed 1337 >g2
+check "the defaults are those of --help" cmp g1 g2
+tr q '\t' <text >tabbed                                             # a byte below the newline
+out=tabs-run; train --data tabbed --steps 30 >stdout 2>stderr
+"$generate" tabs-run --threads 1 -n 100 >g1
+"$generate" tabs-run --threads 1 -n 100 --prompt "
+" | tail -c 100 >g2
+check "without a prompt: after a newline" cmp g1 g2
 summary
