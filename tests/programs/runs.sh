@@ -477,7 +477,7 @@ learn --tokens changing.bin --tokens-val val.bin --stop-at 3 >stdout 2>stderr
 printf '\000\000\000\000' | dd of=changing.bin bs=1 seek=2000 conv=notrunc 2>stderr
 out=tokens; check "a changed file beside the same validation" gives 1 "changing.bin has changed" resume
 { printf "$(header 20240801 7 2)"; printf '\001\000\000\000\377\377\377\377'; } >high.bin
-check "a token of 32 bits" gives 1 "token 1 is 4294967295, above 2147483647" learn --tokens high.bin
+check "a token of 32 bits" gives 1 "token 1 is 4294967295: it must be below 1048576" learn --tokens high.bin
 learn --tokens train.bin --tokens-val val.bin --routing topp --steps 2000 --stop-at 40 >stdout 2>stderr
 resume --tokens nine.bin --tokens-val val.bin --lr 0 --min-lr 0 --stop-at 41 >stdout 2>stderr
 "$generate" tokens --threads 1 --score nine.bin --routes r.csv >said 2>stderr
