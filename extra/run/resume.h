@@ -38,10 +38,10 @@ typedef struct resume_value {
     double value;
 } resume_value;
 
-/* Ends the program if the options describe another model than the one in dir. `free`: names of
-   options that may differ. */
+/* Ends the program if the options describe another model than the one in dir. may_differ: names
+   of options that are not compared. */
 static inline void resume_compare(const cli_option *options, const hmoe_config *c, const char *dir,
-                                  const char *free) {
+                                  const char *may_differ) {
     const resume_value values[] = {
         { "--width", c->C }, { "--layers", c->L }, { "--heads", c->NH },
         { "--kv-heads", hmoe__kv_heads(c) }, { "--context", c->T }, { "--experts", c->E },
@@ -51,14 +51,14 @@ static inline void resume_compare(const cli_option *options, const hmoe_config *
     };
     for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
         const cli_option *o = cli_find(options, values[i].name);
-        if (!o->given || resume_is_in(free, o->name) || cli_get(o) == values[i].value) continue;
+        if (!o->given || resume_is_in(may_differ, o->name) || cli_get(o) == values[i].value) continue;
         cli_fail(2, "%s%s%.120s: the model in %s has %s", o->name, *o->given ? " " : "", o->given,
                  dir, cli_name_of(o, values[i].value));
     }
     int H[HMOE_MAX_EXPERTS];
     const char *sizes = cli_given(options, "--sizes");
     long long total = (long long)hmoe__total_width(c);
-    if (sizes && !resume_is_in(free, "--sizes")
+    if (sizes && !resume_is_in(may_differ, "--sizes")
         && (hmoe_expert_sizes(H, c->E, total, sizes, NULL)
             || memcmp(H, c->H, (size_t)c->E * sizeof *H)))
         cli_fail(2, "--sizes %.120s: the model in %s has %d experts of widths %d, ..., %d", sizes,
