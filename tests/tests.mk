@@ -49,7 +49,7 @@ test-full: all
 	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) FULL=1 tests/cuda/cuda.sh $(BUILD)/tests/files/damaged FULL= \
 		$(filter-out %/damaged,$(TESTS)) $(filter-out tests/cuda/cuda.sh,$(SCRIPTS)) $(FULL_TESTS) \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
-		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/programs/programs.sh tests/programs/test_options.py \
+		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/programs/programs.sh tests/programs/runs.sh \
 		tests/cuda/cuda_programs.sh tests/cuda/test_static.py
 
 test-long: $(PROGRAMS) data

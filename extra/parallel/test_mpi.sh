@@ -73,7 +73,7 @@ failures() {
     check "unequal options" fails 2 '--lr: process 0 has 0.002 by default and process 1 0.003' \
         1 --out e : -n 1 $train --out e --lr 0.003
     check "a float and a double" fails 1 'numbers of 4 bytes and process 1 with 8' 1 --out e : \
-        -n 1 "$here/train_double" --data text $recipe --out e
+        -n 1 "$here/train_double" --data "$here/text" $recipe --out e
     check "a default against the same value" fails 2 '--k: process 0 has 2 by default' \
         1 --out e : -n 1 $train --out e --k 2
     check "help to one: no hang" help_to_one

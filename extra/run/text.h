@@ -65,7 +65,7 @@ static inline text_tokens text_open(const char *path) {
     enum { MAGIC_16 = 20240520, MAGIC_32 = 20240801 };
     text_tokens x = { path, 0, NULL, NULL, 0, 2 };
     char why[HMOE_MESSAGE_SIZE];
-    if (!cli_is_file(path)) cli_fail(1, "%s: is no regular file, which --tokens needs", path);
+    if (!cli_is_file(path)) cli_fail(1, "%.300s: is no regular file, as tokens need", path);
     uint32_t head[256] = { 0 };
     int64_t bytes = 0;
     if (hmoe__open_input(&x.file, &bytes, path, why)) cli_fail(1, "%s", why);

@@ -23,7 +23,7 @@ for cxx in ${CXX:-} g++ c++ clang++ ""; do have "$cxx" && break; done
 if [ -z "$cxx" ]; then echo "no C++ compiler here: the imitated GPU is skipped"
 elif [ "${1:-}" != FULL ] && [ -z "${FULL:-}" ]; then run short short -O2
 else
-    COC_ORDER=1 run descending short -O2
+    COC_ORDER=1 run descending least -O2
     COC_ORDER=2 COC_SEED=7 COC_RESIDENT=3 run random short -O2
     run "address and undefined" least -O1 -g -fsanitize=address,undefined -fno-sanitize-recover
     run thread least -O1 -g -fsanitize=thread

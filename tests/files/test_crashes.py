@@ -111,14 +111,16 @@ def digest(data):
 
 
 def training(directory):
-    """The metadata without the seconds, what is said of the tensors, their bytes."""
+    """The metadata without the seconds and the hash of the recipe (which has names of files, and how
+    often to save), what is said of the tensors, their bytes."""
     data = read(directory, "training.safetensors") or b""
     n = 8 + int.from_bytes(data[:8], "little")
     try:
         header = json.loads(data[8:n])
     except ValueError:
         return {"step": -1}, {}, digest(data)          # torn, or none
-    state = {k: v for k, v in header.pop("__metadata__").items() if k != "seconds"}
+    state = {k: v for k, v in header.pop("__metadata__").items()
+             if k not in ("seconds", "recipe")}
     return state, header, digest(data[n:])
 
 

@@ -284,8 +284,8 @@ def glue(arguments):
 WITH_SCORE = ("--routes", "--page", "--devices")
 SIZES = ("1,5",)                                           # those of values_of that are two ratios
 WRONG_TEXTS = {"--data": ["cannot read", "is a directory", "bytes"], "--score": ["cannot read"],
-               "--tokens": ["cannot open", "too long", "--tokens"], "--init": ["cannot open", "path"],
-               "--tokens-val": ["cannot open", "too long"], "--prompt-file": ["cannot read"],
+               "--tokens": ["cannot open", "too long", "--tokens", "is no regular file"], "--init": ["cannot open", "path"],
+               "--tokens-val": ["cannot open", "too long", "is no regular file"], "--prompt-file": ["cannot read"],
                "--tokenizer": ["cannot open", "too long"], "--slim": ["--slim", "--hidden"],
                "--out": ["cannot", "--out", "too long"], "--routes": ["cannot write", "too long"],
                "--page": ["cannot write", "too long"],
