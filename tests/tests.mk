@@ -46,8 +46,8 @@ test-full: all
 	@$(MAKE) --no-print-directory DEBUG=1 BUILD=$(SANITIZED) BIN=$(SANITIZED)/ all
 	$(PYTHON_OR_NOT)
 	@$(MAKE) --no-print-directory playground || echo 'no playground: its test is skipped'
-	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) FULL=1 tests/cuda/cuda.sh $(BUILD)/tests/files/damaged FULL= \
-		$(filter-out %/damaged,$(TESTS)) $(filter-out tests/cuda/cuda.sh,$(SCRIPTS)) $(FULL_TESTS) \
+	@$(RUN_TESTS) BIN=$(BIN) BUILD=$(BUILD) FULL=1 tests/cuda/cuda.sh FULL= \
+		$(TESTS) $(filter-out tests/cuda/cuda.sh,$(SCRIPTS)) $(FULL_TESTS) \
 		BIN=$(SANITIZED)/ BUILD=$(SANITIZED) \
 		$(TESTS:$(BUILD)/%=$(SANITIZED)/%) tests/programs/programs.sh tests/programs/runs.sh \
 		tests/cuda/cuda_programs.sh tests/cuda/test_static.py

@@ -4,5 +4,6 @@ lab: $(PROGRAMS) $(if $(DATA),,data)
 	@BIN=$(BIN) QUICK=$(QUICK) DATA='$(DATA)' $(PYTHON) extra/lab/lab.py
 
 FULL_TESTS += extra/lab/test_lab.py
+LONG_TESTS += extra/lab/test_lab.py
 
 .PHONY: lab

@@ -1,7 +1,7 @@
 """test_lab.py - the laboratory's statistics against tables and other formulas, its plan, what its
-report says of invented results, and a whole tiny run of it, killed on the way. It needs the
-environment of `make lab` (extra/requirements.txt) and skips without it; LAB_STEPS is the length of
-the tiny runs. BIN stands before the programs' names."""
+report says of invented results, and with FULL=1 a whole tiny run of it, killed on the way. It needs
+the environment of `make lab` (extra/requirements.txt) and skips without it; LAB_STEPS is the length
+of the tiny runs. BIN stands before the programs' names."""
 
 import os
 import re
@@ -288,6 +288,8 @@ def test_an_interrupted_run_trains_no_piece_twice(runs, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def killed(runs):
     """The rows of a laboratory that was killed early, when 4 were kept, and in the middle."""
+    if os.environ.get("FULL") != "1":
+        pytest.skip("FULL=1 runs a whole tiny laboratory, in three minutes")
     for kept in (4, 30):
         process, limit = start(), time.time() + 300
         while len(lab.read_results()) < kept and process.poll() is None and time.time() < limit:
