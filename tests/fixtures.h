@@ -20,6 +20,15 @@ static inline char *mkdtemp(char *path) { return mktemp(path) && !mkdir(path, 0)
 #define SMALL_TMP "/tmp/"
 #endif
 
+/* The path of a file in a directory, until the fourth call after this one. */
+static inline const char *small_path(const char *directory, const char *name) {
+    static char text[4][300];
+    static int next;
+    next = (next + 1) % 4;
+    snprintf(text[next], sizeof text[next], "%s/%s", directory, name);
+    return text[next];
+}
+
 /* Sets the number of threads. Tests that do not test threads use one: these models are so small
    that waking a second thread takes longer than the work. The thread sanitizer's build uses 4
    (tests/programs/analysis.sh). */

@@ -29,13 +29,7 @@ static void check_message(const char *message, const char *says) {
 
 static char directory[64] = SMALL_TMP "hmoe-test-errors-XXXXXX";
 
-static const char *path(const char *name) {
-    static char buffer[4][300];
-    static int turn;
-    turn = (turn + 1) % 4;
-    snprintf(buffer[turn], sizeof buffer[turn], "%s/%s", directory, name);
-    return buffer[turn];
-}
+static const char *path(const char *name) { return small_path(directory, name); }
 
 static void write_text(const char *name, const char *text) {
     FILE *f = fopen(name, "wb");

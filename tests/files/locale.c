@@ -11,13 +11,7 @@
 static int batches = 1000;         /* of a thousand doubles */
 static char directory[64] = SMALL_TMP "hmoe-test-locale-XXXXXX";
 
-static char *path(const char *name) {
-    static char text[4][300];
-    static int next;
-    next = (next + 1) % 4;
-    snprintf(text[next], sizeof text[next], "%s/%s", directory, name);
-    return text[next];
-}
+static const char *path(const char *name) { return small_path(directory, name); }
 
 static void write_file(const char *name, const char *text) {
     FILE *f = fopen(path(name), "wb");

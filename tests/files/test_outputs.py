@@ -9,12 +9,11 @@ import shutil
 import signal
 import stat
 import subprocess
-import tempfile
 import threading
 import time
 
 import pytest
-from harness import GENERATE, ROOT, TRAIN
+from harness import GENERATE, ROOT, TRAIN, in_memory
 
 SECONDS = 30                                 # what waits longer than this hangs
 TINY = ("--data text --width 16 --layers 2 --heads 2 --context 8 --experts 4 --hidden 9 --batch 2 "
@@ -76,11 +75,7 @@ def same_run(a, b):
 @pytest.fixture(scope="module", autouse=True)
 def models():
     """A model `a`, what it scores, and a run of six steps, of which `half` has three."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="hmoe-outputs-", dir=memory) as directory, \
-            pytest.MonkeyPatch.context() as patch:
-        patch.chdir(directory)
-        patch.setenv("LC_ALL", "C")
+    with in_memory("outputs"):
         shutil.copy(ROOT / "LICENSE", "text")
         write("short", read("text").decode()[:60])
         works(train("--steps", "6", "--eval-every", "2", "--out", "a"))

@@ -18,10 +18,9 @@ import resource
 import shutil
 import struct
 import subprocess
-import tempfile
 
 import pytest
-from harness import BIN, GENERATE, TRAIN
+from harness import BIN, GENERATE, TRAIN, in_memory
 
 SANITIZED = "sanitize" in BIN.name
 MEMORY, SECONDS, LONG = 2 << 30, 60, 100000
@@ -81,12 +80,8 @@ def ends(program, arguments, statuses, culprits=()):
 
 @pytest.fixture(scope="module", autouse=True)
 def here():
-    """A directory with texts and runs, in memory where that can be: a disk takes minutes."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="hmoe-options-", dir=memory) as directory, \
-            pytest.MonkeyPatch.context() as patch:
-        patch.chdir(directory)
-        patch.setenv("LC_ALL", "C")
+    """A directory with texts and runs."""
+    with in_memory("options"):
         for name, text in (("text", "To be, or not to be, that is the question.\n" * 50),
                            ("other", "To be, or not to be, that is no question.\n" * 50),
                            ("same", "a" * 2000)):
