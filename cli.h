@@ -270,9 +270,7 @@ static inline int cli_set(const cli_option *o, const char *text) {
 static inline const char *cli_name_of(const cli_option *o, double value) {
     static char text[64];
     const char *word = o->what;
-    int digits = 15;
-    do snprintf(text, sizeof text, "%.*g", digits, value);
-    while (digits++ < 17 && strtod(text, NULL) != value);
+    hmoe__print_double(text, value);
     if (o->kind == CLI_IS_FLAG) snprintf(text, sizeof text, "%s", value != 0 ? "it" : "none");
     if (o->kind != CLI_IS_WORD) return text;
     for (int i = (int)value; i > 0; i--) word += strcspn(word, "|") + 1;

@@ -62,9 +62,8 @@ static const char *read_options(int argc, char **argv) {
     if (words == 0) cli_fail(2, "which model? Give its directory, such as out/best");
     if (words > 1)
         cli_fail(2, "%.120s: unexpected word, the directory is %.120s", argv[2], argv[1]);
-    const char *with = set.score ? "--score" : prompt_check(&set.prompt);
-    if (set.score && prompt_check(&set.prompt))
-        cli_fail(2, "--score: cannot go with %s", prompt_check(&set.prompt));
+    const char *start = prompt_check(&set.prompt), *with = set.score ? "--score" : start;
+    if (set.score && start) cli_fail(2, "--score: cannot go with %s", start);
     if (set.export_to && with) cli_fail(2, "--export-mixtral: cannot go with %s", with);
     if (set.backend.cuda && !set.score)
         cli_fail(2, "--backend cuda: is only for --score, the cpu writes text");

@@ -1934,10 +1934,15 @@ double hmoe_normal(uint64_t seed, uint64_t what, uint64_t i, uint64_t j) {
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
 
-static uint64_t hmoe__hash(const char *text) {   /* FNV-1a */
-    uint64_t h = 0xcbf29ce484222325u;
-    for (; *text; text++) h = (h ^ (unsigned char)*text) * 0x100000001b3u;
+/* FNV-1a (Fowler, Noll, Vo). h: the hash of what comes before, hmoe__hash("") for nothing. */
+static uint64_t hmoe__hash_more(uint64_t h, const void *bytes, size_t n) {
+    const unsigned char *at = (const unsigned char *)bytes;
+    for (size_t i = 0; i < n; i++) h = (h ^ at[i]) * 0x100000001b3u;
     return h;
+}
+
+static uint64_t hmoe__hash(const char *text) {
+    return hmoe__hash_more(0xcbf29ce484222325u, text, strlen(text));
 }
 
 /* exp of a float, in operations that a compiler turns into vector instructions. libm's
@@ -3629,6 +3634,12 @@ static hmoe_status hmoe__close_output(hmoe__output *out, hmoe_status status,
     return HMOE__FAIL(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(error));
 }
 
+/* Gives a complete file its name. */
+static hmoe_status hmoe__rename_output(const hmoe__output *out, char *message) {
+    if (!hmoe__replace(out->beside, out->path)) return HMOE_OK;
+    return HMOE__FAIL(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(errno));
+}
+
 /* Prints the fewest digits that read back as the same double. */
 static void hmoe__print_double(char text[40], double value) {
     const char *mark = localeconv()->decimal_point;
@@ -3877,11 +3888,9 @@ static hmoe_status hmoe__commit(hmoe_model *m, const char *dir, int training) {
     hmoe__output out;
     for (int i = 0, n = hmoe__files(m, training, names); i < n; i++) {
         HMOE__TRY(hmoe__name_output(&out, dir, names[i], m->message));
-        if (!hmoe__replace(out.beside, out.path)) continue;
-        int error = errno;
-        hmoe_discard(m, dir, training);
-        return HMOE__FAIL(m->message, HMOE_IO, "cannot write %.300s: %s", out.path,
-                          strerror(error));
+        hmoe_status status = hmoe__rename_output(&out, m->message);
+        if (status) hmoe_discard(m, dir, training);
+        HMOE__TRY(status);
     }
     return HMOE_OK;
 }

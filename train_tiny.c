@@ -232,9 +232,9 @@ static void fill_batch(run *r, int64_t step, int a) {
     for (int b = 0; b < r->batch; b++) {
         uint64_t s = (uint64_t)a * (uint64_t)set.batch + (uint64_t)(r->first + b);
         uint64_t draw = hmoe_random(r->model.seed, BATCHES, (uint64_t)step, s);
-        size_t at = draw % (set.corpus.n_train - T), to = (size_t)b * T;
-        text_get(&set.corpus.train, at, T, r->inputs + to);
-        text_get(&set.corpus.train, at + 1, T, r->targets + to);
+        size_t to = (size_t)b * T;
+        text_get_pairs(&set.corpus.train, draw % (set.corpus.n_train - T), T, r->inputs + to,
+                       r->targets + to);
     }
 }
 

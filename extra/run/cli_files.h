@@ -189,15 +189,4 @@ static inline void cli_close(cli_output *out) {
     *at = out->next;
 }
 
-/* Closes a file that hmoe__open_output opened, and puts it into its place. A crash leaves it under
-   the name that the next save uses again. */
-static inline hmoe_status cli_end_file(hmoe__output *out, char *message) {
-    hmoe_status status = hmoe__close_output(out, HMOE_OK, message);
-    if (!status && hmoe__replace(out->beside, out->path))
-        status = HMOE__FAIL(message, HMOE_IO, "cannot write %.300s: %s", out->path,
-                            strerror(errno));
-    if (status) remove(out->beside);
-    return status;
-}
-
 #endif

@@ -44,12 +44,13 @@ static inline void corpus_check(corpus *x, const cli_option *options) {
 static inline void corpus_open(corpus *x, hmoe_model *m, const char *hint) {
     text_tokens text = { x->data, 0, NULL, NULL, 0, 1 };
     x->path = x->tokens ? x->tokens : x->data;
+    x->hash = hmoe__hash("");
     if (x->tokens) {
         text = text_open(x->tokens);
         x->largest = text_scan(&text, &x->hash);
     } else {
         text.bytes = cli_read_once(x->data, &text.n, hint);
-        x->hash = text_hash(0, text.bytes, text.n);
+        x->hash = hmoe__hash_more(x->hash, text.bytes, text.n);
     }
     x->train = x->val = text;
     if (x->tokens_val) {

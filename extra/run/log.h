@@ -38,7 +38,12 @@ static inline FILE *log_restore(FILE *old, const char *dir, const char *path) {
     if (hmoe__open_output(&out, dir, "log.csv", why)) cli_fail(1, "%s", why);
     rewind(old);
     for (size_t n; (n = fread(part, 1, sizeof part, old)) > 0;) fwrite(part, 1, n, out.file);
-    if (cli_end_file(&out, why)) cli_fail(1, "%s", why);
+    hmoe_status status = hmoe__close_output(&out, HMOE_OK, why);
+    if (!status) status = hmoe__rename_output(&out, why);
+    if (status) {
+        remove(out.beside);
+        cli_fail(1, "%s", why);
+    }
     fclose(old);
     FILE *f = fopen(path, "a+b");
     if (!f) cli_cannot("open", path);

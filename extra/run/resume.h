@@ -155,10 +155,11 @@ typedef struct resume_recipe {
 
 /* The hash of a recipe, and 0 if it cannot be read. */
 static inline uint64_t resume_hash(const char *path) {
-    uint64_t hash = UINT64_C(14695981039346656037);           /* FNV-1a */
+    uint64_t hash = hmoe__hash("");
+    char part[4096];
     FILE *f = hmoe__open(path);
     if (!f) return 0;
-    for (int c; (c = getc(f)) != EOF;) hash = (hash ^ (uint64_t)c) * UINT64_C(1099511628211);
+    for (size_t n; (n = fread(part, 1, sizeof part, f)) > 0;) hash = hmoe__hash_more(hash, part, n);
     fclose(f);
     return hash;
 }
@@ -193,8 +194,7 @@ static inline hmoe_status resume_prepare(hmoe__output *out, const char *dir,
 }
 
 static inline hmoe_status resume_commit(hmoe__output *out, char *message) {
-    if (cli_rank > 0 || !hmoe__replace(out->beside, out->path)) return HMOE_OK;
-    return HMOE__FAIL(message, HMOE_IO, "cannot write %.300s: %s", out->path, strerror(errno));
+    return cli_rank > 0 ? HMOE_OK : hmoe__rename_output(out, message);
 }
 
 static inline void resume_discard(hmoe__output *out) {

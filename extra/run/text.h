@@ -37,12 +37,12 @@ static inline void text_get(const text_tokens *x, size_t at, size_t n, int *out)
     }
 }
 
-/* A hash that tells texts apart: FNV-1a, Fowler, Noll and Vo. Begin with hash = 0. */
-static inline uint64_t text_hash(uint64_t hash, const void *bytes, size_t n) {
-    hash ^= UINT64_C(14695981039346656037);
-    for (size_t i = 0; i < n; i++)
-        hash = (hash ^ ((const unsigned char *)bytes)[i]) * UINT64_C(1099511628211);
-    return hash;
+/* Tokens at .. at + n - 1, and for each the one after it. */
+static inline void text_get_pairs(const text_tokens *x, size_t at, size_t n, int *inputs,
+                                  int *targets) {
+    text_get(x, at, n, inputs);
+    memcpy(targets, inputs + 1, (n - 1) * sizeof *targets);
+    text_get(x, at + n, 1, targets + n - 1);
 }
 
 /* Turns bytes into tokens, in place. */
@@ -97,7 +97,7 @@ static inline int text_scan(const text_tokens *x, uint64_t *hash) {
                          (unsigned long)(at + i), (unsigned long)(uint32_t)piece[i], HMOE_MAX_DIM);
             if (piece[i] > largest) largest = piece[i];
         }
-        *hash = text_hash(*hash, piece, n * sizeof *piece);
+        *hash = hmoe__hash_more(*hash, piece, n * sizeof *piece);
     }
     free(piece);
     return largest;
@@ -147,6 +147,18 @@ static inline void text_progress(size_t done, size_t all, double began) {
     }
 }
 
+/* The windows for so many tokens; 0 for all. */
+static inline size_t text_windows(const hmoe_model *m, int tokens) {
+    int T = m->config.T;
+    return tokens ? tokens > T ? (size_t)(tokens / T) : 1 : 0;
+}
+
+/* How many of n tokens text_loss measures: all that follow one, if there are not more windows. */
+static inline size_t text_measured(const hmoe_model *m, size_t n, size_t windows) {
+    size_t T = (size_t)m->config.T;
+    return windows > 0 && windows < (n - 1 + T - 1) / T ? windows * T : n - 1;
+}
+
 /* Mean cross-entropy of tokens first .. first + n - 1 (n >= 2) of a text, but for the first of
    them. windows = 0: uses all of them, in consecutive windows of T inputs; the last window may be
    shorter. Otherwise it uses at most that many windows, evenly spaced. A pass has at most B
@@ -157,8 +169,8 @@ static inline hmoe_status text_loss(hmoe_model *m, const text_tokens *text, size
                                     void (*look)(hmoe_model *m, size_t first, size_t tokens),
                                     double *loss) {
     size_t inputs = n - 1, T = (size_t)m->config.T < inputs ? (size_t)m->config.T : inputs;
-    size_t all = (inputs + T - 1) / T, count = 0, b;
-    int spaced = windows > 0 && windows < all;
+    size_t all = (inputs + T - 1) / T, measured = text_measured(m, n, windows), b;
+    int spaced = measured < inputs;
     size_t between = windows > 1 ? windows - 1 : 1;
     int *x = (int *)cli_alloc((size_t)B * T * 2 * sizeof *x), *y = x + (size_t)B * T;
     double began = cli_seconds();
@@ -174,30 +186,16 @@ static inline hmoe_status text_loss(hmoe_model *m, const text_tokens *text, size
         size_t end = b * (size_t)(cli_rank + 1) / (size_t)cli_ranks;
         for (size_t i = mine; i < end; i++) {
             size_t start = first + (spaced ? (w + i) * (inputs - T) / between : (w + i) * T);
-            text_get(text, start, t, x + (i - mine) * t);
-            text_get(text, start + 1, t, y + (i - mine) * t);
+            text_get_pairs(text, start, t, x + (i - mine) * t, y + (i - mine) * t);
         }
         status = hmoe_forward(m, HMOE_EVALUATE, x, y, (int)(end - mine), (int)t);
         if (!status && look) look(m, w * T, b * t);
         *loss += m->losses.ce * (double)(b * t);
-        count += b * t;
         text_progress(w + b, windows, began);
     }
-    *loss /= (double)count;
+    *loss /= (double)measured;
     free(x);
     return status;
-}
-
-/* The windows for so many tokens; 0 for all. */
-static inline size_t text_windows(const hmoe_model *m, int tokens) {
-    int T = m->config.T;
-    return tokens ? tokens > T ? (size_t)(tokens / T) : 1 : 0;
-}
-
-/* How many tokens text_loss measures. */
-static inline size_t text_measured(const hmoe_model *m, size_t n, size_t windows) {
-    size_t T = (size_t)m->config.T;
-    return windows > 0 && windows < (n - 1 + T - 1) / T ? windows * T : n - 1;
 }
 
 /* --- writing --------------------------------------------------------------------------------- */
