@@ -40,7 +40,8 @@ static inline void corpus_check(corpus *x, const cli_option *options) {
     if (x->tokenizer && !x->tokens) cli_fail(2, "--tokenizer: needs --tokens");
 }
 
-/* Reads the text, or the files of tokens once, for their hash. hint: what to do if it is missing. */
+/* Reads the text, or the files of tokens once, for their hash. hint: what to do if it is not
+   there. */
 static inline void corpus_open(corpus *x, hmoe_model *m, const char *hint) {
     text_tokens text = { x->data, 0, NULL, NULL, 0, 1 };
     x->path = x->tokens ? x->tokens : x->data;

@@ -51,7 +51,8 @@ static inline void resume_compare(const cli_option *options, const hmoe_config *
     };
     for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
         const cli_option *o = cli_find(options, values[i].name);
-        if (!o->given || resume_is_in(may_differ, o->name) || cli_get(o) == values[i].value) continue;
+        if (!o->given || resume_is_in(may_differ, o->name)) continue;
+        if (cli_get(o) == values[i].value) continue;
         cli_fail(2, "%s%s%.120s: the model in %s has %s", o->name, *o->given ? " " : "", o->given,
                  dir, cli_name_of(o, values[i].value));
     }
